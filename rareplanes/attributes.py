@@ -1,0 +1,75 @@
+"""Facts about the makes of aircraft that RarePlanes renders: role, engines, wing, tail.
+
+The facts are those of the RarePlanes dataset (Shermeyer, Hossler, Van Etten, Hogan, Lewis, Kim:
+"RarePlanes Dataset", In-Q-Tel CosmiQ Works & AI.Reverie, June 2020, CC BY-SA 4.0), kept under
+the same licence in `aircraft.csv` beside this file, one line a make. Ids are derived from the
+names: the published table stores both and gives Tupolev_154 the id of another role.
+"""
+
+import csv
+from functools import cache
+from pathlib import Path
+
+from rareplanes.errors import UserError
+
+TABLE = Path(__file__).with_name("aircraft.csv")
+
+ATTRIBUTES = (
+    "role",
+    "num_engines",
+    "propulsion",
+    "wing_position",
+    "wing_type",
+    "canards",
+    "num_tail_fins",
+    "faa_wingspan_class",
+    "make",
+)
+
+# In the order of the dataset's role_id 1…7, so that a category id is the role_id of its own files.
+ROLES = (
+    "Small Civil Transport/Utility",
+    "Medium Civil Transport/Utility",
+    "Large Civil Transport/Utility",
+    "Military Transport/Utility/AWAC",
+    "Military Bomber",
+    "Military Fighter/Interceptor/Attack",
+    "Military Trainer",
+)
+
+
+@cache
+def makes() -> dict[str, dict[str, str]]:
+    """The facts of each make, by its name."""
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        return {row["make"]: row for row in csv.DictReader(file)}
+
+
+def categories(attribute: str | None) -> list[str]:
+    """Names of the classes an attribute divides aircraft into; None: the one class aircraft.
+
+    The list depends on the table alone, so class ids are the same for every split and every run:
+    roles in the dataset's own order, all others sorted.
+    """
+    if attribute is None:
+        return ["aircraft"]
+    if attribute == "role":
+        return list(ROLES)
+    return sorted({facts[attribute] for facts in makes().values()})
+
+
+def category(make: str, attribute: str | None) -> str:
+    """Name of the class of a make.
+
+    Raises:
+        UserError: the table has no such make.
+    """
+    if attribute is None:
+        return "aircraft"
+    facts = makes().get(make)
+    if facts is None:
+        raise UserError(
+            f"The make {make!r} is not in {str(TABLE)!r}, so its {attribute} is not known; "
+            "add a line for it, or leave --attribute out."
+        )
+    return facts[attribute]

@@ -1,0 +1,83 @@
+"""Reads PNG and JPEG files that nobody has vouched for: the header first, then all or nothing."""
+
+import struct
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+
+from rareplanes.errors import UserError
+
+MAX_PIXELS = 100_000_000  # a scene has 2 million; beyond this a header is a mistake or a bomb
+
+_PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0…15 without DHT, JPG, DAC
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height that the header states, without decoding.
+
+    Raises:
+        UserError: no such file, neither PNG nor JPEG, or more than `MAX_PIXELS`.
+    """
+    try:
+        with path.open("rb") as file:
+            return _size(file, path)
+    except FileNotFoundError:
+        raise UserError(f"There is no image {str(path)!r}.") from None
+
+
+def read_image(path: Path, flags: int, size: tuple[int, int]) -> np.ndarray:
+    """Decode a PNG or JPEG file, as OpenCV does for `flags` (so BGR or BGRA), or a file's worth.
+
+    From bytes `cv2.imdecode` refuses a truncated file, where other readers (`cv2.imread`, Pillow)
+    return an image with rows missing or wrong.
+
+    Raises:
+        UserError: the file is missing, damaged, or not of the (width, height) given.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"There is no image {str(path)!r}.") from None
+    found = _size(BytesIO(data), path)
+    if found != size:
+        raise UserError(
+            f"Image {str(path)!r} has {found[0]}x{found[1]} pixels, but its labels are for "
+            f"{size[0]}x{size[1]}."
+        )
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None or image.shape[1::-1] != size:
+        raise UserError(f"Image {str(path)!r} is damaged or truncated; fetch it again.")
+    return image
+
+
+def _size(file: BinaryIO, path: Path) -> tuple[int, int]:
+    start = file.read(24)
+    if start.startswith(_PNG) and len(start) == 24:
+        width, height = struct.unpack(">II", start[16:])
+    elif start.startswith(b"\xff\xd8\xff"):
+        width, height = _jpeg_size(file)
+    else:
+        raise UserError(f"Image {str(path)!r} is neither PNG nor JPEG.")
+    if not 0 < width * height <= MAX_PIXELS:
+        raise UserError(
+            f"Image {str(path)!r} states {width}x{height} pixels; up to {MAX_PIXELS:,} are read."
+        )
+    return width, height
+
+
+def _jpeg_size(file: BinaryIO) -> tuple[int, int]:
+    """Width and height from the first frame header; 0, 0 where there is none."""
+    file.seek(2)
+    while len(head := file.read(9)) == 9 and head[0] == 0xFF:
+        if head[1] in _JPEG_FRAMES:
+            height, width = struct.unpack(">HH", head[5:9])
+            return width, height
+        file.seek(struct.unpack(">H", head[2:4])[0] - 7, 1)
+    return 0, 0
