@@ -30,10 +30,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path, flags: int, size: tuple[int, int]) -> np.ndarray:
-    """Decode a PNG or JPEG file, as OpenCV does for `flags` (so BGR or BGRA), or a file's worth.
+    """Decode a PNG or JPEG file as OpenCV does for `flags`: blue, green, red, and alpha if kept.
 
-    From bytes `cv2.imdecode` refuses a truncated file, where other readers (`cv2.imread`, Pillow)
-    return an image with rows missing or wrong.
+    Given bytes, `cv2.imdecode` refuses a truncated file; `cv2.imread` and Pillow may return an
+    image with rows missing or wrong.
 
     Raises:
         UserError: the file is missing, damaged, or not of the (width, height) given.
@@ -79,5 +79,8 @@ def _jpeg_size(file: BinaryIO) -> tuple[int, int]:
         if head[1] in _JPEG_FRAMES:
             height, width = struct.unpack(">HH", head[5:9])
             return width, height
+        if head[1] == 0xFF:  # a fill byte before the marker
+            file.seek(-8, 1)
+            continue
         file.seek(struct.unpack(">H", head[2:4])[0] - 7, 1)
     return 0, 0

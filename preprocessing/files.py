@@ -1,0 +1,124 @@
+"""The files of one scene's tiles.
+
+A scene is cut in two steps, so that nothing is decoded twice and no tile is encoded in vain: first
+its labels, which decide which tiles are kept, then its image. Both steps find what an earlier,
+interrupted run has finished and leave it alone.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from preprocessing.tiles import Settings, Source, cut, is_positive
+from rareplanes.errors import UserError
+
+
+def image_path(folder: Path, stem: str, n: int) -> Path:
+    """Where the image of a tile lies."""
+    return folder / "images_tiled" / f"{stem}_tile_{n}.png"
+
+
+def mask_path(folder: Path, stem: str, n: int) -> Path:
+    """Where the mask of a tile lies."""
+    return folder / "masks_tiled" / f"{stem}_tile_{n}_mask.png"
+
+
+def record_path(stage: Path, stem: str) -> Path:
+    """Where the record of a scene lies while a run is under way."""
+    return stage / "records" / f"{stem}.json"
+
+
+def read_record(stage: Path, stem: str) -> dict[str, Any]:
+    """What `write_labels` found in a scene: width, height, and the tiles as `cut` gives them."""
+    return json.loads(record_path(stage, stem).read_bytes())
+
+
+def write_labels(source: Source, stage: Path, settings: Settings) -> list[bool]:
+    """Write the masks of all tiles of a scene, then its record; say which tiles are positive.
+
+    The record is the last file written. It names the settings and the state of the source files
+    and is believed only while both hold.
+    """
+    key = _key(source, settings)
+    record = _finished(stage, source.stem, key)
+    if record is None:
+        labels = source.labels()
+        height, width = labels.ids.shape
+        tiles = []
+        for n, (tile, mask) in enumerate(cut(labels, settings)):
+            image_path(stage, source.stem, n).unlink(missing_ok=True)  # from other settings
+            ground = not mask.any()
+            png = _ground(settings) if ground else _encode(mask, settings.png_level)
+            write_atomic(mask_path(stage, source.stem, n), png)
+            tiles.append(tile)
+        record = {"key": key, "width": width, "height": height, "tiles": tiles}
+        write_atomic(record_path(stage, source.stem), json.dumps(record).encode())
+    return [is_positive(tile) for tile in record["tiles"]]
+
+
+def write_images(source: Source, stage: Path, settings: Settings, wanted: list[int]) -> None:
+    """Write the image of each tile in `wanted` whose file is not there yet."""
+    missing = [n for n in wanted if not image_path(stage, source.stem, n).exists()]
+    if not missing:
+        return
+    size = settings.tile_size
+    record = read_record(stage, source.stem)
+    image = source.image((record["width"], record["height"]))
+    for n in missing:
+        tile = record["tiles"][n]
+        part = image[tile["y"] : tile["y"] + size, tile["x"] : tile["x"] + size]
+        right, bottom = tile["padded"]
+        if right or bottom:
+            part = np.pad(part, ((0, bottom), (0, right), (0, 0)))
+        write_atomic(image_path(stage, source.stem, n), _encode(part, settings.png_level))
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file that is either complete or absent, whatever stops us."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk names no file
+
+
+def _encode(pixels: np.ndarray, level: int) -> bytes:
+    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, level])[1].tobytes()
+
+
+@lru_cache(maxsize=1)
+def _ground(settings: Settings) -> bytes:
+    """The mask of a tile that shows nothing: a third of all, so it is encoded once."""
+    size = settings.tile_size
+    return _encode(np.zeros((size, size), np.uint8), settings.png_level)
+
+
+def _key(source: Source, settings: Settings) -> str:
+    """Changes with the settings and with the scene's files, cheaply: their sizes and times."""
+    state: Mapping[str, Any] = asdict(settings) | {"source": repr(source)}
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
+    for path in source.files():
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            raise UserError(f"There is no {str(path)!r}.") from None
+        digest.update(f"{stat.st_size} {stat.st_mtime_ns} {path.name}".encode())
+    return digest.hexdigest()
+
+
+def _finished(stage: Path, stem: str, key: str) -> dict[str, Any] | None:
+    try:
+        record = read_record(stage, stem)
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if record.get("key") == key else None

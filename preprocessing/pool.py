@@ -1,0 +1,102 @@
+"""Runs a function over many items in processes that may die without taking the run with them."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+import cv2
+from tqdm import tqdm
+
+from rareplanes.errors import UserError
+
+T = TypeVar("T")
+
+
+def outcomes(
+    function: Callable[..., T], tasks: list[tuple[Any, ...]], workers: int
+) -> Iterator[tuple[int, T | UserError]]:
+    """Call `function(*task)` for every task in `workers` processes.
+
+    A process that dies (killed for memory, a crash in a codec) breaks its whole pool. What was
+    under way is then tried again, each task in a process of its own, and the task that kills that
+    one too is the culprit; the rest goes on in a new pool. `function` may therefore be called
+    twice for a task. Only a few tasks are under way at a time, so there are few suspects.
+
+    Yields:
+        Index and result of each task, in order of completion; a `UserError` instead of a result
+        where the task raised one or was the culprit.
+
+    Raises:
+        Exception: whatever else a task raised, such as `OSError` for a full disk.
+    """
+    waiting = deque(range(len(tasks)))
+    while waiting:
+        pending: dict[Future[T], int] = {}
+        lost: list[int] = []
+        with _pool(min(workers, len(waiting))) as pool:
+            try:
+                while waiting or pending:
+                    while waiting and len(pending) < 2 * workers:
+                        lost = [waiting.popleft()]  # until it is submitted
+                        future = pool.submit(function, *tasks[lost[0]])
+                        pending[future] = lost.pop()
+                    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                        result = _result(future)  # raises while the task still counts as pending
+                        yield pending.pop(future), result
+            except BrokenProcessPool:
+                pass
+        for index in lost + list(pending.values()):
+            yield index, _alone(function, tasks[index])
+
+
+def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """Pass items on and show how far we are: a bar on a terminal, now and then a line elsewhere."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=label, unit="scene")
+        return
+    step = max(1, total // 10)
+    for done, item in enumerate(items, start=1):
+        if done % step == 0 or done == total:
+            print(f"{label}: {done} of {total} scenes", file=sys.stderr, flush=True)
+        yield item
+
+
+def _result(future: Future[T]) -> T | UserError:
+    try:
+        return future.result()
+    except UserError as error:
+        return error
+
+
+def _alone(function: Callable[..., T], task: tuple[Any, ...]) -> T | UserError:
+    with _pool(1) as pool:
+        try:
+            return _result(pool.submit(function, *task))
+        except BrokenProcessPool:
+            return UserError("The process that worked on it died, twice (out of memory, perhaps).")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+
+
+def _begin() -> None:
+    cv2.setNumThreads(0)  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """End with the parent: a killed parent would leave its workers waiting for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,170 @@
+"""Cut RarePlanes scenes into tiles, in many processes, with one COCO file for each split.
+
+    python preprocessing/preprocess.py data
+    python preprocessing/preprocess.py data -s 768 -n 8 --attribute role --val-airports Basel
+    python preprocessing/preprocess.py path/to/scenes -o path/to/tiles
+
+The first argument is a dataset with `train/` and/or `test/`, or one folder with `images/`, `masks/`
+and `xmls/`. `images_tiled/`, `masks_tiled/` and `instances_tiled.json` are added to each split.
+There is no official validation set, so whole airports are held out of `train/` into `val/`.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from preprocessing.options import add_tiling_options, settings_from
+from preprocessing.splits import OUTPUTS, remove_tiles, tile_splits
+from preprocessing.tiles import Labels, Thing
+from rareplanes import attributes
+from rareplanes.errors import UserError, run
+from rareplanes.scene import airport, read_scene, read_scene_image, scene_files, scene_stems
+
+VAL_SHARE = 0.1
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class RarePlanesScene:
+    """A scene on disk, as the tiling sees it."""
+
+    folder: Path
+    stem: str
+    attribute: str | None
+
+    @property
+    def airport(self) -> str:
+        return airport(self.stem)
+
+    def files(self) -> list[Path]:
+        return list(scene_files(self.folder, self.stem))
+
+    def labels(self) -> Labels:
+        scene = read_scene(self.folder, self.stem)
+        number = {name: i for i, name in enumerate(attributes.categories(self.attribute), start=1)}
+        things = [
+            Thing(number[attributes.category(plane.make, self.attribute)], plane.make)
+            for plane in scene.aircraft
+        ]
+        return Labels(scene.ids, things)
+
+    def image(self, size: tuple[int, int]) -> np.ndarray:
+        return read_scene_image(self.folder, self.stem, size)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    output = args.output_dir or args.path
+    splits: dict[Path, list[RarePlanesScene]] = {}
+    stale = []
+    for name, folder in find_splits(args.path).items():
+        scenes = [RarePlanesScene(folder, stem, args.attribute) for stem in scene_stems(folder)]
+        if not scenes:
+            raise UserError(f"There is no scene (*.png) in {str(folder / 'images')!r}.")
+        held_out: list[str] = []
+        if name == "train" and not (args.path / "val" / "images").is_dir():
+            held_out = choose_airports([scene.airport for scene in scenes], args.val_airports)
+            validation = [scene for scene in scenes if scene.airport in held_out]
+            if held_out:
+                splits[output / "val"] = validation
+                print(f"validation: {len(validation)} scenes of {', '.join(held_out)}")
+            else:
+                stale.append(output / "val")
+                print(f"validation: none, as {scenes[0].airport} is the only airport in train/")
+        elif args.val_airports and name != "test":
+            raise UserError("--val-airports needs a dataset with train/ and without val/images/.")
+        splits[output / name] = [scene for scene in scenes if scene.airport not in held_out]
+    code = tile_splits(
+        splits,
+        attributes.categories(args.attribute),
+        settings_from(args, args.attribute),
+        args.num_workers,
+        args.skip_bad,
+    )
+    if code == 0:
+        for folder in stale:
+            remove_tiles(folder)
+    return code
+
+
+def find_splits(path: Path) -> dict[str, Path]:
+    """Folders with scenes by the name of their split; the name is empty for a single folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = {name: path / name for name in SPLITS if (path / name / "images").is_dir()}
+    if found:
+        return found
+    if (path / "images").is_dir():
+        return {"": path}
+    if not path.is_dir():
+        raise UserError(
+            f"There is no folder {str(path)!r}; python rareplanes/download.py fetches scenes, "
+            "python rareplanes/sample.py renders some."
+        )
+    if path.name in ("images", "masks", "xmls"):
+        raise UserError(f"{str(path)!r} is a part of the scenes; give the folder it is in.")
+    if path.name in OUTPUTS or any((path / name).exists() for name in OUTPUTS):
+        raise UserError(f"{str(path)!r} holds tiles already; give the folder of the scenes.")
+    raise UserError(
+        f"There are no scenes in {str(path)!r}: it has neither train/images/ nor test/images/ "
+        "nor images/."
+    )
+
+
+def choose_airports(airports: list[str], wanted: list[str] | None) -> list[str]:
+    """The airports to hold out of scenes that show `airports`, sorted.
+
+    Unless the user names them: the ones with the fewest scenes, as many as make up `VAL_SHARE` of
+    the scenes, at least one and never all, so none where there is only one. Small ones, as
+    airports differ much and training on many is worth more than an exact share.
+
+    Raises:
+        UserError: `wanted` names an unknown airport, or all.
+    """
+    count = Counter(airports)
+    if wanted:
+        unknown = sorted(set(wanted) - set(count))
+        if unknown or len(set(wanted)) == len(count):
+            raise UserError(
+                f"--val-airports: {unknown[0]!r} is not in train/"
+                if unknown
+                else "--val-airports leaves nothing to train on"
+                f"; it shows {', '.join(map(repr, sorted(count)))}."
+            )
+        return sorted(set(wanted))
+    chosen: list[str] = []
+    for name in sorted(count, key=lambda name: (count[name], name))[:-1]:
+        chosen.append(name)
+        if sum(count[name] for name in chosen) >= VAL_SHARE * len(airports):
+            break
+    return sorted(chosen)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("path", type=Path, help="dataset with train/ and/or test/, or one folder of scenes")
+    add("-o", "--output-dir", type=Path, help="write here instead of beside the scenes")
+    add(
+        "--attribute",
+        choices=attributes.ATTRIBUTES,
+        help="what the classes are; without it there is one, aircraft",
+    )
+    add("--val-airports", nargs="+", metavar="NAME", help="airports to hold out of train/")
+    add_tiling_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,265 @@
+"""Tiles many scenes in many processes and puts the result in place when all of it is complete.
+
+Everything is first written to `<split>/.tiling/`, beside the tiles of an earlier run, which stay
+until the new ones are complete. A run that was stopped, in whatever way, is continued there by the
+next one, and the result is the same to the byte for any number of processes and interruptions.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from preprocessing.files import image_path, mask_path, read_record, write_images, write_labels
+from preprocessing.pool import outcomes, progress
+from preprocessing.tiles import MIN_PIXELS, Settings, Source
+from rareplanes.errors import UserError
+
+OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json")
+
+T = TypeVar("T")
+
+
+class Job(NamedTuple):
+    """A scene and the folder of the split it belongs to."""
+
+    folder: Path
+    source: Source
+
+    @property
+    def stage(self) -> Path:
+        return self.folder / ".tiling"
+
+
+class Tile(NamedTuple):
+    """A tile that is kept; sorts by the name of its image."""
+
+    name: str
+    stem: str
+    n: int
+    positive: bool
+
+
+def tile_splits(
+    splits: Mapping[Path, Sequence[Source]],
+    categories: list[str],
+    settings: Settings,
+    workers: int,
+    skip_bad: bool,
+) -> int:
+    """Tile the scenes of each split (a folder) into `OUTPUTS` in that folder.
+
+    Returns:
+        0, or 1 if a scene could not be read, so that everything stays as it was.
+
+    Raises:
+        UserError: no scene at all could be read, or another run is at work there.
+    """
+    jobs = [Job(folder, source) for folder, sources in splits.items() for source in sources]
+    with ExitStack() as locks:
+        for folder in splits:
+            locks.enter_context(_locked(folder / ".tiling"))
+        bad: dict[int, UserError] = {}
+
+        tasks: dict[int, tuple[Any, ...]] = {
+            i: (job.source, job.stage, settings) for i, job in enumerate(jobs)
+        }
+        positive = _each(write_labels, tasks, workers, "labels", bad)
+
+        kept = {
+            folder: select({j.source.stem: positive[i] for i, j in enumerate(jobs)
+                            if j.folder == folder and i in positive}, settings)
+            for folder in splits
+        }  # fmt: skip
+        wanted: dict[tuple[Path, str], list[int]] = {}
+        for folder, tiles in kept.items():
+            for tile in tiles:
+                wanted.setdefault((folder, tile.stem), []).append(tile.n)
+        tasks = {
+            i: (job.source, job.stage, settings, wanted[job.folder, job.source.stem])
+            for i, job in enumerate(jobs)
+            if (job.folder, job.source.stem) in wanted
+        }
+        _each(write_images, tasks, workers, "images", bad)
+
+        for index in sorted(bad):
+            job = jobs[index]
+            print(f"bad scene {str(job.folder / job.source.stem)!r}: {bad[index]}", file=sys.stderr)
+        if len(bad) == len(jobs):
+            raise UserError(f"None of the {len(jobs)} scenes could be read.")
+        if bad and not skip_bad:
+            print(
+                f"error: {len(bad)} of {len(jobs)} scenes could not be read, so nothing was "
+                "changed; mend or remove them, or leave them out by --skip-bad. The rest is done "
+                "and will not be done again.",
+                file=sys.stderr,
+            )
+            return 1
+
+        without = {(jobs[i].folder, jobs[i].source.stem) for i in bad}
+        for folder, sources in splits.items():
+            tiles = [tile for tile in kept[folder] if (folder, tile.stem) not in without]
+            airports = {source.stem: source.airport for source in sources}
+            _complete(folder / ".tiling", tiles, airports, categories, settings)
+            _report(folder, tiles, len(sources) - sum(f == folder for f, _ in without))
+        for folder in splits:
+            put_in_place(folder)
+    return 0
+
+
+def select(positive: dict[str, list[bool]], settings: Settings) -> list[Tile]:
+    """All positive tiles of a split and, of the others, `negatives` as many, sorted by name.
+
+    Which ones is decided by a hash of the name, so that it depends neither on the order of the
+    work nor on the other scenes.
+    """
+    tiles = [
+        Tile(image_path(Path(), stem, n).name, stem, n, shows)
+        for stem, flags in positive.items()
+        for n, shows in enumerate(flags)
+    ]
+    yes = [tile for tile in tiles if tile.positive]
+    no = [tile for tile in tiles if not tile.positive]
+    no.sort(key=lambda tile: hashlib.sha256(f"{settings.seed} {tile.name}".encode()).digest())
+    share = int(settings.negatives * len(yes) + 1e-9)
+    return sorted(yes + no[:share])
+
+
+def put_in_place(folder: Path) -> None:
+    """Exchange the outputs of a split for those staged, if any, and remove the stage."""
+    stage = folder / ".tiling"
+    old = stage / "old"
+    for remains in (stage / "records", old):  # masks are about to leave: no record may claim them
+        shutil.rmtree(remains, ignore_errors=True)
+    old.mkdir()
+    for name in OUTPUTS:
+        if (folder / name).exists():
+            (folder / name).rename(old / name)
+        if (stage / name).exists():
+            (stage / name).rename(folder / name)
+    shutil.rmtree(stage)
+
+
+def remove_tiles(folder: Path) -> None:
+    """Remove the outputs that an earlier run left in a split, and the split if that was all."""
+    for name in OUTPUTS[:2]:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / OUTPUTS[2]).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _each(
+    function: Callable[..., T],
+    tasks: dict[int, tuple[Any, ...]],
+    workers: int,
+    label: str,
+    bad: dict[int, UserError],
+) -> dict[int, T]:
+    """Results by number; scenes that fail are added to `bad`."""
+    numbers = list(tasks)
+    results: dict[int, T] = {}
+    found = outcomes(function, list(tasks.values()), workers)
+    for i, result in progress(found, len(tasks), label):
+        if isinstance(result, UserError):
+            bad[numbers[i]] = result
+        else:
+            results[numbers[i]] = result
+    return results
+
+
+def _complete(
+    stage: Path,
+    tiles: list[Tile],
+    airports: dict[str, str],
+    categories: list[str],
+    settings: Settings,
+) -> None:
+    """Leave the files of `tiles` in the stage and no others, and write their COCO file."""
+    for path_of in (image_path, mask_path):
+        expected = {path_of(stage, tile.stem, tile.n).name for tile in tiles}
+        for path in path_of(stage, "", 0).parent.iterdir():
+            if path.name not in expected:
+                path.unlink()
+    info = {"description": "Tiles of aerial scenes", "min_pixels": MIN_PIXELS} | asdict(settings)
+    classes = [{"id": i, "name": name} for i, name in enumerate(categories, start=1)]
+    with (stage / "instances_tiled.json").open("w", encoding="utf-8") as file:
+        file.write('{"info":' + _dump(info) + ',"images":[')
+        file.writelines(_separated(_images(stage, tiles, airports, settings.tile_size)))
+        file.write('],"annotations":[')
+        file.writelines(_separated(_annotations(stage, tiles)))
+        file.write('],"categories":' + _dump(classes) + "}\n")
+
+
+def _images(
+    stage: Path, tiles: list[Tile], airports: dict[str, str], size: int
+) -> Iterator[dict[str, Any]]:
+    for number, (tile, content) in enumerate(_contents(stage, tiles), start=1):
+        yield {
+            "id": number,
+            "file_name": tile.name,
+            "width": size,
+            "height": size,
+            "scene": tile.stem,
+            "airport": airports[tile.stem],
+            "x": content["x"],
+            "y": content["y"],
+        } | ({"padded": content["padded"]} if any(content["padded"]) else {})
+
+
+def _annotations(stage: Path, tiles: list[Tile]) -> Iterator[dict[str, Any]]:
+    number = 0
+    for image, (_, content) in enumerate(_contents(stage, tiles), start=1):
+        for annotation in content["annotations"]:
+            number += 1
+            yield {"id": number, "image_id": image} | annotation
+
+
+def _contents(stage: Path, tiles: list[Tile]) -> Iterator[tuple[Tile, dict[str, Any]]]:
+    """Each tile with its record: one scene at a time, as a set may have millions of aircraft."""
+    stem = ""
+    record: dict[str, Any] = {}
+    for tile in tiles:
+        if tile.stem != stem:
+            stem, record = tile.stem, read_record(stage, tile.stem)
+        yield tile, record["tiles"][tile.n]
+
+
+def _separated(items: Iterator[dict[str, Any]]) -> Iterator[str]:
+    for number, item in enumerate(items):
+        yield ("," if number else "") + _dump(item)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _report(folder: Path, tiles: list[Tile], scenes: int) -> None:
+    positive = sum(tile.positive for tile in tiles)
+    padded = {
+        t.stem for t, content in _contents(folder / ".tiling", tiles) if any(content["padded"])
+    }
+    print(
+        f"{str(folder)!r}: {scenes} scenes, {positive} tiles with aircraft, "
+        f"{len(tiles) - positive} without"
+        + (f"; {len(padded)} scenes are smaller than a tile and were padded" if padded else "")
+    )
+
+
+@contextmanager
+def _locked(stage: Path) -> Iterator[None]:
+    """Make the stage and hold it: two runs would write the same files."""
+    for name in ("records", "images_tiled", "masks_tiled"):
+        (stage / name).mkdir(parents=True, exist_ok=True)
+    with (stage / "lock").open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another run is writing to {str(stage.parent)!r}.") from None
+        yield

@@ -1,0 +1,137 @@
+"""The tiling itself: where the tiles of a scene lie, and what each one shows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from pycocotools import mask as rle
+
+MIN_PIXELS = 25
+"""An aircraft shown by fewer pixels than these is ignored: nobody can tell what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the tiles of a run depend on, beside the scenes."""
+
+    tile_size: int = 512
+    min_visible: float = 0.1
+    negatives: float = 0.1
+    attribute: str | None = None
+    seed: int = 0
+    png_level: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One object of a scene. A crowd (a region nobody outlined) is ignored wherever it shows."""
+
+    category_id: int
+    make: str
+    crowd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """`ids` `[H,W]` uint8 or uint16: 0 ground, k the k-th of `things`."""
+
+    ids: np.ndarray
+    things: list[Thing]
+
+
+class Source(Protocol):
+    """A scene as the tiling sees it; must be picklable, as it crosses to another process."""
+
+    @property
+    def stem(self) -> str: ...
+    @property
+    def airport(self) -> str: ...
+    def files(self) -> list[Path]: ...
+    def labels(self) -> Labels: ...
+    def image(self, size: tuple[int, int]) -> np.ndarray: ...
+
+
+def grid(length: int, tile: int) -> list[int]:
+    """Origins of the fewest tiles that cover `length` pixels, spread evenly.
+
+    >>> grid(1920, 512)
+    [0, 469, 938, 1408]
+    """
+    steps = -(-length // tile) - 1
+    return [i * (length - tile) // steps for i in range(steps + 1)] if steps > 0 else [0]
+
+
+def ignore_value(dtype: np.dtype) -> int:
+    """The value of pixels that count neither as ground nor as aircraft: 255 or 65535."""
+    return int(np.iinfo(dtype).max)
+
+
+def cut(labels: Labels, settings: Settings) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Cut a scene's labels into tiles, row by row.
+
+    An aircraft of which a tile shows less than `min_visible` of its visible pixels, or fewer than
+    `MIN_PIXELS`, is neither ground nor a fair thing to ask for: it becomes the ignore value, and a
+    crowd annotation, so that a model is neither taught nor charged for it.
+
+    Yields:
+        What the COCO file says of the tile (`x`, `y`, `padded`, `annotations`) and its mask, uint8
+        (uint16 beyond 254 aircraft) of the tile's size: 0 ground, 1…N aircraft in the scene's
+        order, the type's maximum ignore.
+    """
+    size = settings.tile_size
+    ids, things = labels.ids, labels.things
+    height, width = ids.shape
+    total = np.bincount(ids.ravel(), minlength=len(things) + 1)
+    least = np.maximum(settings.min_visible * total, MIN_PIXELS)
+    least[1:][[thing.crowd for thing in things]] = np.inf
+    padded = [max(0, size - width), max(0, size - height)]
+    for y, x in product(grid(height, size), grid(width, size)):
+        part = ids[y : y + size, x : x + size]
+        if any(padded):
+            part = np.pad(part, ((0, padded[1]), (0, padded[0])))
+        mask, annotations = _label(part, things, least)
+        if any(padded):
+            mask[height - y :] = ignore_value(mask.dtype)
+            mask[:, width - x :] = ignore_value(mask.dtype)
+        yield {"x": x, "y": y, "padded": padded, "annotations": annotations}, mask
+
+
+def _label(
+    part: np.ndarray, things: list[Thing], least: np.ndarray
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    if not part.any():
+        return np.zeros(part.shape, np.uint8), []
+    count = np.bincount(part.ravel(), minlength=len(things) + 1)
+    shown = [k for k in range(1, len(things) + 1) if count[k]]
+    kept = [k for k in shown if count[k] >= least[k]]
+    dtype = np.dtype(np.uint8 if len(kept) < 255 else np.uint16)
+    ignore = ignore_value(dtype)
+    value = dict.fromkeys(shown, ignore) | {k: i for i, k in enumerate(kept, start=1)}
+    table = np.zeros(len(things) + 1, dtype)
+    table[shown] = [value[k] for k in shown]
+    # Column-major, as run lengths are: transposed once here instead of once for each aircraft.
+    columns = np.ascontiguousarray(part.T)
+    annotations = []
+    for k in shown:
+        runs = rle.encode((columns == k).view(np.uint8).T)
+        annotations.append(
+            {
+                "category_id": things[k - 1].category_id,
+                "bbox": [int(v) for v in rle.toBbox(runs)],
+                "area": int(count[k]),
+                "segmentation": {"size": list(part.shape), "counts": runs["counts"].decode()},
+                "iscrowd": int(value[k] == ignore),
+                "instance": value[k],
+                "object": k,
+                "make": things[k - 1].make,
+            }
+        )
+    return table[part], annotations
+
+
+def is_positive(tile: dict[str, Any]) -> bool:
+    """Whether a tile shows an aircraft that is not ignored."""
+    return any(not annotation["iscrowd"] for annotation in tile["annotations"])
