@@ -19,41 +19,60 @@ from rareplanes.errors import UserError
 T = TypeVar("T")
 
 
-def outcomes(
-    function: Callable[..., T], tasks: list[tuple[Any, ...]], workers: int
-) -> Iterator[tuple[int, T | UserError]]:
-    """Call `function(*task)` for every task in `workers` processes.
+class Workers:
+    """Processes that call functions; one that dies takes a single task with it."""
 
-    A process that dies (killed for memory, a crash in a codec) breaks its whole pool. What was
-    under way is then tried again, each task in a process of its own, and the task that kills that
-    one too is the culprit; the rest goes on in a new pool. `function` may therefore be called
-    twice for a task. Only a few tasks are under way at a time, so there are few suspects.
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._pool: ProcessPoolExecutor | None = None
 
-    Yields:
-        Index and result of each task, in order of completion; a `UserError` instead of a result
-        where the task raised one or was the culprit.
+    def __enter__(self) -> "Workers":
+        return self
 
-    Raises:
-        Exception: whatever else a task raised, such as `OSError` for a full disk.
-    """
-    waiting = deque(range(len(tasks)))
-    while waiting:
-        pending: dict[Future[T], int] = {}
-        lost: list[int] = []
-        with _pool(min(workers, len(waiting))) as pool:
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def outcomes(
+        self, function: Callable[..., T], tasks: list[tuple[Any, ...]]
+    ) -> Iterator[tuple[int, T | UserError]]:
+        """Call `function(*task)` for every task.
+
+        A process that dies (killed for memory, a crash in a codec) breaks its whole pool. What was
+        under way is then tried again, each task in a process of its own, and the one that kills
+        that too is the culprit; the others go on in a new pool. So `function` may be called twice
+        for a task. Only a few tasks are under way at a time, so there are few suspects.
+
+        Yields:
+            Index and result of each task, in order of completion; a `UserError` instead of the
+            result where the task raised one or was the culprit.
+
+        Raises:
+            Exception: whatever else a task raised, such as `OSError` for a full disk.
+        """
+        waiting = deque(range(len(tasks)))
+        while waiting:
+            pending: dict[Future[T], int] = {}
             try:
                 while waiting or pending:
-                    while waiting and len(pending) < 2 * workers:
-                        lost = [waiting.popleft()]  # until it is submitted
-                        future = pool.submit(function, *tasks[lost[0]])
-                        pending[future] = lost.pop()
+                    while waiting and len(pending) < 2 * self.number:
+                        future = self._begin().submit(function, *tasks[waiting[0]])
+                        pending[future] = waiting.popleft()
                     for future in wait(pending, return_when=FIRST_COMPLETED).done:
                         result = _result(future)  # raises while the task still counts as pending
                         yield pending.pop(future), result
             except BrokenProcessPool:
-                pass
-        for index in lost + list(pending.values()):
-            yield index, _alone(function, tasks[index])
+                self._end()
+            for index in pending.values():
+                yield index, _alone(function, tasks[index])
+
+    def _begin(self) -> ProcessPoolExecutor:
+        self._pool = self._pool or _pool(self.number)
+        return self._pool
+
+    def _end(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
 
 def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from preprocessing.files import image_path, mask_path, read_record, write_images, write_labels
-from preprocessing.pool import outcomes, progress
+from preprocessing.pool import Workers, progress
 from preprocessing.tiles import MIN_PIXELS, Settings, Source
 from rareplanes.errors import UserError
 
@@ -62,15 +62,16 @@ def tile_splits(
         UserError: no scene at all could be read, or another run is at work there.
     """
     jobs = [Job(folder, source) for folder, sources in splits.items() for source in sources]
-    with ExitStack() as locks:
+    with ExitStack() as held:
         for folder in splits:
-            locks.enter_context(_locked(folder / ".tiling"))
+            held.enter_context(_locked(folder / ".tiling"))
+        pool = held.enter_context(Workers(min(workers, len(jobs))))
         bad: dict[int, UserError] = {}
 
         tasks: dict[int, tuple[Any, ...]] = {
             i: (job.source, job.stage, settings) for i, job in enumerate(jobs)
         }
-        positive = _each(write_labels, tasks, workers, "labels", bad)
+        positive = _each(pool, write_labels, tasks, "labels", bad)
 
         kept = {
             folder: select({j.source.stem: positive[i] for i, j in enumerate(jobs)
@@ -86,7 +87,7 @@ def tile_splits(
             for i, job in enumerate(jobs)
             if (job.folder, job.source.stem) in wanted
         }
-        _each(write_images, tasks, workers, "images", bad)
+        _each(pool, write_images, tasks, "images", bad)
 
         for index in sorted(bad):
             job = jobs[index]
@@ -156,16 +157,16 @@ def remove_tiles(folder: Path) -> None:
 
 
 def _each(
+    pool: Workers,
     function: Callable[..., T],
     tasks: dict[int, tuple[Any, ...]],
-    workers: int,
     label: str,
     bad: dict[int, UserError],
 ) -> dict[int, T]:
     """Results by number; scenes that fail are added to `bad`."""
     numbers = list(tasks)
     results: dict[int, T] = {}
-    found = outcomes(function, list(tasks.values()), workers)
+    found = pool.outcomes(function, list(tasks.values()))
     for i, result in progress(found, len(tasks), label):
         if isinstance(result, UserError):
             bad[numbers[i]] = result
