@@ -1,0 +1,245 @@
+"""What the public RarePlanes bucket holds, and which scenes of it to take."""
+
+import hashlib
+import os
+import random
+import re
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+import boto3
+import botocore.session
+import urllib3.exceptions
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from tqdm import tqdm
+
+from rareplanes.errors import UserError
+
+BUCKET, REGION, PREFIX = "rareplanes-public", "us-west-2", "synthetic"
+PARTS = {"images": ".png", "masks": "_mask.png", "xmls": ".xml"}  # folder: what follows the stem
+
+# The stem becomes a path on this machine: letters, digits, _ and - cannot lead anywhere.
+STEM = re.compile(r"(?=.{1,150}\Z)[A-Za-z0-9][A-Za-z0-9_-]*_Airport_[A-Za-z0-9_-]+")
+
+TIMEOUT_S = 10.0  # to connect, and between two packets
+BOTO_ATTEMPTS = 3  # boto's own quick retries; it gives up on a 503 within a second or two
+BACKOFF_S, BACKOFF_CAP_S = 1.0, 30.0  # ours: 1, 2, 4, … seconds, never more than the cap
+SAY_EVERY_S = 10.0  # between two lines on what had to be tried again
+HOPELESS = {403, 404, 412}  # 412: the object is no longer the one that was listed
+
+T = TypeVar("T")
+
+
+class DamagedError(Exception):
+    """What arrived is not what was listed."""
+
+
+class StoppedError(Exception):
+    """The run is ending; drop what you are at."""
+
+
+TRANSIENT = (DamagedError, BotoCoreError, ClientError, urllib3.exceptions.HTTPError)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    key: str
+    path: str  # below the output folder
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    split: str
+    stem: str
+    files: tuple[RemoteFile, ...]  # image, mask, xml
+
+    @property
+    def airport(self) -> str:
+        return self.stem.partition("_Airport_")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    scenes: list[Scene]
+    incomplete: dict[str, list[str]]  # "<split>/<stem>": the parts that have no key
+    refused: list[str]  # keys that are no <stem> with the ending of their folder
+
+
+def make_client(endpoint_url: str | None, connections: int) -> Any:
+    """An S3 client that neither reads nor sends credentials; safe to share between threads.
+
+    AWS_PROFILE and ~/.aws are hidden from it: a profile meant for another account, or one that
+    does not exist, must not decide whether public data can be fetched.
+    """
+    unset = (None, None, None, None)
+    no_file = (None, None, os.devnull, None)
+    session = botocore.session.Session(
+        session_vars={"profile": unset, "config_file": no_file, "credentials_file": no_file}
+    )
+    config = Config(
+        signature_version=UNSIGNED,
+        retries={"mode": "standard", "total_max_attempts": BOTO_ATTEMPTS},
+        connect_timeout=TIMEOUT_S,
+        read_timeout=TIMEOUT_S,
+        max_pool_connections=max(connections, 2 * len(PARTS)),  # the listing's threads
+        ignore_configured_endpoint_urls=True,
+        s3={"addressing_style": "path" if endpoint_url else "auto"},
+    )
+    try:
+        return boto3.Session(botocore_session=session).client(
+            "s3", region_name=REGION, endpoint_url=endpoint_url, config=config
+        )
+    except ValueError as error:
+        raise UserError(
+            f"--endpoint-url {endpoint_url!r} is no address; it reads like 'https://host:port'."
+        ) from error
+
+
+@contextmanager
+def stoppable_pool(workers: int) -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
+    """A thread pool and the event that tells its workers to stop, set when the block is left."""
+    pool, stop = ThreadPoolExecutor(workers), threading.Event()
+    try:
+        yield pool, stop
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def throttled(seconds: float) -> Callable[[str], None]:
+    """What prints a line to stderr, from any thread, unless its last was under `seconds` ago."""
+    lock, next_at = threading.Lock(), 0.0
+
+    def say(line: str) -> None:
+        nonlocal next_at
+        with lock:
+            if (now := time.monotonic()) >= next_at:
+                next_at = now + seconds
+                tqdm.write(line, file=sys.stderr)
+
+    return say
+
+
+def persist(
+    call: Callable[[], T], retries: int, stop: threading.Event, say: Callable[[str], None]
+) -> T:
+    """Return `call()`, tried again after anything that may pass, ever later and never in step."""
+    for attempt in range(retries + 1):
+        if stop.is_set():
+            raise StoppedError
+        try:
+            return call()
+        except TRANSIENT as error:
+            if attempt == retries or _status(error) in HOPELESS:
+                raise
+            delay = random.uniform(0.5, 1.0) * min(BACKOFF_CAP_S, BACKOFF_S * 2**attempt)
+            say(f"{reason(error)}; trying again in {delay:.0f} s")
+        stop.wait(delay)
+    raise AssertionError("unreachable")
+
+
+def _status(error: Exception) -> int | None:
+    if not isinstance(error, ClientError):
+        return None
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+
+
+def reason(error: Exception) -> str:
+    """One short line on an error, safe to print: servers choose part of its text."""
+    text = str(error) if isinstance(error, DamagedError) else f"{type(error).__name__}: {error}"
+    return ascii(text)[1:-1][:200]
+
+
+def list_scenes(client: Any, splits: Iterable[str], retries: int) -> Listing:
+    """List every complete scene of `splits`, in key order.
+
+    Raises:
+        UserError: The bucket does not answer or does not let us list it.
+    """
+    folders = [(split, part) for split in splits for part in PARTS]
+    say = throttled(SAY_EVERY_S)
+    with stoppable_pool(len(folders)) as (pool, stop):
+        futures = [pool.submit(_list_folder, client, *f, retries, stop, say) for f in folders]
+        try:
+            listed = [future.result() for future in futures]
+        except TRANSIENT as error:
+            raise UserError(
+                f"Cannot list s3://{BUCKET}/{PREFIX}/ at {client.meta.endpoint_url!r} "
+                f"({reason(error)}): check the network, or name a mirror with --endpoint-url."
+            ) from error
+
+    found: dict[tuple[str, str], dict[str, RemoteFile]] = defaultdict(dict)
+    refused = []
+    for (split, part), (files, bad_keys) in zip(folders, listed, strict=True):
+        refused += bad_keys
+        for stem, file in files.items():
+            found[split, stem][part] = file
+    scenes, incomplete = [], {}
+    for (split, stem), parts in sorted(found.items()):
+        if missing := [part for part in PARTS if part not in parts]:
+            incomplete[f"{split}/{stem}"] = missing
+        else:
+            scenes.append(Scene(split, stem, tuple(parts[part] for part in PARTS)))
+    return Listing(scenes, incomplete, refused)
+
+
+def _list_folder(
+    client: Any,
+    split: str,
+    part: str,
+    retries: int,
+    stop: threading.Event,
+    say: Callable[[str], None],
+) -> tuple[dict[str, RemoteFile], list[str]]:
+    folder, ending = f"{PREFIX}/{split}/{part}/", PARTS[part]
+    files: dict[str, RemoteFile] = {}
+    refused: list[str] = []
+    page: dict[str, str] = {}
+    while True:
+        answer = persist(
+            lambda page=page: client.list_objects_v2(Bucket=BUCKET, Prefix=folder, **page),  # type: ignore[misc]
+            retries,
+            stop,
+            say,
+        )
+        for item in answer.get("Contents", ()):
+            key = item["Key"]
+            stem = key[len(folder) : -len(ending)]
+            if key == folder + stem + ending and STEM.fullmatch(stem):
+                etag = re.sub(r"[^0-9a-z-]", "", item.get("ETag", ""))
+                path = f"{split}/{part}/{stem}{ending}"
+                files[stem] = RemoteFile(key, path, item["Size"], etag)
+            elif key != folder:  # a console leaves an empty object where it "makes a folder"
+                refused.append(key)
+        token = answer.get("NextContinuationToken")
+        if not token or token == page.get("ContinuationToken"):
+            return files, refused
+        page = {"ContinuationToken": token}
+
+
+def choose(scenes: list[Scene], limit: int | None, seed: int) -> list[Scene]:
+    """The first `limit` scenes of an order that takes one scene of each airport in turn.
+
+    The order depends on the seed and the names alone, so a smaller limit is part of a larger one.
+    """
+
+    def shuffled(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+    airports: dict[str, list[Scene]] = defaultdict(list)
+    for scene in sorted(scenes, key=lambda scene: shuffled(scene.stem)):
+        airports[scene.airport].append(scene)
+    turns = zip_longest(*(airports[name] for name in sorted(airports, key=shuffled)))
+    return [scene for turn in turns for scene in turn if scene is not None][:limit]
