@@ -1,0 +1,764 @@
+"""rareplanes/download.py against a local server that speaks S3 and misbehaves on request."""
+
+import errno
+import functools
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from rareplanes import bucket, local, transfer
+from rareplanes.bucket import RemoteFile, Scene, choose
+from rareplanes.download import main
+from rareplanes.errors import UserError
+
+SCRIPT = ROOT / "rareplanes" / "download.py"
+EXAMPLE = ROOT.parent / "shared" / "data" / "rareplanes_example"
+AIRPORTS = ("Atlanta", "Basel", "Chicago", "Hong_Kong")
+
+
+class FakeS3(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.over = threading.Event()
+        self.reset()
+
+    def reset(self):
+        self.over.set()  # ends what still stalls
+        self.objects: dict[str, bytes] = {}
+        self.etags: dict[str, str] = {}  # where the ETag is not the MD5 of the object
+        self.faults: dict[str, list[str]] = {}  # key: what goes wrong on its next GETs, in order
+        self.page_size = 7
+        self.storm_until = 0.0  # 503 to everything before this time
+        self.chunk_delay = 0.0
+        self.object_bytes = 0
+        self.log: list[tuple[str, dict[str, str]]] = []
+        self.over = threading.Event()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def etag(self, key):
+        return self.etags.get(key) or hashlib.md5(self.objects[key]).hexdigest()
+
+    def handle_error(self, request, client_address):
+        pass  # clients that hang up are part of the game
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for an acknowledgement
+    server: FakeS3
+
+    def log_message(self, *args):
+        pass
+
+    def reply(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def error(self, status, code):
+        body = f"<Error><Code>{code}</Code><Message>\x1b[31mno</Message></Error>"
+        self.reply(status, body.replace("\x1b", "&#27;").encode())
+
+    def do_GET(self):
+        url = urlsplit(self.path)
+        self.server.log.append((self.path, dict(self.headers)))
+        if time.monotonic() < self.server.storm_until:
+            return self.error(503, "SlowDown")
+        if key := unquote(url.path.removeprefix("/rareplanes-public").lstrip("/")):
+            return self.get_object(key)
+        return self.list_objects({k: v[0] for k, v in parse_qs(url.query).items()})
+
+    def list_objects(self, query):
+        keys = sorted(k for k in self.server.objects if k.startswith(query["prefix"]))
+        start = int(query.get("continuation-token", 0))
+        end = start + self.server.page_size
+        rows = "".join(
+            f"<Contents><Key>{escape(quote(key))}</Key>"
+            f"<LastModified>2020-06-01T00:00:00.000Z</LastModified>"
+            f"<ETag>&quot;{self.server.etag(key)}&quot;</ETag>"
+            f"<Size>{len(self.server.objects[key])}</Size></Contents>"
+            for key in keys[start:end]
+        )
+        more = end < len(keys)
+        token = f"<NextContinuationToken>{end}</NextContinuationToken>" if more else ""
+        body = (
+            f"<ListBucketResult><EncodingType>url</EncodingType>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{rows}</ListBucketResult>"
+        )
+        self.reply(200, body.encode())
+
+    def get_object(self, key):
+        server = self.server
+        if key not in server.objects:
+            return self.error(404, "NoSuchKey")
+        body, etag = server.objects[key], f'"{server.etag(key)}"'
+        if self.headers.get("If-Match", etag) not in (etag, "*"):
+            return self.error(412, "PreconditionFailed")
+        faults = server.faults.get(key)
+        fault = faults.pop(0) if faults else None
+        if fault == "503":
+            return self.error(503, "SlowDown")
+        if fault == "500":
+            return self.error(500, "InternalError")
+        if fault == "nonsense":
+            return self.reply(200, b"<html>log in to the hotel network</html>", ETag=etag)
+        if fault == "flip":
+            body = body[:100] + bytes([body[100] ^ 1]) + body[101:]
+        if fault == "long":
+            body += b"more"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", etag)
+        self.end_headers()
+        if fault in ("short", "reset", "stall"):
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            if fault == "stall":
+                server.over.wait(20)
+            if fault == "reset":
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.shutdown(
+                socket.SHUT_RD
+            ) if fault == "short" else self.connection.close()
+            self.close_connection = True
+            return None
+        for at in range(0, len(body), 4096):
+            self.wfile.write(body[at : at + 4096])
+            server.object_bytes += len(body[at : at + 4096])
+            if server.chunk_delay:
+                time.sleep(server.chunk_delay)
+        return None
+
+
+def png(content: bytes) -> bytes:
+    """A file of PNG chunks around `content`, every one with its right CRC."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 4, 4, 8, 6, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def keys_of(split, stem):
+    return [f"synthetic/{split}/{part}/{stem}{end}" for part, end in bucket.PARTS.items()]
+
+
+def fill(server, per_airport=3, splits=("train", "test"), size=9000):
+    rng = random.Random(1)
+    for split in splits:
+        for airport in AIRPORTS:
+            for n in range(per_airport):
+                image, mask, xml = keys_of(split, f"{airport}_Airport_0_0_{n}")
+                server.objects[image] = png(rng.randbytes(size))
+                server.objects[mask] = png(rng.randbytes(size // 2))
+                server.objects[xml] = f"<image><n>{rng.random()}</n>{' ' * 200}</image>".encode()
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = FakeS3()
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield server
+    server.over.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+make_client = functools.cache(bucket.make_client)  # boto takes half a second to make one
+
+
+@pytest.fixture
+def s3(server, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(bucket, "BACKOFF_S", 0.02)
+    monkeypatch.setattr(bucket, "BACKOFF_CAP_S", 0.3)
+    monkeypatch.setattr(bucket, "BOTO_ATTEMPTS", 1)
+    monkeypatch.setattr(bucket, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(bucket, "make_client", make_client)
+    server.reset()
+    fill(server)
+    return server
+
+
+def download(s3, out, *flags):
+    return main(["-o", str(out), "--endpoint-url", s3.url, "-j", "4", *flags])
+
+
+def tree(out):
+    """Path below `out` → content, of every file but the manifest."""
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in Path(out).rglob("*")
+        if p.is_file() and p.name != "manifest.json"
+    }
+
+
+def expected(s3):
+    return {k.removeprefix("synthetic/"): v for k, v in s3.objects.items()}
+
+
+def temporaries(out):
+    return list(Path(out).rglob(".*"))
+
+
+# What comes
+
+
+def test_everything_comes_byte_for_byte_over_many_pages(s3, tmp_path):
+    assert download(s3, tmp_path / "data", "--all") == 0
+    assert tree(tmp_path / "data") == expected(s3)
+    assert len(tree(tmp_path / "data")) == 2 * 4 * 3 * 3 > s3.page_size
+
+
+def test_the_second_run_transfers_no_object_byte(s3, tmp_path):
+    download(s3, tmp_path, "--all")
+    sent = s3.object_bytes
+    assert sent == sum(map(len, s3.objects.values()))
+    assert download(s3, tmp_path, "--all") == 0
+    assert s3.object_bytes == sent
+
+
+@pytest.mark.parametrize("manifest", [None, "", "[]", '{"files": {"x": 3}}', '{"files": {'])
+def test_without_a_usable_manifest_files_are_known_by_their_content(s3, tmp_path, manifest):
+    download(s3, tmp_path, "--all")
+    sent, first = s3.object_bytes, json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").unlink()
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    assert download(s3, tmp_path, "--all") == 0
+    assert s3.object_bytes == sent
+    assert json.loads((tmp_path / "manifest.json").read_text()) == first
+
+
+def test_the_manifest_says_what_is_there(s3, tmp_path):
+    download(s3, tmp_path, "-n", "2")
+    download(s3, tmp_path, "-n", "4")
+    download(s3, tmp_path, "-n", "1")  # takes nothing away
+    files = json.loads((tmp_path / "manifest.json").read_text())["files"]
+    assert set(files) == set(tree(tmp_path))
+    assert len(files) == 2 * 4 * 3
+    for path, entry in files.items():
+        content = (tmp_path / path).read_bytes()
+        assert entry["key"] == f"synthetic/{path}"
+        assert entry["size"] == len(content)
+        assert entry["md5"] == hashlib.md5(content).hexdigest()
+    next(tmp_path.rglob("*.xml")).unlink()
+    (tmp_path / "test" / "masks").rename(tmp_path / "elsewhere")
+    download(s3, tmp_path, "-n", "1", "-s", "train", "--airports", "Basel")
+    files = json.loads((tmp_path / "manifest.json").read_text())["files"]
+    assert all((tmp_path / path).is_file() for path in files)
+
+
+def test_dry_run_tells_and_writes_nothing(s3, tmp_path, capsys):
+    out = tmp_path / "data"
+    assert download(s3, out, "-n", "8", "--dry-run") == 0
+    assert list(tmp_path.iterdir()) == []
+    assert s3.object_bytes == 0
+    told = capsys.readouterr().out
+    for airport in AIRPORTS:
+        assert re.search(rf"^{airport} +2 +2$", told, re.MULTILINE)
+    assert download(s3, out, "-n", "8") == 0
+    size = sum(map(len, tree(out).values()))
+    assert f"16 scenes, 48 files, {size / 1e6:.1f} MB" in told
+
+
+@pytest.mark.parametrize("flag", ["-s", "--split", "--data-split"])
+def test_one_split_and_some_airports(s3, tmp_path, flag):
+    assert download(s3, tmp_path, "-a", flag, "test", "--airports", "Hong_Kong", "Basel") == 0
+    assert set(tree(tmp_path)) == {
+        path
+        for path in expected(s3)
+        if path.startswith("test/") and ("Basel" in path or "Hong_Kong" in path)
+    }
+
+
+# Which scenes are chosen
+
+
+def scene(airport, n):
+    return Scene("train", f"{airport}_Airport_0_0_{n}", ())
+
+
+def test_the_choice_is_even_nested_and_a_matter_of_seed_and_names_alone():
+    scenes = [scene(a, n) for a in AIRPORTS for n in range(50)]
+    for seed in range(5):
+        order = choose(scenes, None, seed)
+        assert sorted(s.stem for s in order) == sorted(s.stem for s in scenes)
+        for limit in range(1, 201):
+            chosen = choose(scenes, limit, seed) if limit % 40 == 1 else order[:limit]
+            assert chosen == order[:limit]
+            counts = Counter(s.airport for s in chosen)
+            assert max(counts.values()) - min(counts[a] for a in AIRPORTS) <= 1
+        shuffled = random.Random(seed).sample(scenes, len(scenes))
+        assert choose(shuffled, 40, seed) == order[:40]
+    assert choose(scenes, 40, 0) != choose(scenes, 40, 1)
+    first_keys = {
+        s.stem for a in AIRPORTS for s in scenes if s.airport == a and s.stem[-2:] == "_0"
+    }
+    assert {s.stem for s in choose(scenes, 4, 0)} != first_keys
+
+
+def test_small_airports_give_all_they_have_and_the_others_fill_up():
+    scenes = [scene("Atlanta", 1)] + [scene("Basel", n) for n in range(9)]
+    assert Counter(s.airport for s in choose(scenes, 6, 0)) == {"Atlanta": 1, "Basel": 5}
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    "fault", ["503", "500", "short", "reset", "stall", "flip", "long", "nonsense"]
+)
+def test_one_fault_after_another_leaves_a_right_tree(s3, tmp_path, fault, capsys):
+    s3.faults = {key: [fault] * (1 if fault == "stall" else 3) for key in list(s3.objects)[4::7]}
+    assert download(s3, tmp_path, "--all", "-j", "8") == 0
+    assert not any(s3.faults.values())
+    assert tree(tmp_path) == expected(s3)
+    assert temporaries(tmp_path) == []
+    assert "trying again" in capsys.readouterr().err
+
+
+def test_a_storm_of_503_in_listing_and_transfer_is_sat_out(s3, tmp_path):
+    s3.storm_until = time.monotonic() + 1.0
+    real = transfer.fetch_all
+
+    def storm_again(*args, **kwargs):
+        s3.storm_until = time.monotonic() + 1.0
+        return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rareplanes.download.fetch_all", storm_again)
+        assert download(s3, tmp_path, "--all", "--retries", "12") == 0
+    assert tree(tmp_path) == expected(s3)
+
+
+def test_default_retries_outlast_a_storm_of_30_seconds(monkeypatch):
+    """Even where every wait comes out at its shortest."""
+    waits = []
+    stop = SimpleNamespace(is_set=lambda: False, wait=waits.append)
+    monkeypatch.setattr(random, "uniform", lambda low, high: low)
+
+    def fails():
+        raise bucket.DamagedError("no")
+
+    with pytest.raises(bucket.DamagedError):
+        bucket.persist(fails, 8, stop, lambda line: None)
+    assert len(waits) == 8
+    assert sum(waits) > 30
+
+
+def test_what_stays_broken_is_named_and_the_rest_comes(s3, tmp_path, capsys):
+    bad = list(s3.objects)[4]  # a mask
+    s3.faults[bad] = ["flip"] * 99
+    assert download(s3, tmp_path, "--all", "--retries", "2") == 1
+    error = capsys.readouterr().err
+    assert "incomplete: train/Atlanta_Airport_0_0_1 (masks: MD5" in error
+    assert "1 files could not be fetched" in error
+    wanted = expected(s3)
+    del wanted[bad.removeprefix("synthetic/")]
+    assert tree(tmp_path) == wanted
+    s3.faults.clear()
+    sent = s3.object_bytes
+    assert download(s3, tmp_path, "--all") == 0
+    assert s3.object_bytes - sent == len(s3.objects[bad])
+
+
+def test_an_object_gone_or_changed_since_the_listing_is_not_retried(
+    s3, tmp_path, monkeypatch, capsys
+):
+    gone, _, _, changed, *_ = s3.objects
+    real = bucket.list_scenes
+
+    def list_then_change(*args):
+        listing = real(*args)
+        del s3.objects[gone]
+        s3.objects[changed] = s3.objects[changed][::-1]
+        return listing
+
+    monkeypatch.setattr(bucket, "list_scenes", list_then_change)
+    assert download(s3, tmp_path, "--all") == 1
+    tries = Counter(unquote(urlsplit(path).path) for path, _ in s3.log)
+    assert tries[f"/rareplanes-public/{gone}"] == tries[f"/rareplanes-public/{changed}"] == 1
+    error = capsys.readouterr().err
+    assert "404" in error
+    assert "412" in error
+    assert "\x1b" not in error
+
+
+def test_a_bucket_that_is_gone_for_good_ends_the_run(s3, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(transfer, "GIVE_UP_AFTER", 6)
+    s3.faults = {key: ["503"] * 99 for key in s3.objects}
+    assert download(s3, tmp_path, "--all", "--retries", "0") == 1
+    assert "stopped early" in capsys.readouterr().err
+    assert len(s3.log) < len(s3.objects)
+    assert tree(tmp_path) == {}
+
+
+# ETags of uploads in parts
+
+
+def multipart_etag(content, size):
+    parts = [hashlib.md5(content[i : i + size]).digest() for i in range(0, len(content), size)]
+    return f"{hashlib.md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+
+
+@pytest.mark.parametrize("part_size", [1000, 50_000, 777])  # 777: unknown here, 50 000: one part
+def test_uploads_in_parts_are_checked_too(s3, tmp_path, monkeypatch, part_size):
+    monkeypatch.setattr(local, "PART_SIZES", [1000, 2000])
+    s3.etags = {key: multipart_etag(body, part_size) for key, body in s3.objects.items()}
+    images = [key for key in s3.objects if key.endswith(".png")]
+    s3.faults = {key: ["flip"] for key in images[::5]}
+    assert download(s3, tmp_path, "--all") == 0
+    assert not any(s3.faults.values())
+    assert tree(tmp_path) == expected(s3)
+    sent = s3.object_bytes
+    (tmp_path / "manifest.json").unlink()
+    assert download(s3, tmp_path, "--all") == 0
+    assert s3.object_bytes == sent
+
+
+def test_real_files_pass_where_only_their_own_checksums_can_tell(tmp_path):
+    if not EXAMPLE.is_dir():
+        pytest.skip(f"no real scene at {EXAMPLE}")
+    for path in (p for p in EXAMPLE.rglob("*") if p.suffix in (".png", ".xml")):
+        content = path.read_bytes()
+        file = RemoteFile("", path.name, len(content), f"{'0' * 32}-3")
+        assert local.damage(path, file, "") is None
+        if path.suffix == ".png":
+            for at in random.Random(0).sample(range(len(content)), 40):
+                flipped = tmp_path / path.name
+                flipped.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+                assert local.damage(flipped, file, "")
+
+
+# What is here already
+
+
+def test_changed_files_come_again_and_only_those(s3, tmp_path):
+    download(s3, tmp_path, "--all")
+    first, second, third, *_ = sorted(tmp_path.rglob("*.png"))
+    first.write_bytes(first.read_bytes()[:-1])
+    second.write_bytes(second.read_bytes()[:-1] + b"x")
+    os.utime(second, ns=(0, 0))
+    os.utime(third, ns=(0, 0))  # touched, not changed
+    sent, size = s3.object_bytes, first.stat().st_size + 1 + second.stat().st_size
+    assert download(s3, tmp_path, "--all") == 0
+    assert s3.object_bytes - sent == size
+    assert tree(tmp_path) == expected(s3)
+
+
+def test_verify_finds_rot_that_left_size_and_time_alone(s3, tmp_path):
+    download(s3, tmp_path, "--all")
+    victim = min(tmp_path.rglob("*.xml"))
+    times = victim.stat()
+    victim.write_bytes(victim.read_bytes().replace(b"<n>0", b"<n>1"))
+    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert download(s3, tmp_path, "--all") == 0
+    assert tree(tmp_path) != expected(s3)
+    sent = s3.object_bytes
+    assert download(s3, tmp_path, "--all", "--verify") == 0
+    assert tree(tmp_path) == expected(s3)
+    assert s3.object_bytes - sent == victim.stat().st_size
+
+
+def test_temporaries_of_dead_runs_go_and_those_of_living_ones_stay(s3, tmp_path):
+    images = tmp_path / "train" / "images"
+    images.mkdir(parents=True)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for pid in (dead.pid, os.getpid(), os.getppid()):
+        (images / f".x.png.{pid}.tmp").write_text("half")
+    (tmp_path / f".manifest.json.{dead.pid}.tmp").write_text("half")
+    (images / ".mine.tmp").write_text("a user's")
+    download(s3, tmp_path, "--all")
+    left = {path.name for path in temporaries(tmp_path)}
+    assert left == {f".x.png.{os.getppid()}.tmp", ".mine.tmp"}
+
+
+# Stopped
+
+
+@pytest.fixture
+def slow(s3):
+    s3.chunk_delay = 0.02
+    return s3
+
+
+def start(s3, out, *flags):
+    command = [sys.executable, SCRIPT, "-o", out, "--endpoint-url", s3.url, "-a", "-j", "4", *flags]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_bytes(s3, process, count):
+    until, goal = time.monotonic() + 20, s3.object_bytes + count
+    while s3.object_bytes < goal:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_kill_9_leaves_no_half_file_and_the_next_run_ends_as_a_clean_one(slow, tmp_path):
+    half_written = 0
+    for count in (20_000, 70_000, 45_000):
+        process = start(slow, tmp_path / "data")
+        wait_for_bytes(slow, process, count)
+        process.kill()
+        process.communicate()
+        names = {p.name for p in temporaries(tmp_path)}
+        half_written += len(names)
+        wanted = expected(slow)
+        for path, content in tree(tmp_path / "data").items():
+            assert Path(path).name in names or content == wanted[path]
+    assert half_written
+    slow.chunk_delay = 0
+    whole = {path for path in tree(tmp_path / "data") if not path.endswith(".tmp")}
+    slow.log.clear()
+    assert download(slow, tmp_path / "data", "--all") == 0
+    assert tree(tmp_path / "data") == expected(slow)
+    asked_for = {unquote(path).partition("/synthetic/")[2] for path, _ in slow.log} - {""}
+    assert asked_for == set(expected(slow)) - whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_kill_end_tidily(slow, tmp_path, number):
+    process = start(slow, tmp_path)
+    wait_for_bytes(slow, process, 120_000)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "the same command goes on" in error
+    assert "Traceback" not in error
+    assert temporaries(tmp_path) == []
+    there, wanted = tree(tmp_path), expected(slow)
+    assert 0 < len(there) < len(wanted)
+    assert all(content == wanted[path] for path, content in there.items())
+    files = json.loads((tmp_path / "manifest.json").read_text())["files"]
+    assert files
+    assert set(files) <= set(there)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_there(s3, tmp_path, monkeypatch):
+    download(s3, tmp_path, "-n", "1")
+    before, manifest = tree(tmp_path), (tmp_path / "manifest.json").read_bytes()
+    real, calls = local.fresh_file, []
+
+    def full(path):
+        calls.append(path)
+        if len(calls) > 10:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path)
+
+    monkeypatch.setattr(local, "fresh_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        download(s3, tmp_path, "--all")
+    after, wanted = tree(tmp_path), expected(s3)
+    assert before.items() <= after.items() <= wanted.items()
+    assert temporaries(tmp_path) == []
+    assert (tmp_path / "manifest.json").read_bytes() == manifest
+
+
+# Nobody's keys lead out of the folder
+
+
+STEM = "Atlanta_Airport_0_0_1"
+HOSTILE = [
+    "../../../evil.png",
+    f"../../../../{STEM}.png",
+    f"../images2/{STEM}.png",
+    f"/etc/{STEM}.png",
+    f"..\\..\\{STEM}.png",
+    f"C:\\{STEM}.png",
+    f"a/{STEM}.png",
+    f"a/../../b/{STEM}.png",
+    f"..%2f{STEM}.png",
+    f"{STEM}\n.png",
+    f"{STEM}.png\n",
+    f"\x1b[31m{STEM}.png",
+    f"{STEM}\x00.png",
+    f"{STEM}.png/",
+    f"{STEM}.png.aux.xml",
+    f"{STEM}.PNG",
+    f".{STEM}.png",
+    f"-o_{STEM}.png",
+    f"{STEM}\u202e.png",
+    f"Zu\u0308rich_{STEM}.png",
+    f"{'A' * 300}_{STEM}.png",
+    "_Airport_.png",
+    "Thumbs.db",
+    ".png",
+    "..",
+]
+
+
+def test_hostile_keys_are_refused_counted_and_shown_harmlessly(s3, tmp_path, capsys):
+    wanted = expected(s3)
+    for name in HOSTILE:
+        s3.objects[f"synthetic/train/images/{name}"] = b"evil" * 50
+        s3.objects[f"synthetic/train/masks/{name.replace('.png', '_mask.png')}"] = b"evil" * 50
+        s3.objects[f"synthetic/train/xmls/{name.replace('.png', '.xml')}"] = b"evil" * 50
+    s3.objects["synthetic/train/images/"] = b""  # the console's folder: no key to complain of
+    out = tmp_path / "a" / "b" / "data"
+    assert download(s3, out, "--all") == 0
+    assert tree(tmp_path) == {f"a/b/data/{path}": content for path, content in wanted.items()}
+    told = capsys.readouterr().out
+    count = len(s3.objects) - len(wanted) - 1
+    assert f"{count} keys are no part of a scene" in told
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", told)
+
+
+def test_scenes_without_all_three_keys_are_left_and_named(s3, tmp_path, capsys):
+    del s3.objects[keys_of("train", "Basel_Airport_0_0_1")[1]]
+    del s3.objects[keys_of("test", "Chicago_Airport_0_0_2")[0]]
+    del s3.objects[keys_of("test", "Chicago_Airport_0_0_2")[2]]
+    assert download(s3, tmp_path, "--all") == 0
+    told = capsys.readouterr().out
+    assert "2 scenes lack a part" in told
+    assert "train/Basel_Airport_0_0_1 (masks)" in told
+    assert "test/Chicago_Airport_0_0_2 (images, xmls)" in told
+    assert len(tree(tmp_path)) == 3 * (24 - 2)
+
+
+def test_links_are_not_followed(s3, tmp_path):
+    outside, data = tmp_path / "outside", tmp_path / "data"
+    outside.mkdir()
+    (outside / "canary").write_text("alive")
+    (data / "train").mkdir(parents=True)
+    (data / "train" / "images").symlink_to(outside)
+    with pytest.raises(UserError, match=r"train/images' is a link that leads out"):
+        download(s3, data, "--all")
+    assert tree(outside) == {"canary": b"alive"}
+
+    (data / "train" / "images").unlink()
+    (data / "train" / "images").mkdir()
+    final = data / "train" / "images" / "Basel_Airport_0_0_0.png"
+    final.symlink_to(outside / "canary")
+    local.temporary_name(final).symlink_to(outside / "canary")
+    (data / "manifest.json").symlink_to(outside / "canary")
+    assert download(s3, data, "--all") == 0
+    assert tree(outside) == {"canary": b"alive"}
+    assert not final.is_symlink()
+    assert tree(data) == expected(s3)
+
+
+# No credentials
+
+
+def test_no_credentials_are_read_or_sent(s3, tmp_path, monkeypatch):
+    secrets = {
+        "AWS_ACCESS_KEY_ID": "AKIASECRETID",
+        "AWS_SECRET_ACCESS_KEY": "SECRETKEY",
+        "AWS_SESSION_TOKEN": "SECRETTOKEN",
+        "AWS_PROFILE": "no-such-profile",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+    }
+    config = tmp_path / "config"
+    config.write_text("not [an ini file")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        secrets[name] = str(config)
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bucket, "make_client", make_client.__wrapped__)
+    assert download(s3, tmp_path / "data", "-n", "2") == 0
+    assert len(s3.log) > 12
+    for path, headers in s3.log:
+        assert "authorization" not in {name.lower() for name in headers}
+        assert not re.search("SECRET|Signature|Credential", f"{path} {headers}", re.IGNORECASE)
+
+
+# A user's mistakes
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "-n 100 for 100 scenes per split, or --all"),
+        (["-n", "3", "-a"], "not both"),
+        (["-n", "0"], "-n 0 is too small"),
+        (["-a", "--workers", "0"], "--workers 0 is too small"),
+        (["-a", "--airports", "Bazel"], "'Bazel'.* the nearest is 'Basel'"),
+        (["-a", "--airports", "Basel", "hong kong"], "the nearest is 'Hong_Kong'"),
+        (["-a", "--airports", "\x1b[2J"], r"there are \['Atlanta'"),
+    ],
+)
+def test_mistakes_get_one_sentence(s3, tmp_path, flags, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        download(s3, tmp_path / "data", *flags)
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "data").exists()
+    assert s3.object_bytes == 0
+
+
+def test_an_output_that_cannot_be_is_found_before_the_listing(s3, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for out in (tmp_path / "file", tmp_path / "file" / "data", tmp_path / "link"):
+        with pytest.raises(UserError, match="is not a folder"):
+            download(s3, out, "--all")
+    assert s3.log == []
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_too_small_a_disk_is_found_before_the_first_byte(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=50_100_000))
+    with pytest.raises(UserError, match=r"MB are needed in .* and 50.1 MB are free"):
+        download(s3, tmp_path / "data", "--all")
+    assert not (tmp_path / "data").exists()
+    monkeypatch.undo()
+    download(s3, tmp_path / "data", "--all")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    assert download(s3, tmp_path / "data", "--all") == 0  # nothing is missing
+
+
+def test_a_bucket_that_cannot_be_listed(s3, tmp_path):
+    s3.storm_until = time.monotonic() + 60
+    with pytest.raises(UserError, match=r"Cannot list s3://rareplanes-public/.*503"):
+        download(s3, tmp_path, "--all", "--retries", "1")
+    s3.storm_until = 0
+    s3.objects.clear()
+    with pytest.raises(UserError, match="no complete scene"):
+        download(s3, tmp_path, "--all")
+    with pytest.raises(UserError, match="is no address"):
+        main(["-a", "-o", str(tmp_path), "--endpoint-url", "nowhere"])
+
+
+def test_from_any_directory_a_mistake_is_exit_code_2_without_traceback(tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Say how much to download")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
