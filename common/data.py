@@ -1,0 +1,289 @@
+"""Tiles from disk to batches on the device, and what happens to them there.
+
+The way of a batch: workers decode PNGs into uint8 `[H,W,3]`; the batch crosses to the device as
+uint8 (a quarter of the bytes of float32), and `augment.py` crops, turns and normalises it there.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from common.distributed import Process
+from common.metrics import IGNORE
+from rareplanes.errors import UserError
+
+
+class Batch(NamedTuple):
+    """A tile, or a batch of them with B in front.
+
+    images: uint8 [H,W,3], RGB. ids: [H,W], 0 ground, 1…N aircraft, `Tiles.ignore` ignore (uint8, or
+    int32 where a tile of the set holds more than 254 aircraft). classes: uint8 [ignore+1], the
+    class of each id. tile: int64, the tile's place in the set.
+    """
+
+    images: Tensor
+    ids: Tensor
+    classes: Tensor
+    tile: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        # Asynchronous only from pinned memory, which the loader provides for CUDA.
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+    def pin_memory(self) -> "Batch":
+        return Batch(*(tensor.pin_memory() for tensor in self))
+
+
+class Tiles(Dataset):
+    """The tiles that `preprocess.py` or `coco.py` wrote into one folder (`data/train`, …).
+
+    Raises:
+        UserError: The folder is missing, is not tiled, is empty or contradicts itself.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        coco = _read_index(self.folder)
+        self.images: list[dict] = coco["images"]
+        names = {category["id"]: category["name"] for category in coco["categories"]}
+        self.classes = ["ground", *(names[i] for i in sorted(names))]
+        if len(self.classes) > IGNORE:
+            raise UserError(
+                f"'{self.folder}' has {len(names)} categories and a mask holds at most "
+                f"{IGNORE - 1}; preprocess again with another --attribute."
+            )
+        place = {category: i for i, category in enumerate(sorted(names), start=1)}
+        aircraft = [a for a in coco["annotations"] if not a["iscrowd"]]
+        aircraft.sort(key=lambda a: a["instance"])
+        of_image: dict[int, list[int]] = {image["id"]: [] for image in self.images}
+        for a in aircraft:
+            of_image[a["image_id"]].append(place[a["category_id"]])
+        # Per tile the classes of its aircraft 1…N, in the order of their ids in the mask.
+        self.instances = [of_image[image["id"]] for image in self.images]
+        self.ignore = 255 if max(map(len, self.instances)) <= 254 else 65535
+        _match_files(self.folder, self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> int:
+        """Side of the smallest tile, in pixels: no crop can be larger."""
+        return min(min(image["width"], image["height"]) for image in self.images)
+
+    def image_path(self, index: int) -> Path:
+        return self.folder / "images_tiled" / self.images[index]["file_name"]
+
+    def mask_path(self, index: int) -> Path:
+        return self.folder / "masks_tiled" / f"{self.image_path(index).stem}_mask.png"
+
+    def __getitem__(self, index: int) -> Batch:
+        shape = self.images[index]["height"], self.images[index]["width"]
+        image = read_image(self.image_path(index), shape)
+        ids = _read(self.mask_path(index), cv2.IMREAD_UNCHANGED, shape)
+        if ids.ndim != 2:
+            raise UserError(
+                f"'{self.mask_path(index)}' has {ids.shape[2]} channels instead of one."
+            )
+        aircraft = len(self.instances[index])
+        # Adding one wraps the ignore value to 0, so that one pass finds the highest id.
+        if int((ids + ids.dtype.type(1)).max()) > aircraft + 1:
+            raise UserError(
+                f"'{self.mask_path(index)}' holds values above its {aircraft} aircraft; "
+                "make the tiles again with preprocess.py."
+            )
+        if self.ignore == 65535:  # torch has next to no operators for uint16
+            ids = np.where(ids == np.iinfo(ids.dtype).max, 65535, ids.astype(np.int32))
+        classes = np.zeros(self.ignore + 1, np.uint8)
+        classes[1 : aircraft + 1] = self.instances[index]
+        classes[self.ignore] = IGNORE
+        return Batch(
+            torch.from_numpy(image),
+            torch.from_numpy(ids),
+            torch.from_numpy(classes),
+            torch.tensor(index),
+        )
+
+
+def _read_index(folder: Path) -> dict:
+    index = folder / "instances_tiled.json"
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder '{folder}'; make it with `python preprocessing/preprocess.py "
+            f"{folder.parent}`."
+        )
+    if not index.is_file():
+        scenes = folder if (folder / "images").is_dir() else folder.parent
+        raise UserError(
+            f"'{folder}' holds no tiles ('{index.name}' is not there); cut its scenes first with "
+            f"`python preprocessing/preprocess.py {scenes if scenes == folder else folder.parent}`."
+        )
+    try:
+        coco = json.loads(index.read_text())
+        tiles = len(coco["images"])
+        coco["annotations"], coco["categories"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"'{index}' is not a COCO file; make the tiles again.") from None
+    if not tiles:
+        raise UserError(f"'{index}' lists no tiles; check the scenes and preprocess again.")
+    return coco
+
+
+def _match_files(folder: Path, images: list[dict]) -> None:
+    """One listing per folder instead of two `stat` calls per tile, which a network disk feels."""
+    found = {path.name for path in (folder / "images_tiled").glob("*.png")}
+    masks = {path.name for path in (folder / "masks_tiled").glob("*.png")}
+    for image in images:
+        name = image["file_name"]
+        mask = f"{Path(name).stem}_mask.png"
+        if name not in found or mask not in masks:
+            lost = f"images_tiled/{name}" if name not in found else f"masks_tiled/{mask}"
+            raise UserError(
+                f"'{folder / lost}' is listed in instances_tiled.json and is not there; "
+                "make the tiles again with preprocess.py."
+            )
+
+
+def read_image(path: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode a PNG or JPEG into uint8 [H,W,3], RGB.
+
+    Raises:
+        UserError: The file is no image, is cut short, or is not of `shape` (height, width).
+    """
+    return cv2.cvtColor(_read(path, cv2.IMREAD_COLOR, shape), cv2.COLOR_BGR2RGB)
+
+
+def _read(path: Path, flag: int, shape: tuple[int, int] | None) -> np.ndarray:
+    # imdecode on bytes, not imread: imread hands out half a JPEG without a word.
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    array = cv2.imdecode(data, flag) if data.size else None
+    if array is None:
+        raise UserError(f"'{path}' cannot be decoded: it is damaged or no image.")
+    if shape and array.shape[:2] != shape:
+        raise UserError(
+            f"'{path}' is {array.shape[1]}x{array.shape[0]} pixels, and {shape[1]}x{shape[0]} "
+            "was expected."
+        )
+    return array
+
+
+class GlobalBatches(Sampler[list[int]]):
+    """Which tiles this rank trains on, step by step.
+
+    Step s of an epoch takes the permutation's entries s·G … (s+1)·G, G the global batch, and rank r
+    the r-th part of them: the tiles of a step do not depend on how many processes share them. The
+    permutation is a function of seed and epoch. A last, partial global batch is dropped.
+    """
+
+    def __init__(self, length: int, batch_size: int, process: Process, seed: int) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size = process.rank, process.world_size
+        self.epoch = self.first_step = 0
+        if len(self) == 0:
+            raise UserError(
+                f"a global batch takes {batch_size * process.world_size} tiles and the training "
+                f"set has {length}; lower --batch-size."
+            )
+
+    def __len__(self) -> int:
+        return self.length // (self.batch_size * self.world_size)
+
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        self.epoch, self.first_step = epoch, first_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.length, generator=generator)
+        steps = order[: len(self) * self.batch_size * self.world_size]
+        mine = steps.view(len(self), self.world_size, self.batch_size)[:, self.rank]
+        yield from mine[self.first_step :].tolist()
+
+
+class Shard(Sampler[list[int]]):
+    """This rank's share of an evaluation: every tile exactly once over all ranks, no padding."""
+
+    def __init__(self, length: int, batch_size: int, process: Process) -> None:
+        mine = range(process.rank, length, process.world_size)
+        self.batches = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def training_splits(root: Path) -> tuple[Tiles, Tiles | None]:
+    """`root/train` and, where preprocessing could hold out an airport, `root/val`.
+
+    Raises:
+        UserError: No tiles there, or the two disagree about the classes.
+    """
+    train = Tiles(root / "train")
+    if not (root / "val").is_dir():
+        return train, None
+    val = Tiles(root / "val")
+    if val.classes != train.classes:
+        raise UserError(
+            f"'{root}/train' has the classes {train.classes[1:]} and '{root}/val' "
+            f"{val.classes[1:]}; preprocess both in one run."
+        )
+    return train, val
+
+
+def scoring_split(root: Path, split: str, classes: list[str]) -> Tiles:
+    """The tiles of `root/split`, which must have the classes a model was trained on."""
+    tiles = Tiles(root / split)
+    if tiles.classes != classes:
+        raise UserError(
+            f"'{tiles.folder}' has the classes {tiles.classes[1:]} and the checkpoint "
+            f"{classes[1:]}; preprocess it with the same --attribute."
+        )
+    return tiles
+
+
+def training_loader(tiles: Tiles, args: argparse.Namespace, process: Process) -> DataLoader:
+    """Shuffled global batches, shared out over the processes."""
+    batches = GlobalBatches(len(tiles), args.batch_size, process, args.seed)
+    return _loader(tiles, batches, args.workers, process.device)
+
+
+def scoring_loader(tiles: Tiles, args: argparse.Namespace, process: Process) -> DataLoader:
+    """Every tile once, in order, shared out over the processes."""
+    batches = Shard(len(tiles), args.batch_size, process)
+    return _loader(tiles, batches, args.workers, process.device)
+
+
+def _loader(tiles: Tiles, batches: Sampler, workers: int, device: torch.device) -> DataLoader:
+    """Nothing in the workers is random, so they need no seeds.
+
+    They are spawned: a forked one inherits the locks of OpenCV's and torch's threads. One that
+    hangs (a dead network disk) ends the run after two minutes instead of never.
+    """
+    return DataLoader(
+        tiles,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="spawn" if workers else None,
+        persistent_workers=workers > 0,
+        timeout=120 if workers else 0,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(_worker: int) -> None:
+    cv2.setNumThreads(0)  # torch's own threads are already set to one by the DataLoader
+
+
+def semantic_target(batch: Batch) -> Tensor:
+    """The class of every pixel: int64 [B,H,W], `IGNORE` where a pixel does not count."""
+    return batch.classes.gather(1, batch.ids.flatten(1).long()).view_as(batch.ids).long()

@@ -1,0 +1,121 @@
+"""Who this process is among its peers, and the few collectives the loops need.
+
+`torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK; without them this is a world of one and no
+process group is made, so that a single process pays for nothing.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rareplanes.errors import UserError
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of the run: its place in the world and the device it owns."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def print(self, *words: object) -> None:
+        """Print on rank 0 alone."""
+        if self.is_main:
+            print(*words, flush=True)
+
+
+@contextmanager
+def process_group(device: str, timeout_seconds: float = 300) -> Iterator[Process]:
+    """Join the process group torchrun announces, if any, and leave it on the way out.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`. With several processes on one machine each takes
+            the GPU of its local rank.
+        timeout_seconds: How long a collective may wait for a silent peer.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    where = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)), world_size)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    if world_size == 1:
+        yield Process(0, 1, where)
+        return
+    dist.init_process_group(
+        "nccl" if where.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=where if where.type == "cuda" else None,
+    )
+    try:
+        yield Process(rank, world_size, where)
+    finally:
+        dist.destroy_process_group()
+
+
+def pick_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.device:
+    """The device `--device NAME` means for this process.
+
+    Raises:
+        UserError: The device is unknown or not on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(
+            f"--device {name!r} is no device of torch; use auto, cpu or cuda."
+        ) from None
+    if device.type != "cuda":
+        return device
+    found = torch.cuda.device_count()
+    index = local_rank if world_size > 1 else (device.index or 0)
+    if index >= found:
+        raise UserError(
+            f"--device {name}: GPU {index} was asked for and this machine shows {found} to torch; "
+            f"use --device cpu or start at most {found} processes per machine."
+        )
+    return torch.device("cuda", index)
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum `tensor` over all processes, in place; a world of one returns it untouched."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_objects(value: object) -> list:
+    """`value` of every rank, in rank order (pickled: for small things outside the hot path)."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@torch.no_grad()
+def average_buffers(model: nn.Module) -> None:
+    """Give all ranks the mean of their BatchNorm statistics.
+
+    DDP's own answer is to broadcast rank 0's buffers before every forward: two collectives a step,
+    and the statistics of one shard. Averaging once, before evaluation and saving, costs nothing
+    per step and uses all shards.
+    """
+    if not dist.is_initialized():
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= dist.get_world_size()

@@ -1,0 +1,244 @@
+"""The only loops: `fit` over epochs, `train_one_epoch` over steps, `evaluate` over a set."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, default_collate
+
+from common import metrics
+from common.augment import normalise
+from common.checkpoint import Run
+from common.data import Batch, GlobalBatches, Tiles, semantic_target
+from common.distributed import Process, all_reduce_sum, average_buffers
+from common.overlay import curves, sheet
+from common.progress import progress, say
+from common.speedups import Speedups, Step
+from rareplanes.errors import UserError
+
+Prepare = Callable[[Batch, int], tuple[Tensor, Any]]
+T = TypeVar("T")
+
+
+def fit(
+    run: Run,
+    step: Step,
+    batches: DataLoader,
+    prepare: Prepare,
+    score: Callable[[], dict[str, float]],
+    process: Process,
+    output_dir: Path,
+    total_steps: int,
+    print_freq: int = 20,
+    eval_freq: int = 1,
+    select: str = "mIoU",
+) -> None:
+    """Train from where `run` stands to `total_steps`, scoring and saving every `eval_freq` epochs.
+
+    Writes `checkpoint.pth` (latest), `model_best.pth` (highest `select`), `log.jsonl` (a line per
+    log line and per score) and `curves.png` into `output_dir`.
+
+    Args:
+        prepare: (batch on the device, epoch) → (images, targets) of `step`.
+        score: Scores of the bare model; nothing where there is no validation set.
+    """
+    log = Log(output_dir / "log.jsonl", process, run.step)
+    while run.step < total_steps:
+        train_one_epoch(run, step, batches, prepare, process, log, total_steps, print_freq)
+        run.epoch += 1
+        if run.epoch % eval_freq and run.step < total_steps:
+            continue
+        average_buffers(run.model)
+        run.scores = score()
+        if run.scores:
+            log.write(step=run.step, epoch=run.epoch, **run.scores)
+            process.print(f"epoch {run.epoch}: {describe(run.scores)}")
+        found = run.scores.get(select, -1.0)
+        better, run.best = found > run.best, max(found, run.best)
+        if process.is_main:
+            run.save(output_dir / "checkpoint.pth")
+            if better:
+                run.save(output_dir / "model_best.pth")
+            curves(log.path, output_dir / "curves.png")
+
+
+def train_one_epoch(
+    run: Run,
+    step: Step,
+    batches: DataLoader,
+    prepare: Prepare,
+    process: Process,
+    log: "Log",
+    total_steps: int,
+    print_freq: int,
+) -> None:
+    """One pass over the training tiles, or what is left until `total_steps`."""
+    sampler = batches.batch_sampler
+    assert isinstance(sampler, GlobalBatches)
+    sampler.set_epoch(run.epoch)
+    run.model.train()
+    images_per_step = sampler.batch_size * process.world_size
+    total_loss = torch.zeros((), device=process.device)
+    since, waited = time.perf_counter(), 0.0
+    bar = progress(total=total_steps, initial=run.step, desc="train", enabled=process.is_main)
+    batch: Batch
+    for number, (batch, wait) in enumerate(timed(batches), start=1):
+        waited += wait
+        images, targets = prepare(batch.to(process.device), run.epoch)
+        # Added up on the device and read once per log line: reading it waits for the step.
+        total_loss += step(images, targets)
+        run.step += 1
+        bar.update()
+        last = run.step >= total_steps or number == len(batches)
+        if number % print_freq == 0 or last:
+            count = (number - 1) % print_freq + 1
+            loss = (all_reduce_sum(total_loss) / (count * process.world_size)).item()
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss is {loss} before step {run.step}: lower --lr or check the masks. "
+                    "The last checkpoint is untouched."
+                )
+            now = time.perf_counter()
+            line = {
+                "step": run.step,
+                "epoch": run.epoch,
+                "lr": float(run.optimizer.param_groups[0]["lr"]),
+                "loss": loss,
+                "images_per_s": images_per_step * count / (now - since),
+                "data_share": waited / (now - since),
+            }
+            log.write(**line)
+            if process.is_main:
+                say(
+                    f"Epoch: [{run.epoch}] [{number}/{len(batches)}] "
+                    f"step: {run.step}/{total_steps} lr: {line['lr']:.6f} loss: {loss:.4f} "
+                    f"img/s: {line['images_per_s']:.1f} data: {line['data_share']:.0%}"
+                    f"{memory(process.device)}"
+                )
+            total_loss.zero_()
+            since, waited = now, 0.0
+        if last:
+            break
+    bar.close()
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    predict: Callable[[nn.Module, Tensor], Tensor],
+    batches: DataLoader,
+    classes: list[str],
+    process: Process,
+    speedups: Speedups,
+) -> dict[str, float]:
+    """Semantic scores of the bare `model` over all tiles, each counted once over all processes."""
+    was_training = model.training
+    model.eval()
+    matrix = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=process.device)
+    for batch in progress(batches, desc="score", enabled=process.is_main):
+        batch = batch.to(process.device)
+        images = normalise(batch.images).contiguous(memory_format=speedups.layout)
+        with speedups.autocast(process.device):
+            predicted = predict(model, images)
+        matrix += metrics.confusion(predicted, semantic_target(batch), len(classes))
+    model.train(was_training)
+    return metrics.scores(all_reduce_sum(matrix), classes)
+
+
+def test(
+    model: nn.Module,
+    predict: Callable[[nn.Module, Tensor], Tensor],
+    batches: DataLoader,
+    process: Process,
+    speedups: Speedups,
+    output_dir: Path,
+) -> dict[str, float]:
+    """Score `model` on a split and write `<split>_scores.json` and `<split>_sheet.png`.
+
+    The sheet shows eight tiles with aircraft, spread evenly over the set: a sample, not a choice.
+    """
+    tiles = batches.dataset
+    assert isinstance(tiles, Tiles)
+    result = evaluate(model, predict, batches, tiles.classes, process, speedups)
+    if not process.is_main:
+        return result
+    split = tiles.folder.name
+    positive = [i for i, found in enumerate(tiles.instances) if found]
+    shown = min(8, len(positive))
+    rows = []
+    for i in (positive[k * len(positive) // shown] for k in range(shown)):
+        tile = default_collate([tiles[i]])
+        image = normalise(tile.images.to(process.device))
+        with torch.inference_mode():
+            mask = predict(model.eval(), image.contiguous(memory_format=speedups.layout))
+        truth = semantic_target(tile)[0].to(torch.uint8)
+        rows.append((tile.images[0].numpy(), truth.numpy(), mask[0].cpu().numpy()))
+    (output_dir / f"{split}_scores.json").write_text(json.dumps(result, indent=1) + "\n")
+    process.print(f"{split}: {describe(result)}\n({metrics.DEFINITION})")
+    if rows:
+        sheet(rows, output_dir / f"{split}_sheet.png", f"{len(rows)} of {len(tiles)} {split} tiles")
+        process.print(f"wrote {output_dir / f'{split}_sheet.png'}")
+    return result
+
+
+def polynomial_schedule(optimizer: Optimizer, steps: int, warmup: int) -> LambdaLR:
+    """Linear rise over `warmup` steps, then (1 - t)^0.9 down to zero at `steps` (DeepLab's)."""
+    warmup = min(warmup, steps // 2)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return (1 - min(step - warmup, steps - warmup) / max(steps - warmup, 1)) ** 0.9
+
+    return LambdaLR(optimizer, factor)
+
+
+class Log:
+    """`log.jsonl`: one JSON object per line, from rank 0; a resumed run drops what it repeats."""
+
+    def __init__(self, path: Path, process: Process, step: int) -> None:
+        self.path, self.enabled = path, process.is_main
+        if not self.enabled:
+            return
+        kept = [line for line in read_log(path) if line["step"] <= step] if step else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, **values: float) -> None:
+        if self.enabled:
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def timed(items: Iterator[T] | DataLoader) -> Iterator[tuple[T, float]]:
+    """Each item with the seconds its consumer waited for it."""
+    iterator = iter(items)
+    while True:
+        start = time.perf_counter()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        yield item, time.perf_counter() - start
+
+
+def describe(scores: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+
+
+def memory(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    return f" max mem: {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB"

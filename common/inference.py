@@ -1,0 +1,160 @@
+"""Semantic prediction over a folder of images: what every semantic inference.py runs."""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from common.args import Parser, fraction, positive, whole
+from common.augment import normalise
+from common.data import read_image
+from common.overlay import paint, save_png
+from common.progress import progress
+from common.windows import Probabilities, blend
+from rareplanes.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def inference_parser(description: str) -> Parser:
+    """The options every inference.py has; the network itself comes from the checkpoint."""
+    parser = Parser(description=description)
+    add = parser.add_argument
+    add("model", type=Path, help="model_best.pth or checkpoint.pth of a training run")
+    add("image_dir", type=Path, help="a folder of PNG or JPEG images of any size, or one image")
+    add("prediction_dir", type=Path, help="where overlays, masks and predictions.json go")
+    add("-i", "--index", type=whole, help="only the image with this place in the sorted folder")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("-b", "--batch-size", type=positive, default=4, help="windows per forward pass")
+    add("--window", type=positive, default=512, help="side of a window, pixels; multiple of 32")
+    add("--overlap", type=fraction, default=0.25, help="share of a window its neighbour repeats")
+    add("--min-area", type=whole, default=16, help="smaller regions are left out of the JSON")
+    return parser
+
+
+def list_images(path: Path, index: int | None) -> list[Path]:
+    """The images of a folder by name, or the one image `path` is.
+
+    Raises:
+        UserError: Nothing is there, or `index` is beyond the last one.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"there is no image or folder '{path}'.")
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise UserError(f"'{path}' holds no {', '.join(IMAGE_SUFFIXES)} files.")
+    if index is None:
+        return found
+    if index >= len(found):
+        raise UserError(f"--index {index}: '{path}' holds images 0 to {len(found) - 1}.")
+    return [found[index]]
+
+
+@dataclass(frozen=True)
+class Region:
+    """One connected region of a class: a box [x, y, width, height], its area, its score."""
+
+    class_id: int
+    box: tuple[int, int, int, int]
+    area: int
+    score: float
+
+
+@torch.inference_mode()
+def predict_folder(
+    probabilities: Probabilities, classes: list[str], args: argparse.Namespace, device: torch.device
+) -> None:
+    """Predict every image and write `<name>_overlay.png`, `<name>_mask.png`, `predictions.json`.
+
+    Args:
+        probabilities: float [B,3,H,W], normalised → class probabilities [B,C,H,W].
+        classes: C names, index 0 the ground.
+        args: Of `inference_parser`.
+        device: Where `probabilities` computes.
+    """
+    if args.window % 32:
+        raise UserError(
+            f"--window {args.window} is no multiple of 32, the network's stride; "
+            f"use {max(32, args.window // 32 * 32)}."
+        )
+    if args.overlap > 0.9:
+        raise UserError(f"--overlap {args.overlap} repeats nearly everything; use 0.9 or less.")
+    images = list_images(args.image_dir, args.index)
+    args.prediction_dir.mkdir(parents=True, exist_ok=True)
+    report: list[dict[str, Any]] = []
+    for path, name in progress(list(_output_names(images)), desc="predict"):
+        image = read_image(path)
+        pixels = normalise(torch.from_numpy(image).to(device)[None])[0]
+        probability = blend(pixels, probabilities, args.window, args.overlap, args.batch_size)
+        confidence, mask = (tensor.cpu().numpy() for tensor in probability.max(0))
+        mask = mask.astype(np.uint8)
+        save_png(mask, args.prediction_dir / f"{name}_mask.png")
+        save_png(paint(image, mask), args.prediction_dir / f"{name}_overlay.png")
+        found = regions(mask, confidence, args.min_area)
+        report.append(
+            {
+                "image": path.name,
+                "width": image.shape[1],
+                "height": image.shape[0],
+                "mask": f"{name}_mask.png",
+                "overlay": f"{name}_overlay.png",
+                "regions": [
+                    {
+                        "class": classes[region.class_id],
+                        "bbox": list(region.box),
+                        "area": region.area,
+                        "score": round(region.score, 4),
+                    }
+                    for region in found
+                ],
+            }
+        )
+    target = args.prediction_dir / "predictions.json"
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps({"classes": classes, "images": report}, indent=1) + "\n")
+    temporary.replace(target)
+    count = sum(len(entry["regions"]) for entry in report)
+    print(f"{count} regions in {len(report)} images; overlays, masks and JSON in {target.parent}")
+
+
+def regions(mask: np.ndarray, confidence: np.ndarray, min_area: int) -> list[Region]:
+    """The 8-connected regions of each class but the ground, largest first.
+
+    Args:
+        mask: uint8 [H,W], class ids.
+        confidence: float32 [H,W], probability of that class.
+        min_area: In pixels; smaller regions are left out.
+
+    Returns:
+        Boxes as [x, y, width, height]; the score is the mean probability over the region. Aircraft
+        that touch are one region: telling them apart takes an instance model.
+    """
+    found = []
+    for class_id in np.unique(mask):
+        if class_id == 0:
+            continue
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(
+            (mask == class_id).astype(np.uint8), connectivity=8
+        )
+        sums = np.bincount(labels.ravel(), weights=confidence.ravel(), minlength=count)
+        for label in range(1, count):
+            x, y, w, h, area = (int(v) for v in stats[label])
+            if area >= min_area:
+                found.append(Region(int(class_id), (x, y, w, h), area, float(sums[label] / area)))
+    return sorted(found, key=lambda region: -region.area)
+
+
+def _output_names(images: list[Path]) -> Iterator[tuple[Path, str]]:
+    """`a.png` and `a.jpg` in one folder must not overwrite each other's prediction."""
+    stems = [path.stem for path in images]
+    for path in images:
+        yield path, path.stem if stems.count(path.stem) == 1 else path.name.replace(".", "_")

@@ -1,0 +1,114 @@
+"""Pictures: masks onto images, sheets of image, truth and prediction, curves of a run."""
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from PIL import Image
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+# Okabe and Ito's colour-blind safe palette, without black; class 0, the ground, is left as it is.
+PALETTE = np.array(
+    [
+        (0, 0, 0),
+        (230, 159, 0),
+        (86, 180, 233),
+        (0, 158, 115),
+        (240, 228, 66),
+        (0, 114, 178),
+        (213, 94, 0),
+        (204, 121, 167),
+    ],
+    np.uint8,
+)
+INK, SOFT, BLUE, ORANGE = "#222222", "#888888", "#0072B2", "#D55E00"
+
+
+def colour(class_id: int) -> tuple[int, int, int]:
+    """RGB of a class; beyond seven classes the colours come round again."""
+    r, g, b = PALETTE[0 if class_id == 0 else 1 + (class_id - 1) % (len(PALETTE) - 1)]
+    return int(r), int(g), int(b)
+
+
+def paint(image: np.ndarray, mask: np.ndarray, alpha: float = 0.4) -> np.ndarray:
+    """Lay the classes of `mask` over `image`: tinted inside, a solid line round each region.
+
+    Args:
+        image: uint8 [H,W,3], RGB.
+        mask: uint8 [H,W], class ids; 255 (ignore) is hatched grey.
+        alpha: Share of the class's colour in the tint.
+
+    Returns:
+        A new uint8 [H,W,3].
+    """
+    painted = image.copy()
+    for class_id in np.unique(mask):
+        if class_id == 0:
+            continue
+        region = mask == class_id
+        tint = (128, 128, 128) if class_id == 255 else colour(int(class_id))
+        painted[region] = (image[region] * (1 - alpha) + np.array(tint) * alpha).astype(np.uint8)
+        outline, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        width = max(1, round(min(image.shape[:2]) / 500))
+        cv2.drawContours(painted, outline, -1, tint, width, cv2.LINE_AA)
+    return painted
+
+
+def sheet(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path, title: str) -> None:
+    """Write a contact sheet: one row per (image, truth, prediction), each at 320 pixels a side."""
+    side, gap, head = 320, 10, 46
+    canvas = Image.new("RGB", (3 * side + 4 * gap, head + len(rows) * (side + gap)), "white")
+    for r, (image, truth, prediction) in enumerate(rows):
+        for c, picture in enumerate((image, paint(image, truth), paint(image, prediction))):
+            small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+            canvas.paste(Image.fromarray(small), (gap + c * (side + gap), head + r * (side + gap)))
+    pixels = np.asarray(canvas).copy()
+    for c, label in enumerate(("image", "truth", "prediction")):
+        at = (gap + c * (side + gap), head - 8)
+        cv2.putText(pixels, label, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (70, 70, 70), 1, cv2.LINE_AA)
+    cv2.putText(pixels, title, (gap, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    save_png(pixels, path)
+
+
+def curves(log: Path, path: Path) -> None:
+    """Draw a run's `log.jsonl`: the loss of the steps and the scores of the epochs."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    scored = [line for line in lines if "loss" not in line]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", dpi=140)
+    if losses:
+        axes[0].plot(*zip(*losses, strict=True), color=BLUE, linewidth=1.4)
+    axes[0].set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    names = [n for n in (scored[-1] if scored else {}) if n.startswith("IoU.") or n == "mIoU"]
+    for name in names:
+        points = [(line["step"], line[name]) for line in scored if name in line]
+        style = {"color": INK, "linewidth": 2.0} if name == "mIoU" else {"linewidth": 1.2}
+        axes[1].plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, **style)
+    axes[1].set(xlabel="step", ylabel="validation score", ylim=(0, 1))
+    if names:
+        axes[1].legend(frameon=False, fontsize=8, loc="lower right")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#dddddd", linewidth=0.6)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    figure.savefig(temporary, format="png")
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """Write uint8 [H,W,3] RGB or [H,W] class ids (with the palette inside), whole or not at all."""
+    picture = Image.fromarray(pixels)
+    if pixels.ndim == 2:
+        picture.putpalette([channel for i in range(256) for channel in colour(i)])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        picture.save(temporary, format="PNG", compress_level=4)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
