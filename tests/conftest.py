@@ -1,0 +1,62 @@
+"""A small tiled dataset, rendered and cut by the repository's own commands."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+sys.path.insert(0, str(ROOT))
+
+from preprocessing import preprocess
+from rareplanes import sample
+
+# Small enough to train in seconds: resnet18 from random weights on 64-pixel crops.
+TINY = ["--encoder", "resnet18", "--weights-backbone", "none", "--device", "cpu", "-j", "0"]
+TINY += ["-b", "4", "--crop-size", "64", "--print-freq", "1"]
+
+
+@pytest.fixture(scope="session")
+def tiled(tmp_path_factory) -> Path:
+    """24 scenes of 384x256 in 128-pixel tiles: train/, val/ and test/. Not to be written to."""
+    root = tmp_path_factory.mktemp("tiled")
+    sample.main(["-o", str(root), "-n", "24", "--seed", "1", "--size", "384", "256"])
+    preprocess.main([str(root), "-s", "128", "-n", "1"])
+    return root
+
+
+@pytest.fixture
+def tiled_copy(tiled, tmp_path) -> Path:
+    """A copy of `tiled` that a test may damage."""
+    shutil.copytree(tiled, tmp_path / "tiled")
+    return tmp_path / "tiled"
+
+
+@pytest.fixture(scope="session")
+def trained(tiled, tmp_path_factory) -> Path:
+    """The output folder of a short UNet training."""
+    from unet import train
+
+    output = tmp_path_factory.mktemp("trained") / "run"
+    train.main(["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "8", *TINY])
+    return output
+
+
+def run_script(
+    *words: object, cwd: Path, launcher: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess:
+    """Run a script of the repository as a user would, from the folder `cwd`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *launcher, *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )

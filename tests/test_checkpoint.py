@@ -1,0 +1,89 @@
+"""Checkpoints: whole, plain, checked on load."""
+
+import pytest
+import torch
+
+from common import checkpoint
+from rareplanes.errors import UserError
+
+
+@pytest.fixture
+def content():
+    content = {
+        "format": 1,
+        "model_name": "unet",
+        "classes": ["ground", "aircraft"],
+        "args": {"encoder": "resnet18", "lr": 1e-3, "resume": None, "betas": (0.9, 0.999)},
+        "model": {"w": torch.randn(30, 40), "n": torch.tensor(3), "b": torch.rand(5) > 0.5},
+        "bf16": torch.randn(4).bfloat16(),
+    }
+    content["sha256"] = checkpoint.digest(content)
+    return content
+
+
+def test_round_trip(content, tmp_path):
+    path = tmp_path / "a.pth"
+    checkpoint.write(content, path)
+    back = checkpoint.load(path, "unet")
+    assert torch.equal(back["model"]["w"], content["model"]["w"])
+    assert back["args"] == content["args"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_any_flipped_bit_is_noticed(content, tmp_path):
+    path = tmp_path / "a.pth"
+    checkpoint.write(content, path)
+    good = path.read_bytes()
+    start = good.index(content["model"]["w"].numpy().tobytes())
+    for at in range(start, start + 4800, 97):
+        bad = bytearray(good)
+        bad[at] ^= 1 << at % 8
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match=r"checksum|damaged"):
+            checkpoint.load(path, "unet")
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04" + b"0" * 100])
+def test_what_is_no_checkpoint(data, tmp_path):
+    (tmp_path / "a.pth").write_bytes(data)
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        checkpoint.load(tmp_path / "a.pth")
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"format": 1, "model": Evil()}, tmp_path / "a.pth")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        checkpoint.load(tmp_path / "a.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_foreign_and_other_models(content, tmp_path):
+    torch.save({"model_state_dict": {}}, tmp_path / "foreign.pth")
+    with pytest.raises(UserError, match="was not written by"):
+        checkpoint.load(tmp_path / "foreign.pth")
+    checkpoint.write(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"python unet/inference\.py"):
+        checkpoint.load(tmp_path / "a.pth", "fcn")
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        checkpoint.load(tmp_path / "none.pth")
+
+
+def test_a_failed_write_keeps_the_old_file(content, tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    checkpoint.write(content, path)
+    before = path.read_bytes()
+
+    def full(value, file):
+        file.write(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="is the disk full"):
+        checkpoint.write(content, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]

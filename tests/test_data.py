@@ -1,0 +1,176 @@
+"""Tiles, batches and targets: what reaches the device is what is in the files."""
+
+import json
+from itertools import chain
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import default_collate
+
+from common.data import GlobalBatches, Shard, Tiles, semantic_target
+from common.distributed import Process
+from rareplanes.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_a_tile_is_what_its_files_hold(tiled):
+    tiles = Tiles(tiled / "train")
+    assert tiles.classes == ["ground", "aircraft"]
+    for i in range(len(tiles)):
+        tile = tiles[i]
+        mask = cv2.imdecode(
+            np.frombuffer(tiles.mask_path(i).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED
+        )
+        assert tile.images.shape == (128, 128, 3)
+        assert tile.images.dtype == torch.uint8
+        assert np.array_equal(tile.ids.numpy(), mask)
+        target = semantic_target(default_collate([tile]))[0].numpy()
+        assert np.array_equal(target == 255, mask == 255)
+        assert np.array_equal(target == 1, (mask > 0) & (mask < 255))
+
+
+def test_targets_follow_the_categories_of_the_coco_file(tiled_copy):
+    index = tiled_copy / "train" / "instances_tiled.json"
+    coco = json.loads(index.read_text())
+    coco["categories"] = [{"id": 3, "name": "b"}, {"id": 7, "name": "a"}]
+    for annotation in coco["annotations"]:
+        annotation["category_id"] = 7 if annotation["instance"] % 2 else 3
+    index.write_text(json.dumps(coco))
+    tiles = Tiles(tiled_copy / "train")
+    assert tiles.classes == ["ground", "b", "a"]
+    batch = default_collate([tiles[i] for i in range(len(tiles))])
+    target, ids = semantic_target(batch), batch.ids
+    aircraft = (ids > 0) & (ids < 255)
+    assert aircraft.any()
+    assert torch.equal(target[aircraft], 1 + ids[aircraft].long() % 2)
+
+
+def test_more_than_254_aircraft_in_a_tile(tmp_path):
+    """16-bit masks: ids stay apart from the ignore value."""
+    for folder in ("images_tiled", "masks_tiled"):
+        (tmp_path / "train" / folder).mkdir(parents=True)
+    ids = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    ids[0, 0] = 65535
+    cv2.imwrite(str(tmp_path / "train/images_tiled/a.png"), np.zeros((20, 20, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "train/masks_tiled/a_mask.png"), ids)
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 20}],
+        "categories": [{"id": 1, "name": "aircraft"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "instance": i, "iscrowd": 0}
+            for i in range(1, 400)
+        ],
+    }
+    (tmp_path / "train/instances_tiled.json").write_text(json.dumps(coco))
+    tile = Tiles(tmp_path / "train")[0]
+    assert tile.ids.max() == 65535
+    target = semantic_target(default_collate([tile]))[0]
+    assert target[0, 0] == 255
+    assert (target.flatten()[1:] == 1).all()
+
+
+@settings(deadline=None)
+@given(
+    length=st.integers(1, 60),
+    batch=st.integers(1, 4),
+    world=st.integers(1, 4),
+    epoch=st.integers(0, 5),
+)
+def test_a_step_takes_the_same_tiles_however_many_processes_share_it(length, batch, world, epoch):
+    whole = batch * world
+    if length < whole:
+        with pytest.raises(UserError, match="lower --batch-size"):
+            GlobalBatches(length, batch, Process(0, world, CPU), 3)
+        return
+    alone = GlobalBatches(length, whole, Process(0, 1, CPU), 3)
+    alone.set_epoch(epoch)
+    shares = [GlobalBatches(length, batch, Process(r, world, CPU), 3) for r in range(world)]
+    for share in shares:
+        share.set_epoch(epoch)
+    joined = [list(chain(*parts)) for parts in zip(*shares, strict=True)]
+    assert joined == list(alone)
+    seen = list(chain(*joined))
+    assert len(set(seen)) == len(seen) == length // whole * whole
+    late = GlobalBatches(length, whole, Process(0, 1, CPU), 3)
+    late.set_epoch(epoch, first_step=len(alone) // 2)
+    assert list(late) == list(alone)[len(alone) // 2 :]
+
+
+def test_epochs_and_seeds_differ():
+    def order(seed, epoch):
+        batches = GlobalBatches(64, 8, Process(0, 1, CPU), seed)
+        batches.set_epoch(epoch)
+        return list(batches)
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+@given(length=st.integers(0, 50), batch=st.integers(1, 7), world=st.integers(1, 5))
+def test_an_evaluation_counts_every_tile_once(length, batch, world):
+    shards = [Shard(length, batch, Process(r, world, CPU)) for r in range(world)]
+    seen = [i for shard in shards for part in shard for i in part]
+    assert sorted(seen) == list(range(length))
+
+
+def damage(tiled, what):
+    train = tiled / "train"
+    image = sorted((train / "images_tiled").iterdir())[0]
+    mask = train / "masks_tiled" / f"{image.stem}_mask.png"
+    match what:
+        case "no mask":
+            mask.unlink()
+        case "truncated":
+            image.write_bytes(image.read_bytes()[:2000])
+        case "empty file":
+            image.write_bytes(b"")
+        case "other size":
+            cv2.imwrite(str(mask), np.zeros((64, 128), np.uint8))
+        case "out of range":
+            cv2.imwrite(str(mask), np.full((128, 128), 200, np.uint8))
+        case "colour mask":
+            cv2.imwrite(str(mask), np.zeros((128, 128, 3), np.uint8))
+        case "no tiles":
+            index = json.loads((train / "instances_tiled.json").read_text())
+            index["images"] = []
+            (train / "instances_tiled.json").write_text(json.dumps(index))
+        case "no index":
+            (train / "instances_tiled.json").unlink()
+        case "not COCO":
+            (train / "instances_tiled.json").write_text('{"images": 3')
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("no mask", "_mask.png' is listed"),
+        ("truncated", "cannot be decoded"),
+        ("empty file", "cannot be decoded"),
+        ("other size", "128x64 pixels, and 128x128"),
+        ("out of range", "values above its"),
+        ("colour mask", "3 channels"),
+        ("no tiles", "lists no tiles"),
+        ("no index", "holds no tiles"),
+        ("not COCO", "is not a COCO file"),
+    ],
+)
+def test_bad_tiles_are_named_in_one_sentence(tiled_copy, what, sentence):
+    damage(tiled_copy, what)
+    with pytest.raises(UserError, match=sentence) as caught:
+        list(Tiles(tiled_copy / "train"))
+    assert str(tiled_copy) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_scenes_that_were_never_tiled(tmp_path):
+    (tmp_path / "train" / "images").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"preprocess\.py .*"):
+        Tiles(tmp_path / "train")
+    with pytest.raises(UserError, match="there is no folder"):
+        Tiles(tmp_path / "nowhere" / "train")

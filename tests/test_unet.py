@@ -1,0 +1,287 @@
+"""UNet through its commands: train, score, resume, predict."""
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, run_script
+
+from common import checkpoint
+from common.metrics import IGNORE
+from rareplanes.errors import UserError
+from unet import inference, train
+from unet.model import build_model, loss_fn, predict
+
+
+def read(path: Path, flag=cv2.IMREAD_UNCHANGED) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flag)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_training_leaves_a_run_that_can_be_read(trained):
+    found = {path.name for path in trained.iterdir()}
+    assert found == {"checkpoint.pth", "model_best.pth", "log.jsonl", "curves.png"}
+    assert len(losses(trained)) == 8
+    content = checkpoint.load(trained / "checkpoint.pth", "unet")
+    assert content["step"] == 8
+    assert content["scores"]["mIoU"] <= content["best"] <= 1
+    assert not any(name.startswith(("module.", "_orig_mod.")) for name in content["model"])
+    assert read(trained / "curves.png").std() > 5
+
+
+def test_the_weights_change_and_the_loss_falls(tiled, tmp_path):
+    output = tmp_path / "run"
+    train.main(
+        ["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "40", *TINY]
+        + ["--lr", "3e-3", "--eval-freq", "99"]
+    )
+    found = losses(output)
+    assert np.mean(found[-8:]) < 0.8 * np.mean(found[:4])
+    torch.manual_seed(0)
+    fresh = build_model("resnet18", 2).state_dict()
+    content = checkpoint.load(output / "checkpoint.pth")
+    still = [n for n, w in content["model"].items() if n.endswith("weight") and w.equal(fresh[n])]
+    assert still == []
+
+
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(tiled, tmp_path):
+    tiles = len(list((tiled / "train/images_tiled").iterdir()))
+    steps = 2 * (tiles // 4)
+    base = ["--data-path", str(tiled), "--max-steps", str(steps), *TINY]
+    train.main([*base, "--output-dir", str(tmp_path / "whole")])
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+
+    class Cut(Exception):
+        pass
+
+    def stop(run, path):
+        save(run, path)
+        if path.name == "checkpoint.pth":
+            raise Cut
+
+    save = checkpoint.Run.save
+    shutil.rmtree(tmp_path / "cut")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Run, "save", stop)
+        with pytest.raises(Cut):
+            train.main([*base, "--output-dir", str(tmp_path / "cut")])
+    saved = tmp_path / "cut" / "checkpoint.pth"
+    train.main([*base, "--output-dir", str(tmp_path / "cut"), "--resume", str(saved)])
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    whole = checkpoint.load(tmp_path / "whole" / "checkpoint.pth")
+    cut = checkpoint.load(saved)
+    assert checkpoint.digest(cut["model"]) == checkpoint.digest(whole["model"])
+
+
+def test_scoring_a_split_writes_scores_and_a_sheet(tiled, trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    words = ["--data-path", str(tiled), "--resume", str(folder / "checkpoint.pth"), "-b", "4"]
+    train.main([*words, "--test-only", "-j", "0", "--device", "cpu"])
+    scores = json.loads((folder / "test_scores.json").read_text())
+    assert set(scores) >= {"mIoU", "IoU.ground", "pixel_accuracy"}
+    assert f"mIoU {scores['mIoU']:.4f}" in capsys.readouterr().out
+    assert read(folder / "test_sheet.png").shape[1] == 3 * 320 + 40
+    train.main([*words, "--test-only", "val", "-j", "0", "--device", "cpu"])
+    saved = checkpoint.load(folder / "checkpoint.pth")["scores"]
+    assert json.loads((folder / "val_scores.json").read_text()) == pytest.approx(saved)
+
+
+def test_layout_and_precision_change_the_speed_and_not_what_is_learnt(tiled, tmp_path):
+    found = {}
+    for name, flags in {
+        "plain": [],
+        "channels-last": ["--channels-last"],
+        "bf16": ["--amp", "--amp-dtype", "bf16"],
+        "fp16": ["--amp", "--amp-dtype", "fp16"],
+    }.items():
+        output = tmp_path / name
+        words = ["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "6"]
+        train.main([*words, *TINY, "--norm", "group", *flags])
+        found[name] = losses(output)
+    np.testing.assert_allclose(found["channels-last"], found["plain"], rtol=1e-4)
+    np.testing.assert_allclose(found["bf16"], found["plain"], rtol=0.05)
+    np.testing.assert_allclose(found["fp16"], found["plain"], rtol=0.05)
+    assert found["bf16"] != found["plain"]
+
+
+def test_two_processes_learn_what_one_does_with_the_same_global_batch(tiled, tmp_path):
+    """GroupNorm: BatchNorm would normalise by each process's own tiles, which is another model."""
+    script = ROOT / "unet" / "train.py"
+    base = ["--data-path", tiled, "--max-steps", 5, *TINY[:-6], "--crop-size", 64]
+    base += ["--print-freq", 1, "--norm", "group", "--eval-freq", 99]
+    one = run_script(script, *base, "-b", 4, "--output-dir", tmp_path / "one", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    two = run_script(script, *base, "-b", 2, "--output-dir", "two", cwd=tmp_path, launcher=torchrun)
+    assert two.returncode == 0, two.stderr
+    assert "world size 2" in two.stdout
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-4)
+    a = checkpoint.load(tmp_path / "one/checkpoint.pth")
+    b = checkpoint.load(tmp_path / "two/checkpoint.pth")
+    assert a["scores"]["mIoU"] == pytest.approx(b["scores"]["mIoU"], abs=2e-3)
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts():
+    torch.manual_seed(0)
+    model = build_model("resnet18", 3, norm="group")
+    images = torch.randn(4, 3, 64, 64)
+    targets = torch.randint(0, 3, (4, 64, 64))
+    targets[0, :40] = IGNORE
+    targets[1] = 0
+    whole = loss_fn(model, images, targets)
+    parts = [loss_fn(model, images[i : i + 1], targets[i : i + 1]) for i in range(4)]
+    torch.testing.assert_close(whole, torch.stack(parts).mean())
+    nothing = loss_fn(model, images, torch.full_like(targets, IGNORE))
+    assert nothing == 0
+    nothing.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_better_predictions_lose_less():
+    targets = torch.zeros(1, 64, 64, dtype=torch.long)
+    targets[0, 20:30, 20:40] = 1
+
+    def logits_of(mask):
+        return lambda _: torch.stack([(mask == 0) * 8.0, (mask == 1) * 8.0], 1) - 4
+
+    shifted = targets.roll(5, 2)
+    images = torch.zeros(1, 3, 64, 64)
+    right, near, none = (
+        loss_fn(logits_of(m), images, targets) for m in (targets, shifted, targets * 0)
+    )
+    assert right < near < none
+    assert right < 0.02
+
+
+def test_prediction_of_a_folder(trained, tiled, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    scene = sorted((tiled / "test/images").iterdir())[0]
+    shutil.copy(scene, images / "scene.png")
+    cv2.imwrite(str(images / "small.jpg"), rng.integers(0, 255, (50, 70, 3), np.uint8))
+    cv2.imwrite(str(images / "small.png"), rng.integers(0, 255, (130, 45, 3), np.uint8))
+    (images / "notes.txt").write_text("no image")
+    target = tmp_path / "out"
+    words = [str(trained / "checkpoint.pth"), str(images), str(target), "--device", "cpu"]
+    inference.main([*words, "--window", "64"])
+    report = json.loads((target / "predictions.json").read_text())
+    assert [entry["image"] for entry in report["images"]] == ["scene.png", "small.jpg", "small.png"]
+    for entry in report["images"]:
+        mask = read(target / entry["mask"])
+        # a palette image: cv2 expands the colours, so the class is where there is any
+        assert mask.shape[:2] == (entry["height"], entry["width"])
+        assert read(target / entry["overlay"]).shape == (entry["height"], entry["width"], 3)
+        for region in entry["regions"]:
+            x, y, w, h = region["bbox"]
+            assert 0 <= x < x + w <= entry["width"]
+            assert 16 <= region["area"] <= w * h
+            assert y + h <= entry["height"]
+            assert 0.5 <= region["score"] <= 1
+    inference.main([*words[:2], str(tmp_path / "one"), *words[3:], "-i", "2", "--window", "64"])
+    one = json.loads((tmp_path / "one" / "predictions.json").read_text())
+    assert [entry["image"] for entry in one["images"]] == ["small.png"]
+
+
+def test_predict_gives_class_ids():
+    model = build_model("resnet18", 4).eval()
+    found = predict(model, torch.randn(2, 3, 64, 96))
+    assert found.shape == (2, 64, 96)
+    assert found.dtype == torch.uint8
+    assert found.max() < 4
+
+
+def test_weights_of_an_earlier_run_start_the_encoder(trained, tmp_path):
+    content = checkpoint.load(trained / "checkpoint.pth")
+    model = build_model("resnet18", 5, str(trained / "checkpoint.pth"))
+    assert torch.equal(model.encoder.conv1.weight, content["model"]["encoder.conv1.weight"])
+    with pytest.raises(UserError, match="does not fit"):
+        build_model("resnet34", 5, str(trained / "checkpoint.pth"))
+    with pytest.raises(UserError, match="neither imagenet, none nor a file"):
+        build_model("resnet18", 5, str(tmp_path / "nothing.pth"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--eopchs", "3"], "unknown option --eopchs; did you mean --epochs?"),
+        (["--crop-size", "100"], "no multiple of 32"),
+        (["--crop-size", "256"], "larger than the tiles"),
+        (["--amp-dtype", "bf16"], "add --amp"),
+        (["--data-path", "nowhere"], "there is no folder 'nowhere/train'"),
+        (["--resume", "nothing.pth"], "there is no checkpoint"),
+        (["-b", "4000"], "lower --batch-size"),
+        (["-b", "0"], "0 is not 1 or more"),
+        (["--lr", "fast"], "invalid float"),
+        (["--encoder", "resnet999"], "not known"),
+        (["--device", "cuda:7"], "GPU 7"),
+        (["--device", "abacus"], "no device of torch"),
+        (["--test-only"], "add --resume"),
+        (["--config", "nothing.yaml"], "cannot be read as YAML"),
+    ],
+)
+def test_mistakes_are_answered_by_one_sentence(tiled, tmp_path, words, sentence):
+    output = tmp_path / "run"
+    base = ["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "1", *TINY]
+    with pytest.raises(UserError) as caught:
+        train.main([*base, *words])
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (output / "checkpoint.pth").exists()
+
+
+def test_a_finished_run_is_not_written_over(tiled, trained):
+    before = checkpoint.digest(checkpoint.load(trained / "checkpoint.pth"))
+    with pytest.raises(UserError, match="holds a run already"):
+        train.main(["--data-path", str(tiled), "--output-dir", str(trained), *TINY])
+    assert checkpoint.digest(checkpoint.load(trained / "checkpoint.pth")) == before
+
+
+def test_config_file(tiled, tmp_path):
+    config = tmp_path / "c.yaml"
+    words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "r"), *TINY]
+    config.write_text("max_steps: 1\nchannels-last: true\nlr: 5.0e-4\n")
+    train.main([*words, "--config", str(config), "--lr", "7e-4"])
+    args = checkpoint.load(tmp_path / "r" / "checkpoint.pth")["args"]
+    assert (args["max_steps"], args["channels_last"], args["lr"]) == (1, True, 7e-4)
+    config.write_text("chanels_last: true\n")
+    with pytest.raises(UserError, match="unknown key chanels-last; did you mean channels-last"):
+        train.main([*words, "--config", str(config)])
+
+
+def test_the_scripts_answer_from_any_directory_without_a_traceback(tmp_path):
+    for words in (
+        (ROOT / "unet/train.py", "--data-path", "nowhere"),
+        (ROOT / "unet/inference.py", "nothing.pth", ".", "out"),
+    ):
+        result = run_script(*words, cwd=tmp_path)
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: ")
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_prediction_mistakes(trained, tmp_path):
+    model = str(trained / "checkpoint.pth")
+    out = str(tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"\x89PNG no")
+    for words, sentence in (
+        ([model, str(tmp_path / "empty"), out], "holds no .png"),
+        ([model, str(tmp_path / "none"), out], "there is no image or folder"),
+        ([model, str(tmp_path / "bad"), out], "cannot be decoded"),
+        ([model, str(tmp_path / "bad"), out, "-i", "3"], "images 0 to 0"),
+        ([model, str(tmp_path / "bad"), out, "--window", "100"], "no multiple of 32"),
+    ):
+        with pytest.raises(UserError) as caught:
+            inference.main([*words, "--device", "cpu"])
+        assert sentence in str(caught.value)
