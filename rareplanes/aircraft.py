@@ -150,7 +150,12 @@ def livery(make: Make, rng: np.random.Generator) -> Livery:
 
 
 def _vivid(rng: np.random.Generator) -> np.ndarray:
-    hsv = np.uint8([[[rng.integers(180), rng.integers(90, 230), rng.integers(110, 245)]]])
+    """Airlines prefer blues and reds, then yellows and teals."""
+    centre, spread = ((108, 9), (0, 6), (20, 8), (92, 10), (60, 60))[
+        rng.choice(5, p=(0.38, 0.24, 0.16, 0.12, 0.1))
+    ]
+    hue = rng.normal(centre, spread) % 180
+    hsv = np.uint8([[[hue, rng.uniform(80, 215), rng.uniform(90, 240)]]])
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(float)
 
 

@@ -125,6 +125,7 @@ def plan(airport: Airport) -> Plan:
     _runway(p, rng)
     _taxiways(p, rng, taxi, apron)
     _apron(p, rng, apron, terminal, rng.integers(2))
+    _tracks(p, rng, terminal)
     edges = np.linspace(-REACH, REACH, 2 * len(airport.segments) + 1)
     for i, (left, right) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
         builder = SEGMENTS[airport.segments[i % len(airport.segments)]]
@@ -187,12 +188,30 @@ def _taxiways(p: Plan, rng: np.random.Generator, taxi: float, apron: float) -> N
         if rng.random() < 0.5:
             _way(p, bend((x, taxi), (x + taxi * 0.9, 0.3 * taxi), (x + taxi * 2.2, 0)))
         else:
-            _way(p, line((x, taxi), (x, 0)))
+            _way(p, line((x, taxi), (x, 20)))
             for side in (-1, 1):
                 _way(p, bend((x, taxi * 0.45), (x, 0), (x + side * taxi * 0.5, 0)))
             y = taxi * 0.62
             for k in range(4):
                 p.paint.append(Stroke(line((x - 11, y + 1.4 * k), (x + 11, y + 1.4 * k)), 0.5, YELLOW))
+
+
+def _tracks(p: Plan, rng: np.random.Generator, terminal: float) -> None:
+    """Perimeter roads, dirt tracks and drains, and bare patches beyond the pavement."""
+    for y in (-265.0, terminal + 330):
+        wave = np.linspace(-REACH, REACH, 60)
+        road = np.stack((wave, y + 14 * np.sin(wave / 170)), 1)
+        p.ways.append(Stroke(road, 7, material=ROAD))
+    for _ in range(26):
+        x = rng.uniform(-REACH, REACH)
+        y = rng.choice((rng.uniform(-420, -215), rng.uniform(40, 85), rng.uniform(-75, -40)))
+        end = x + rng.uniform(60, 260), y + rng.normal(0, 12 if y > -100 else 60)
+        middle = (x + end[0]) / 2, (y + end[1]) / 2 + rng.normal(0, 20)
+        p.ways.append(Stroke(bend((x, y), middle, end), rng.uniform(1.2, 4), material=SOIL))
+    for _ in range(30):
+        x, y = rng.uniform(-REACH, REACH), rng.choice((rng.uniform(-460, -235), rng.uniform(35, 80)))
+        end = x + rng.uniform(2, 25), y + rng.normal(0, 6)
+        p.ways.append(Stroke(line((x, y), end), rng.uniform(6, 18), material=SOIL))
 
 
 def _apron(p: Plan, rng: np.random.Generator, top: float, bottom: float, slabs: int) -> None:
@@ -362,7 +381,7 @@ def _small_field(p: Plan, rng: np.random.Generator, airport: Airport) -> None:
     """Aprons with hangars for small aircraft, and round pads for military ones."""
     _way(p, line((-REACH, -90), (REACH, -90)), 15)
     for x in np.arange(-REACH + 100, REACH - 260, rng.uniform(330, 460)):
-        _way(p, line((x, -90), (x, 0)), 15)
+        _way(p, line((x, -90), (x, -20)), 15)
         material = int(rng.choice((APRON, SLABS, TAXIWAY)))
         if rng.random() < 0.65:
             p.surfaces.append(Surface(rect(x - 10, -200, x + 240, -84), material))

@@ -106,13 +106,14 @@ def render(scene: Scene) -> Picture:
 
 def _camera(scene: Scene, rng: np.random.Generator) -> scenery.View:
     ground = plan(scene.airport)
-    places = [slot[:2] for slot in ground.slots if abs(slot.x) < 1150]
-    x, y = np.array(places[rng.integers(len(places))]) + rng.normal(0, 70, 2)
-    if rng.random() < 0.25:
-        y *= rng.uniform(0.1, 1.0)
+    small = rng.random() < 0.22  # the field above the runway, not the apron below it
+    places = [slot[:2] for slot in ground.slots if abs(slot.x) < 1150 and (slot.y < 0) == small]
+    x, y = np.array(places[rng.integers(len(places))]) + rng.normal(0, 60, 2)
+    if rng.random() < 0.35:
+        y *= rng.uniform(0.2, 0.9)
     tilt, towards = rng.uniform(0, 0.22), rng.uniform(0, 2 * np.pi)
     lean = tilt * np.array((np.cos(towards), np.sin(towards)))
-    elevation, azimuth = np.radians(rng.uniform(24, 68)), rng.uniform(0, 2 * np.pi)
+    elevation, azimuth = np.radians(rng.uniform(30, 68)), rng.uniform(0, 2 * np.pi)
     flat = np.cos(elevation)
     sun = np.array((flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)))
     ppm, yaw = rng.uniform(2.3, 2.8), rng.uniform(0, 2 * np.pi)

@@ -142,7 +142,7 @@ def lay_ground(view: View, airport: Airport, plan: Plan, rng: np.random.Generato
     image = np.full((*shape, 3), palette[GROUND], np.uint8)
     mask = np.full((*shape, 3), labels[GROUND], np.uint8)
     canvas = Canvas(image, mask, *(np.zeros(shape, np.uint8) for _ in range(3)))
-    for way, pixels in visible(view, sorted(plan.ways, key=lambda way: -way.width), 80):
+    for way, pixels in visible(view, sorted(plan.ways, key=lambda way: (way.material != SOIL, -way.width)), 80):
         width = max(1, round(way.width * view.ppm))
         colour = palette[way.material]
         cv2.polylines(image, [fixed(pixels)], False, colour, width, cv2.LINE_AA, SHIFT)
@@ -276,7 +276,7 @@ def plant_trees(view: View, canvas: Canvas, plan: Plan, rng: np.random.Generator
         fall = (x, y) - 1.6 * r * view.sun[:2] / view.sun[2] * 0.6
         cv2.circle(canvas.shadow, tuple(map(int, fall)), int(r), 255, -1)
         tone = colour * rng.uniform(0.75, 1.15)
-        for k, light in ((1.0, 0.7), (0.75, 1.0), (0.4, 1.25)):
+        for k, light in ((1.0, 0.72), (0.85, 0.9), (0.6, 1.1), (0.3, 1.25)):
             spot = (x, y) + view.sun[:2] * r * (1 - k) * 0.7
             cv2.circle(canvas.image, tuple(map(int, spot)), int(r * k) + 1, tone * light, -1, cv2.LINE_AA)
         cv2.circle(canvas.mask, (int(x), int(y)), int(r), (30, 90, 46), -1)
@@ -331,7 +331,7 @@ def develop(view: View, image: np.ndarray, weather: str, rng: np.random.Generato
     haze = np.array((rng.uniform(150, 205),) * 3) + (warm, 0, -warm)
     elevation = view.sun[2]
     gain = np.array((0.82 + 0.18 * elevation, 0.92 + 0.08 * elevation, 1.04 - 0.04 * elevation))
-    gain *= rng.uniform(0.78, 1.12) * (1 + rng.normal(0, 0.02, 3))
+    gain *= rng.uniform(0.9, 1.3) * (1 + rng.normal(0, 0.02, 3))
     image *= (gain * (1 - dense)).astype(np.float32)
     image += (haze * dense).astype(np.float32)
     if rng.random() < 0.5:

@@ -7,7 +7,7 @@ import numpy as np
 
 from rareplanes import aircraft
 from rareplanes.aircraft import Drawing, Make
-from rareplanes.airport import Block, Plan, box
+from rareplanes.airport import GROUND, Block, Plan, box
 from rareplanes.scenery import ROOF, Canvas, View, along, fixed
 
 SPANS = (25.0, 170.0)  # pixels between the wing tips that are drawn
@@ -60,12 +60,18 @@ def park_vehicles(
     """Cars, carts, containers and boxes without a name, and a few that the XML lists."""
     blocks: list[Block] = []
     near = [slot for slot in plan.slots if view.sees(view.screen(np.array([slot[:2]])), 60)]
+    busy = rng.uniform(0.4, 2.6)
     for slot in near:
-        for _ in range(rng.poisson(2.2)):
-            a = rng.choice((0.0, 0.5, 1.0, 1.5)) * np.pi + slot.heading + rng.normal(0, 0.15)
-            x, y = np.array(slot[:2]) + rng.normal(0, 0.55 * slot.span + 6, 2)
-            blocks += _carts(x, y, a, rng) if rng.random() < 0.3 else [_box(x, y, a, rng)]
-    for _ in range(rng.poisson(8)):
+        for _ in range(rng.poisson(busy * (0.12 if slot.span < 25 else 1.0))):
+            a = rng.choice((0.0, 0.5, 1.0, 1.5)) * np.pi + slot.heading + rng.normal(0, 0.1)
+            # Beside the stand rather than on it, nearer to the nose than to the tail.
+            side = rng.choice((-1, 1)) * slot.span * rng.uniform(0.3, 0.62)
+            ahead = slot.span * rng.uniform(-0.5, 0.7)
+            c, s = np.cos(slot.heading), np.sin(slot.heading)
+            x, y = slot.x + ahead * c - side * s, slot.y + ahead * s + side * c
+            carts = slot.span > 25 and rng.random() < 0.3
+            blocks += _carts(x, y, a, rng) if carts else [_box(x, y, a, rng)]
+    for _ in range(rng.poisson(3)):
         x, y = np.array(view.centre) + rng.uniform(-380, 380, 2)
         blocks.append(_box(x, y, rng.uniform(0, 6.28), rng))
     full = rng.uniform(0.1, 0.9)
@@ -101,8 +107,8 @@ def _box(x: float, y: float, heading: float, rng: np.random.Generator) -> Block:
 
 
 def _carts(x: float, y: float, heading: float, rng: np.random.Generator) -> list[Block]:
-    """A tug with baggage carts behind it."""
-    colour = tuple(float(v) for v in rng.uniform(90, 220, 3))
+    """A train of baggage carts."""
+    colour = tuple(float(v) for v in rng.uniform(90, 210) + rng.normal(0, 18, 3))
     step = np.array((np.cos(heading), np.sin(heading))) * 3.6
     places = [(x, y) + step * k for k in range(int(rng.integers(2, 7)))]
     return [Block(box(*at, 2.9, 1.7, heading), 0, 1.6, colour, 52) for at in places]  # type: ignore[arg-type]
@@ -115,6 +121,7 @@ def park_aircraft(
     size = np.array((view.width, view.height))
     taken = np.zeros((view.height, view.width), np.uint8)
     things: list[Thing] = []
+    paved = canvas.material != GROUND
     for x, y, heading, room, bridge in _places(view, plan, rng):
         if len(things) == wanted:
             break
@@ -132,6 +139,8 @@ def park_aircraft(
         inside, patch = _overlap(low, high, size)
         alpha = drawing.alpha[patch]
         if alpha.size == 0 or not (alpha > 0.5).any():
+            continue
+        if not paved[tuple(np.clip(at, 0, size - 1).astype(int)[::-1])] and rng.random() < 0.9:
             continue
         hidden = (canvas.material[inside] == ROOF) & (alpha > 0.5)
         if (taken[inside] & (alpha > 0.02)).any() or hidden.mean() > 0.1 * (alpha > 0.5).mean():
@@ -169,7 +178,7 @@ def _places(
                 places.append((x, y, heading + flow + rng.normal(0, 0.04), room, None))
     for _ in range(6):  # anywhere, as a renderer's random seeds are
         x, y = np.array(view.centre) + rng.uniform(-330, 330, 2)
-        places.append((x, y, rng.uniform(0, 6.28), 62.0, None))
+        places.append((x, y, rng.uniform(0, 6.28), 62.0 if y > -60 else 20.0, None))
     pixels = view.screen(np.array([place[:2] for place in places]))
     edge = 60
     seen = ((pixels > -edge) & (pixels < (view.width + edge, view.height + edge))).all(1)
