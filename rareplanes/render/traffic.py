@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from rareplanes import aircraft
-from rareplanes.aircraft import Drawing, Make
-from rareplanes.airport import GROUND, Block, Plan, box
-from rareplanes.scenery import ROOF, Canvas, View, along, fixed
+from rareplanes.render import aircraft
+from rareplanes.render.aircraft import Drawing
+from rareplanes.render.makes import Make, livery, makes
+from rareplanes.render.plan import GROUND, Block, Plan, box
+from rareplanes.render.scenery import along
+from rareplanes.render.view import ROOF, Canvas, View, fixed
 
 SPANS = (25.0, 170.0)  # pixels between the wing tips that are drawn
 VEHICLES = {  # persistent name: (length, width, height, colour, categories 1 to 3)
@@ -17,8 +19,10 @@ VEHICLES = {  # persistent name: (length, width, height, colour, categories 1 to
     "FuelTruck": (10.5, 2.6, 3.2, (180, 190, 205), ("GroundSupport", "Vehicle", "FuelTruck")),
     "StairTruck": (7.5, 2.5, 3.0, (215, 220, 220), ("GroundSupport", "Vehicle", "StairTruck")),
 }
-CAR_COLOURS = ((225, 225, 225), (200, 200, 200), (60, 58, 56), (110, 105, 100), (50, 50, 150))
-CAR_COLOURS += ((140, 80, 40), (40, 40, 42), (170, 190, 200))
+CAR_COLOURS = (
+    *((225, 225, 225), (200, 200, 200), (60, 58, 56), (110, 105, 100)),
+    *((50, 50, 150), (140, 80, 40), (40, 40, 42), (170, 190, 200)),
+)
 
 
 @dataclass
@@ -78,14 +82,14 @@ def park_vehicles(
     for x, y, heading in plan.cars:
         if abs(x - view.centre[0]) < 450 and rng.random() < full:
             colour = CAR_COLOURS[rng.integers(len(CAR_COLOURS))]
-            blocks.append(Block(box(x, y, 4.5, 1.9, heading), 0, 1.4, colour, 50))
-    named = []
+            blocks.append(Block(box((x, y), 4.5, 1.9, heading), 0, 1.4, colour, 50))
+    named: list[tuple[Block, Thing]] = []
     for slot in near:
         if rng.random() < 0.16 and len(named) < 6:
             kind = str(rng.choice(list(VEHICLES)))
             length, width, height, colour, categories = VEHICLES[kind]
             at = np.array(slot[:2]) + rng.normal(0, 0.6 * slot.span + 5, 2)
-            shape = box(*at, length, width, rng.uniform(0, 6.28))
+            shape = box(at, length, width, rng.uniform(0, 6.28))
             pixels = np.concatenate((view.screen(shape), view.screen(shape, height)))
             if not view.sees(pixels, -6):
                 continue
@@ -103,15 +107,15 @@ def _box(x: float, y: float, heading: float, rng: np.random.Generator) -> Block:
     grey = rng.uniform(60, 245)
     colours = ((grey, grey, grey), (240, 242, 242), (40, 150, 200), (60, 60, 190), (160, 110, 50))
     colour = colours[rng.choice(5, p=(0.35, 0.35, 0.12, 0.08, 0.1))]
-    return Block(box(x, y, length, width, heading), 0, rng.uniform(1.2, 3.2), colour, 51)
+    return Block(box((x, y), length, width, heading), 0, rng.uniform(1.2, 3.2), colour, 51)
 
 
 def _carts(x: float, y: float, heading: float, rng: np.random.Generator) -> list[Block]:
     """A train of baggage carts."""
-    colour = tuple(float(v) for v in rng.uniform(90, 210) + rng.normal(0, 18, 3))
+    blue, green, red = rng.uniform(90, 210) + rng.normal(0, 18, 3)
     step = np.array((np.cos(heading), np.sin(heading))) * 3.6
     places = [(x, y) + step * k for k in range(int(rng.integers(2, 7)))]
-    return [Block(box(*at, 2.9, 1.7, heading), 0, 1.6, colour, 52) for at in places]  # type: ignore[arg-type]
+    return [Block(box(at, 2.9, 1.7, heading), 0, 1.6, (blue, green, red), 52) for at in places]
 
 
 def park_aircraft(
@@ -125,12 +129,12 @@ def park_aircraft(
     for x, y, heading, room, bridge in _places(view, plan, rng):
         if len(things) == wanted:
             break
-        fitting = [m for m in aircraft.makes() if _fits(m, room, view.ppm)]
+        fitting = [m for m in makes() if _fits(m, room, view.ppm)]
         if not fitting:
             continue
         make = _choose(fitting, room, rng)
         at = view.screen(np.array(((x, y),)))[0]
-        mesh = aircraft.build(make, aircraft.livery(make, rng))
+        mesh = aircraft.build(make, livery(make, rng))
         turn = heading + view.yaw
         gloss = float(rng.uniform(10, 110))
         drawing = aircraft.draw(mesh, turn, at, view.ppm, view.lean, view.sun, gloss)
@@ -192,7 +196,7 @@ def _fits(make: Make, room: float, ppm: float) -> bool:
 
 def _choose(fitting: list[Make], room: float, rng: np.random.Generator) -> Make:
     """Stands are used by aircraft of about their size; fighters and bombers stay rare."""
-    weights = np.array([np.exp(-((room * 0.8 - m.span) / (0.35 * room)) ** 2) for m in fitting])
+    weights = np.array([np.exp(-(((room * 0.8 - m.span) / (0.35 * room)) ** 2)) for m in fitting])
     weights *= [0.25 if m.kind in ("Fighter", "Bomber") else 1.0 for m in fitting]
     return fitting[rng.choice(len(fitting), p=weights / weights.sum())]
 
@@ -210,7 +214,7 @@ def _persistent(make: Make, rng: np.random.Generator) -> str:
 def _bridge(start: np.ndarray, end: np.ndarray) -> Block:
     length = float(np.hypot(*(end - start)))
     heading = float(np.arctan2(*(end - start)[::-1]))
-    return Block(box(*(start + end) / 2, length, 3.2, heading), 3.6, 2.8, (168, 166, 160), 53)
+    return Block(box((start + end) / 2, length, 3.2, heading), 3.6, 2.8, (168, 166, 160), 53)
 
 
 def _overlap(low: np.ndarray, high: np.ndarray, size: np.ndarray) -> tuple[tuple, tuple]:
@@ -277,6 +281,6 @@ def masts(view: View, canvas: Canvas, things: list[Thing], rng: np.random.Genera
             for k in range(4):
                 along_row = np.array((np.cos(angle), np.sin(angle))) * (k - 1.5) * 4
                 across = np.array((-np.sin(angle), np.cos(angle))) * row * 2.2
-                lamp = box(*(top + along_row + across), 2.6, 3.0, angle)
+                lamp = box(top + along_row + across, 2.6, 3.0, angle)
                 cv2.fillConvexPoly(canvas.image, fixed(lamp), (46, 44, 44), cv2.LINE_AA, 4)
                 cv2.fillConvexPoly(canvas.mask, fixed(lamp), (90, 230, 220), cv2.LINE_8, 4)

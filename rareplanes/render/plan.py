@@ -1,0 +1,138 @@
+"""What a plan of an airport consists of, in metres, and the airports there are.
+
+World frame: x to the right, y down, as on the screen. The runway lies on y = 0; taxiway, apron,
+terminals and car parks follow below it, a field for small aircraft lies above it.
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+GROUND, SOIL, RUNWAY, TAXIWAY, SHOULDER, APRON, SLABS, ROAD, CARPARK = range(9)
+REACH = 1500.0  # metres, half the length of a plan
+WHITE, YELLOW, RED = (205.0, 208, 208), (70.0, 165, 195), (80.0, 85, 170)
+
+Colour = tuple[float, float, float]  # BGR, 0-255
+Points = np.ndarray  # [N,2] metres
+Pair = tuple[float, float]
+
+
+class Surface(NamedTuple):
+    points: Points
+    material: int
+    tone: float = 1.0
+
+
+class Stroke(NamedTuple):
+    """A thick line: paint where `material` is None, else a paved way."""
+
+    points: Points
+    width: float
+    colour: Colour = WHITE
+    material: int | None = None
+
+
+class Block(NamedTuple):
+    """A prism standing on `base`; `group` tells roofs, huts and so on apart in the mask."""
+
+    points: Points
+    base: float
+    height: float
+    colour: Colour
+    group: int = 0
+
+
+class Slot(NamedTuple):
+    """A place for an aircraft; `bridge` is where a jet bridge leaves the terminal."""
+
+    x: float
+    y: float
+    heading: float
+    span: float
+    bridge: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Airport:
+    name: str
+    biome: str
+    segments: tuple[str, ...]  # what lines the apron, from left to right
+    weather: tuple[str, ...]  # one is drawn for each scene
+    trees: float
+    ground: Colour
+    soil: Colour
+    asphalt: Colour
+    concrete: Colour
+    roof: Colour
+
+
+# name, what lines the apron, weather, density of woods, then the colours (RGB) of ground, soil,
+# asphalt, concrete and roofs, then the biome
+TABLE = """
+Bergen linear,remote,piers Clear,Overcast,Rain,Haze .9 4c5c3a 746c54 4a4c4e 8e8e8a 767c80 Forest
+Tucson piers,linear,remote Clear,Clear,Dust .08 ac9678 a68a68 787470 bab2a6 c4beb6 Deserts
+Manaus remote,linear,satellite Clear,Overcast,Haze 1.4 4e6030 8a583e 5a5656 98948e 708296 Rainforest
+Tromso linear,linear,remote Snow,Snow,Overcast,Clear .3 c2c8ce a6a8aa 565658 929496 7e7678 Tundra
+Alicante satellite,piers,linear Clear,Haze .25 8a8058 9c8460 62605e a4a29c b0a096 Mediterranean
+Auckland piers,satellite,piers Clear,Overcast,Haze .35 587042 7c7458 5c5e62 a8acac bec2c4 Grassland
+Almaty remote,remote,linear Snow,Clear,Haze,Dust .15 8c8668 908670 686868 8a8886 8c7a6e Steppe
+Oshawa remote,linear,remote Clear,Snow,Overcast .7 5c6848 80765c 404042 7e7c7a 786062 Forest
+"""
+
+
+@cache
+def airports() -> tuple[Airport, ...]:
+    return tuple(_airport(*line.split(maxsplit=9)) for line in TABLE.strip().splitlines())
+
+
+def _airport(name: str, segments: str, weather: str, trees: str, *rest: str) -> Airport:
+    *colours, biome = rest
+    bgr = [tuple(float(v) for v in bytes.fromhex(colour)[::-1]) for colour in colours]
+    look = dict(zip(("ground", "soil", "asphalt", "concrete", "roof"), bgr, strict=True))
+    tokens = tuple(segments.split(",")), tuple(weather.split(","))
+    return Airport(name, biome, *tokens, float(trees), **look)  # type: ignore[arg-type]
+
+
+@dataclass
+class Plan:
+    surfaces: list[Surface] = field(default_factory=list)
+    ways: list[Stroke] = field(default_factory=list)
+    paint: list[Stroke] = field(default_factory=list)
+    stains: list[Stroke] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
+    routes: list[Points] = field(default_factory=list)  # centre lines aircraft follow
+    cars: list[tuple[float, float, float]] = field(default_factory=list)
+    trees: list[tuple[float, float, float]] = field(default_factory=list)
+
+
+def scaled(colour: Colour, light: float) -> Colour:
+    b, g, r = colour
+    return b * light, g * light, r * light
+
+
+def rect(x0: float, y0: float, x1: float, y1: float) -> Points:
+    return np.array(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), float)
+
+
+def box(at: Points | Pair, length: float, width: float, heading: float) -> Points:
+    """A rectangle around `at`, its length along `heading`."""
+    c, s = np.cos(heading), np.sin(heading)
+    corners = np.array(((1, 1), (1, -1), (-1, -1), (-1, 1))) * (length / 2, width / 2)
+    return corners @ np.array(((c, s), (-s, c))) + np.asarray(at)
+
+
+def bend(
+    start: tuple[float, float], corner: tuple[float, float], end: tuple[float, float]
+) -> Points:
+    """A quadratic Bézier curve."""
+    t = np.linspace(0, 1, 12)[:, None]
+    return (
+        (1 - t) ** 2 * np.array(start) + 2 * t * (1 - t) * np.array(corner) + t**2 * np.array(end)
+    )
+
+
+def line(*points: Pair) -> Points:
+    return np.array(points, float)

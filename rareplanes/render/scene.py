@@ -1,0 +1,173 @@
+"""Renders one scene and describes it in XML as RarePlanes does."""
+
+import xml.etree.ElementTree as ET
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rareplanes.render import scenery, traffic, weather
+from rareplanes.render.airport import plan
+from rareplanes.render.plan import Airport
+from rareplanes.render.traffic import Thing
+from rareplanes.render.view import View
+
+BONES = ("Nose", "RightWing", "Tail", "LeftWing")
+
+
+class Scene(NamedTuple):
+    """One scene to render: all that its bytes depend on."""
+
+    number: int
+    seed: int
+    size: tuple[int, int]
+    stem: str
+    airport: Airport
+    split: str
+
+
+class Picture(NamedTuple):
+    image: np.ndarray  # [H,W,3] uint8 BGR
+    mask: np.ndarray  # [H,W,3] uint8 BGR
+    xml: str
+
+
+def render(scene: Scene) -> Picture:
+    """Draw one scene. Everything random comes from (seed, index)."""
+    rng = np.random.default_rng((scene.seed, scene.number))
+    ground = plan(scene.airport)
+    view = _camera(scene, rng)
+    sky = str(rng.choice(scene.airport.weather))
+    labels = scenery.label_colours(scene.airport)
+    palette = traffic.Palette(
+        rng, {label[::-1] for label in labels} | {(46, 90, 30), (220, 230, 90)}
+    )
+
+    canvas = scenery.lay_ground(view, scene.airport, ground, rng)
+    blocks, named = traffic.park_vehicles(view, ground, palette, rng)
+    scenery.plant_trees(view, canvas, ground, rng)
+    scenery.raise_blocks(view, canvas, blocks, labels)
+    for block, thing in named:
+        scenery.raise_blocks(view, canvas, [block], [thing.colour[::-1]])
+    scenery.raise_blocks(view, canvas, ground.blocks, labels, roof=True)
+
+    area = view.width * view.height / (1920 * 1080)
+    wanted = int(np.clip(rng.gamma(1.9, 6.0) * area**0.5, 1, 40))
+    aircraft = traffic.park_aircraft(view, ground, canvas, wanted, palette, rng)
+    if rng.random() < 0.04:
+        aircraft.append(_unseen(view, aircraft, palette))
+    traffic.shade_ground(canvas, aircraft)
+    image = weather.weather_ground(view, scene.airport, canvas, sky, rng)
+    light = weather.cast_light(view, canvas, image, rng)
+    traffic.lay_aircraft(canvas, image, light, aircraft)
+    canvas.image = np.clip(image, 0, 255).astype(np.uint8)
+    bridges = [thing.bridge for thing in aircraft if thing.bridge is not None]
+    scenery.raise_blocks(view, canvas, bridges, labels)
+    traffic.masts(view, canvas, aircraft, rng)
+    things = aircraft + [thing for _, thing in named]
+    traffic.measure(canvas, things)
+    things = [t for t in things if t.area or t.categories[0] == "Airplane"]
+    image = weather.develop(view, canvas.image, sky, rng)
+    return Picture(image, canvas.mask, _describe(scene, view, sky, things, rng))
+
+
+def _camera(scene: Scene, rng: np.random.Generator) -> View:
+    ground = plan(scene.airport)
+    small = rng.random() < 0.22  # the field above the runway, not the apron below it
+    places = [slot[:2] for slot in ground.slots if abs(slot.x) < 1150 and (slot.y < 0) == small]
+    x, y = np.array(places[rng.integers(len(places))]) + rng.normal(0, 60, 2)
+    if rng.random() < 0.35:
+        y *= rng.uniform(0.2, 0.9)
+    tilt, towards = rng.uniform(0, 0.22), rng.uniform(0, 2 * np.pi)
+    lean = tilt * np.array((np.cos(towards), np.sin(towards)))
+    elevation, azimuth = np.radians(rng.uniform(30, 68)), rng.uniform(0, 2 * np.pi)
+    flat = np.cos(elevation)
+    sun = np.array((flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)))
+    ppm, yaw = rng.uniform(2.3, 2.8), rng.uniform(0, 2 * np.pi)
+    return View(*scene.size, ppm, (float(x), float(y)), yaw, lean, sun)
+
+
+def _unseen(view: View, others: list[Thing], palette: traffic.Palette) -> Thing:
+    """An aircraft just outside the picture: listed, with no pixel."""
+    outside = np.array((view.width + 30.0, view.height * 0.4))
+    like = others[0] if others else None
+    categories = like.categories if like else ("Airplane", "Civil", "Sport", "Cessna", "172")
+    name = f"SM_{'_'.join(categories)}_BPC_C_249StaticMeshComponent"
+    sockets = outside + np.array(((0, -20), (20, 0), (0, 20), (-20, 0)))
+    world = np.zeros((4, 3))
+    return Thing(categories, name, palette.take(), outside, outside + 1, sockets, world)
+
+
+def _describe(
+    scene: Scene, view: View, sky: str, things: list[Thing], rng: np.random.Generator
+) -> str:
+    """The scene's XML, element for element as RarePlanes writes it."""
+    pitch = -np.degrees(np.arctan2(1, np.hypot(*view.lean)))
+    altitude = 94000.0  # centimetres, like all of the file's lengths
+    focal = altitude / 100 * view.ppm
+    hour = 6 + np.degrees(np.arcsin(view.sun[2])) / 12
+    root = ET.Element("image")
+    ET.SubElement(root, "annotation", vendor="sample.py")
+    location = {"x": 100 * view.centre[0], "y": 100 * view.centre[1], "z": altitude}
+    middle = {"x_0": view.width / 2, "y_0": view.height / 2}
+    tree = {
+        "filename": f"{scene.stem}.png",
+        "time_stamp": f"2020.06.21-{int(hour):02d}.{int(hour % 1 * 60):02d}.00",
+        "image_resolution": {"width": view.width, "height": view.height},
+        "camera": {
+            "location": location,
+            "rotation": {"pitch": pitch, "roll": 0.0, "yaw": float(np.degrees(view.yaw))},
+            "intrinsics": {"f_x": focal, "f_y": focal, **middle, "s": 0.0},
+            "focal_length": focal,
+            "focus_distance": 100000.0,
+            "horizontal_field_of_view": float(2 * np.degrees(np.arctan(middle["x_0"] / focal))),
+        },
+        "platform": {"center_elevation_angle": -pitch, "altitude": altitude},
+        "num_object_mask_objects": len(things),
+    }
+    _grow(root, tree)
+    for thing in things:
+        number = rng.bytes(16).hex().upper()
+        _grow(
+            ET.SubElement(root, "object", id=number, persistent_id=thing.name), _object(thing, rng)
+        )
+    _grow(root, {"num_box2D_objects": len(things), "num_posed_objects": 0})
+    parameters = {
+        "Time of Day": int(hour),
+        "GroundSampleDistance": round(100 / view.ppm),
+        "OffNadirAngle": round(90 + pitch),
+        "CurrentWeather": sky,
+        "Primary Biome": scene.airport.biome,
+        "bBox2D": True,
+        "bObjectMask": True,
+    }
+    table = ET.SubElement(root, "JSON_Variation_Parameters")
+    for name, value in parameters.items():
+        ET.SubElement(table, "parameter", name=name, value=str(value))
+    ET.indent(root, "\t")
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, "unicode") + "\n"
+
+
+def _object(thing: Thing, rng: np.random.Generator) -> dict[str, Any]:
+    tree: dict[str, Any] = {f"category{i}": text for i, text in enumerate(thing.categories)}
+    tree["object_mask_color_rgba"] = ",".join(map(str, (*thing.colour, 255)))
+    if thing.sockets is not None and thing.world is not None:
+        tree["Sockets"] = {}
+        for bone, (x, y, z), (u, v) in zip(BONES, thing.world * 100, thing.sockets, strict=True):
+            tree["Sockets"][f"Bone_PlaneAnnotation_{bone}"] = {
+                "world": f"X={x:.3f} Y={y:.3f} Z={z:.3f}",
+                "screen": f"X={u:.3f} Y={v:.3f}",
+            }
+    corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), thing.extent, strict=True))
+    blur = float(rng.normal(0, 0.03))
+    tree["bndbox2D"] = {**corners, "ratio_visible": "0.0", "focus_blur": blur}
+    return tree
+
+
+def _grow(parent: ET.Element, tree: dict[str, Any]) -> None:
+    """Append nested dicts as elements; floats get six decimals."""
+    for tag, value in tree.items():
+        child = ET.SubElement(parent, tag)
+        if isinstance(value, dict):
+            _grow(child, value)
+        else:
+            child.text = f"{value:.6f}" if isinstance(value, float) else str(value)

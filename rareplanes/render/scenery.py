@@ -1,0 +1,180 @@
+"""Draws a plan from above: pavement, paint, buildings, trees, and the colours of the mask."""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from rareplanes.render.aircraft import SHIFT
+from rareplanes.render.plan import (
+    APRON,
+    CARPARK,
+    GROUND,
+    ROAD,
+    RUNWAY,
+    SHOULDER,
+    SLABS,
+    SOIL,
+    TAXIWAY,
+    Airport,
+    Block,
+    Plan,
+)
+from rareplanes.render.view import ROOF, Canvas, View, fixed, texture, visible
+
+
+def lay_ground(view: View, airport: Airport, plan: Plan, rng: np.random.Generator) -> Canvas:
+    """Pavement, paint and stains, still without texture and light."""
+    shape = (view.height, view.width)
+    palette = _palette(airport)
+    labels = label_colours(airport)
+    image = np.full((*shape, 3), palette[GROUND], np.uint8)
+    mask = np.full((*shape, 3), labels[GROUND], np.uint8)
+    canvas = Canvas(image, mask, *(np.zeros(shape, np.uint8) for _ in range(3)))
+    for way, pixels in visible(
+        view, sorted(plan.ways, key=lambda way: (way.material != SOIL, -way.width)), 80
+    ):
+        width = max(1, round(way.width * view.ppm))
+        colour = palette[way.material]
+        cv2.polylines(image, [fixed(pixels)], False, colour, width, cv2.LINE_AA, SHIFT)
+        cv2.polylines(
+            canvas.material, [fixed(pixels)], False, way.material, width, cv2.LINE_8, SHIFT
+        )
+    for surface, pixels in visible(view, plan.surfaces):
+        colour = tuple(min(255.0, v * surface.tone) for v in palette[surface.material])
+        cv2.fillPoly(image, [fixed(pixels)], colour, cv2.LINE_AA, SHIFT)
+        cv2.fillPoly(canvas.material, [fixed(pixels)], surface.material, cv2.LINE_8, SHIFT)
+    painted = image.copy()
+    for stroke, pixels in visible(view, plan.paint, 20):
+        width = max(1, round(stroke.width * view.ppm))
+        cv2.polylines(painted, [fixed(pixels)], False, stroke.colour, width, cv2.LINE_AA, SHIFT)
+    for stroke, pixels in visible(view, plan.stains, 20):
+        width = max(1, round(stroke.width * view.ppm))
+        cv2.polylines(canvas.dirt, [fixed(pixels)], False, stroke.colour, width, cv2.LINE_AA, SHIFT)
+    fresh = float(rng.uniform(0.35, 0.85))
+    wear = np.clip(fresh + 0.25 * texture(view, "middle", 0.5), 0.1, 1)
+    cv2.blendLinear(painted, image, wear, 1 - wear, image)
+    canvas.image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.5, 1.1)))
+    _label_ground(view, plan, canvas, labels)
+    return canvas
+
+
+def _palette(airport: Airport) -> dict[int, tuple[float, float, float]]:
+    asphalt, ground = np.array(airport.asphalt), np.array(airport.ground)
+    concrete = np.array(airport.concrete)
+    colours = {
+        GROUND: ground,
+        SOIL: np.array(airport.soil),
+        RUNWAY: asphalt * 0.95,
+        TAXIWAY: asphalt,
+        SHOULDER: asphalt * 0.6 + ground * 0.3,
+        APRON: concrete * 0.7 + asphalt * 0.3,
+        SLABS: concrete,
+        ROAD: asphalt * 0.9,
+        CARPARK: asphalt * 1.05,
+    }
+    return {key: tuple(value.tolist()) for key, value in colours.items()}
+
+
+@cache
+def label_colours(airport: Airport) -> list[tuple[int, int, int]]:
+    """Colours the mask gives to what is no object, BGR; the textured greys come on top."""
+    rng = np.random.default_rng(sum(airport.name.encode()))
+    return [(int(b), int(g), int(r)) for b, g, r in rng.integers(20, 236, (64, 3))]
+
+
+def _label_ground(
+    view: View, plan: Plan, canvas: Canvas, labels: list[tuple[int, int, int]]
+) -> None:
+    """The mask's ground: flat colours, one textured grey, squares and lines along the taxiways."""
+    table = np.zeros((256, 1, 3), np.uint8)
+    table[: len(labels), 0] = labels
+    canvas.mask = cv2.LUT(cv2.merge([canvas.material] * 3), table)
+    grey = np.clip(92 + 11 * texture(view, "middle", 0.4), 40, 160).astype(np.uint8)
+    textured = np.isin(canvas.material, (RUNWAY, SHOULDER))
+    canvas.mask[textured] = np.stack((grey + 4, grey, grey), -1)[textured]
+    for route in plan.routes:
+        pixels = view.screen(route)
+        if not view.sees(pixels, 40):
+            continue
+        cv2.polylines(canvas.mask, [fixed(pixels)], False, labels[40], 2, cv2.LINE_8, SHIFT)
+        for x, y, heading in along(route, 11.0):
+            for side, size, label in ((0, 8, 41), (-17, 2.6, 42), (17, 2.6, 42)):
+                c, s = np.cos(heading), np.sin(heading)
+                if side and round(x + y) % 3:
+                    continue
+                corners = np.array(((1, 1), (1, -1), (-1, -1), (-1, 1))) * size / 2 + (0, side)
+                square = view.screen(corners @ np.array(((c, s), (-s, c))) + (x, y))
+                if view.sees(square):
+                    cv2.fillConvexPoly(canvas.mask, fixed(square), labels[label], cv2.LINE_8, SHIFT)
+
+
+def along(route: np.ndarray, step: float) -> np.ndarray:
+    """Points every `step` metres of a polyline with their headings: [N,3]."""
+    legs = np.diff(route, axis=0)
+    lengths = np.hypot(*legs.T)
+    at = np.arange(step / 2, lengths.sum(), step)
+    ends = np.concatenate(([0], np.cumsum(lengths)))
+    leg = np.clip(np.searchsorted(ends, at) - 1, 0, len(legs) - 1)
+    part = ((at - ends[leg]) / lengths[leg])[:, None]
+    heading = np.arctan2(legs[leg, 1], legs[leg, 0])
+    return np.column_stack((route[leg] + part * legs[leg], heading))
+
+
+def raise_blocks(
+    view: View,
+    canvas: Canvas,
+    blocks: Iterable[Block],
+    labels: Sequence[tuple[int, int, int]],
+    roof: bool = False,
+) -> None:
+    """Draw prisms with walls where the view leans, and their shadows; `roof` hides aircraft."""
+    for block, foot in visible(view, blocks, 60):
+        top_z = block.base + block.height
+        foot = foot + block.base * view.lean * view.ppm
+        top = view.screen(block.points, top_z)
+        colour, label = np.array(block.colour), labels[block.group]
+        if block.base == 0:
+            _cast(canvas.shadow, foot, view.shadow(block.points, top_z), 255)
+        else:
+            fall = foot - block.height * view.ppm * view.sun[:2] / view.sun[2]
+            _cast(canvas.image, foot, fall, tuple(colour * 0.35))
+        walls = []
+        for a, b in zip(range(-1, len(foot) - 1), range(len(foot)), strict=True):
+            edge = foot[b] - foot[a]
+            normal = np.array((edge[1], -edge[0])) / (np.hypot(*edge) + 1e-9)
+            normal *= np.sign(normal @ (foot[a] - foot.mean(0))) or 1.0
+            light = 0.45 + 0.6 * max(0.0, float(normal @ view.sun[:2]))
+            walls.append((np.array((foot[a], foot[b], top[b], top[a])), tuple(colour * light)))
+        roofs = [(top, tuple(np.minimum(colour * (0.5 + 0.62 * view.sun[2]), 255)))]
+        for shape, shade in (walls if block.height > 0.3 else []) + roofs:
+            cv2.fillPoly(canvas.image, [fixed(shape)], shade, cv2.LINE_AA, SHIFT)
+            cv2.fillPoly(canvas.mask, [fixed(shape)], label, cv2.LINE_8, SHIFT)
+            if roof:
+                cv2.fillPoly(canvas.material, [fixed(shape)], ROOF, cv2.LINE_8, SHIFT)
+
+
+def _cast(target: np.ndarray, foot: np.ndarray, top: np.ndarray, value: Any) -> None:
+    """Fill the shadow of a convex prism, the hull of its foot and its top's shadow."""
+    hull = cv2.convexHull(np.concatenate((foot, top)).astype(np.float32))[:, 0]
+    cv2.fillConvexPoly(target, fixed(hull), value, cv2.LINE_8, SHIFT)
+
+
+def plant_trees(view: View, canvas: Canvas, plan: Plan, rng: np.random.Generator) -> None:
+    """Round crowns: a shadow on the ground, a dark crown, a lit side."""
+    trees = np.array(plan.trees).reshape(-1, 3)
+    at = view.screen(trees[:, :2])
+    size = (view.width + 30, view.height + 30)
+    seen = ((at > -30) & (at < size)).all(1)
+    colour = np.array((38, 66, 52)) * rng.uniform(0.7, 1.1)
+    for (x, y), r in zip(at[seen], trees[seen, 2] * view.ppm, strict=True):
+        fall = (x, y) - 1.6 * r * view.sun[:2] / view.sun[2] * 0.6
+        cv2.circle(canvas.shadow, tuple(map(int, fall)), int(r), 255, -1)
+        tone = colour * rng.uniform(0.75, 1.15)
+        for k, light in ((1.0, 0.72), (0.85, 0.9), (0.6, 1.1), (0.3, 1.25)):
+            spot = (x, y) + view.sun[:2] * r * (1 - k) * 0.7
+            middle, radius, shade = tuple(map(int, spot)), int(r * k) + 1, tuple(tone * light)
+            cv2.circle(canvas.image, middle, radius, shade, -1, cv2.LINE_AA)
+        cv2.circle(canvas.mask, (int(x), int(y)), int(r), (30, 90, 46), -1)

@@ -1,0 +1,111 @@
+"""The camera, the canvas it fills, and the textures that lie on the ground below it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from rareplanes.render.aircraft import SHIFT
+
+ROOF = 9  # a material beside those of the plan: what stands above the aircraft
+TILE = 1024  # texels of a texture, which repeats
+
+
+@dataclass(frozen=True)
+class View:
+    """A camera over the plan; directions are those of the screen, x right and y down."""
+
+    width: int
+    height: int
+    ppm: float  # pixels per metre
+    centre: tuple[float, float]
+    yaw: float
+    lean: np.ndarray  # [2] metres a point moves per metre of height
+    sun: np.ndarray  # [3] unit vector towards the sun
+
+    def screen(self, points: np.ndarray, z: float = 0.0) -> np.ndarray:
+        """World metres [N,2] at height z to pixels [N,2]."""
+        c, s = np.cos(self.yaw), np.sin(self.yaw)
+        turned = (points - self.centre) @ np.array(((c, s), (-s, c)))
+        return (turned + z * self.lean) * self.ppm + (self.width / 2, self.height / 2)
+
+    def shadow(self, points: np.ndarray, z: float) -> np.ndarray:
+        """Where the shadow of points at height z falls, in pixels."""
+        return self.screen(points) - z * self.ppm * self.sun[:2] / self.sun[2]
+
+    def sees(self, pixels: np.ndarray, margin: float = 0.0) -> bool:
+        low, high = pixels.min(0), pixels.max(0)
+        size = (self.width + margin, self.height + margin)
+        return bool((high >= -margin).all() and (low < size).all())
+
+
+@dataclass
+class Canvas:
+    """What is drawn together, so that image and mask agree: all [H,W] or [H,W,3], uint8 BGR."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    material: np.ndarray
+    shadow: np.ndarray
+    dirt: np.ndarray
+
+
+def fixed(pixels: np.ndarray) -> np.ndarray:
+    return np.round(pixels * (1 << SHIFT)).astype(np.int32)
+
+
+@cache
+def textures() -> dict[str, np.ndarray]:
+    """Repeating float32 textures of mean 0 and deviation 1, the same in every process."""
+    rng = np.random.default_rng(7)
+    f = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)[None]) * TILE
+    f[0, 0] = np.inf
+
+    def noise(power: float, low: float = 1.0) -> np.ndarray:
+        spectrum = np.fft.rfft2(rng.standard_normal((TILE, TILE))) * f**-power * (f >= low)
+        field = np.fft.irfft2(spectrum)
+        return (field / field.std()).astype(np.float32)
+
+    slabs = rng.normal(0, 0.5, (32, 32)).repeat(32, 0).repeat(32, 1)
+    slabs[::32] = slabs[:, ::32] = -2.6
+    slabs[1::32] = slabs[:, 1::32] = -1.2
+    return {
+        "coarse": noise(1.7),
+        "middle": noise(1.1, 6),
+        "fine": noise(0.35, 30),
+        "cloud": noise(1.9),
+        "slabs": slabs.astype(np.float32),
+        "white": rng.standard_normal((TILE, TILE)).astype(np.float32),
+    }
+
+
+def texture(
+    view: View, name: str, texel: float, shift: Sequence[float] | np.ndarray = (0, 0)
+) -> np.ndarray:
+    """A texture fixed to the ground, one texel so many metres wide: [H,W] float32."""
+    c, s = np.cos(view.yaw) / view.ppm, np.sin(view.yaw) / view.ppm
+    turn = np.array(((c, s), (-s, c)))
+    start = np.array(view.centre) + shift - turn @ (view.width / 2, view.height / 2)
+    matrix = np.column_stack((turn, start)) / texel
+    size = (view.width, view.height)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(textures()[name], matrix, size, flags=flags, borderMode=cv2.BORDER_WRAP)
+
+
+def visible(
+    view: View, items: Iterable[Any], margin: float = 0.0
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """Those items of a plan whose `points` reach the picture, with their pixels."""
+    items = list(items)
+    if not items:
+        return
+    pixels = view.screen(np.concatenate([item.points for item in items]))
+    starts = np.cumsum([0] + [len(item.points) for item in items])
+    low = np.minimum.reduceat(pixels, starts[:-1])
+    high = np.maximum.reduceat(pixels, starts[:-1])
+    size = (view.width + margin, view.height + margin)
+    for i in np.flatnonzero((high > -margin).all(1) & (low < size).all(1)):
+        yield items[i], pixels[starts[i] : starts[i + 1]]

@@ -1,0 +1,102 @@
+"""Grain and snow on the ground, sun and shadow, clouds, haze and the sensor."""
+
+import cv2
+import numpy as np
+
+from rareplanes.render.plan import (
+    APRON,
+    CARPARK,
+    GROUND,
+    ROAD,
+    RUNWAY,
+    SHOULDER,
+    SLABS,
+    SOIL,
+    TAXIWAY,
+    Airport,
+)
+from rareplanes.render.view import ROOF, TILE, Canvas, View, texture, textures
+
+# How strongly each material shows the textures: (coarse, middle, fine, slabs).
+GRAIN = {
+    GROUND: (0.10, 0.10, 0.06, 0),
+    SOIL: (0.08, 0.10, 0.06, 0),
+    RUNWAY: (0.06, 0.05, 0.03, 0),
+    TAXIWAY: (0.06, 0.05, 0.03, 0.01),
+    SHOULDER: (0.08, 0.07, 0.04, 0),
+    APRON: (0.05, 0.05, 0.025, 0.01),
+    SLABS: (0.04, 0.04, 0.02, 0.05),
+    ROAD: (0.03, 0.04, 0.02, 0),
+    CARPARK: (0.05, 0.06, 0.03, 0),
+    ROOF: (0.05, 0.07, 0.02, 0),
+}
+
+
+def weather_ground(
+    view: View, airport: Airport, canvas: Canvas, weather: str, rng: np.random.Generator
+) -> np.ndarray:
+    """Texture, stains and snow on the ground: [H,W,3] float32."""
+    amount = np.zeros((4, 256), np.float32)
+    for material, strength in GRAIN.items():
+        amount[:, material] = strength
+    shift = rng.uniform(-400, 400, 2)  # each scene has weathered a little differently
+    coarse = texture(view, "coarse", 0.7, shift)
+    middle = texture(view, "middle", 0.3)
+    factor = 1 - canvas.dirt * np.float32(rng.uniform(0.5, 1.3) / 255)
+    for k, field in enumerate(
+        (coarse, middle, texture(view, "fine", 0.36), texture(view, "slabs", 0.234))
+    ):
+        factor += cv2.LUT(canvas.material, amount[k]) * field
+    image = canvas.image * factor[..., None]
+    tint = np.zeros((256, 1), np.float32)
+    tint[GROUND] = 1
+    patch = np.clip(coarse * 0.35 + 0.3 * middle + rng.uniform(-0.3, 0.4), 0, 1)
+    patch *= cv2.LUT(canvas.material, tint)
+    image += patch[..., None] * (np.array(airport.soil, np.float32) - image)
+    if weather == "Snow":
+        flaky = texture(view, "coarse", 0.25, rng.uniform(-400, 400, 2)) + 0.35 * middle
+        cover = np.clip(
+            (flaky - rng.uniform(-0.2, 1.2)) * rng.uniform(0.6, 2), 0, rng.uniform(0.6, 0.95)
+        )
+        white = np.float32(rng.uniform(195, 235)) * (1 + 0.04 * middle)
+        image += cover[..., None] * (white[..., None] - image)
+    return image
+
+
+def cast_light(
+    view: View, canvas: Canvas, image: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Lay the shadows onto the ground; returns the light [H,W] that is left of the sun."""
+    canvas.shadow[canvas.material == ROOF] = 0
+    soft = cv2.GaussianBlur(canvas.shadow, (0, 0), float(rng.uniform(0.7, 1.8)))
+    light = 1 - soft * np.float32(rng.uniform(0.45, 0.72) / 255)
+    image *= light[..., None] ** np.array((0.88, 0.97, 1.0), np.float32)  # shadows are bluish
+    return light
+
+
+def develop(view: View, image: np.ndarray, weather: str, rng: np.random.Generator) -> np.ndarray:
+    """Clouds and their shadows, haze, the colour of the light, blur and the sensor's noise."""
+    image = image.astype(np.float32)
+    if rng.random() < (0.6 if weather == "Overcast" else 0.25):
+        cloud = texture(view, "cloud", float(rng.uniform(0.4, 1.2)), rng.uniform(-500, 500, 2))
+        image *= 1 - np.clip(cloud - rng.uniform(0, 0.8), 0, 1)[..., None] * rng.uniform(0.15, 0.4)
+        if rng.random() < 0.5:
+            veil = texture(view, "cloud", float(rng.uniform(0.3, 0.8)), rng.uniform(-500, 500, 2))
+            veil = np.clip(veil - rng.uniform(0.3, 1.2), 0, 1)[..., None] * rng.uniform(0.2, 0.5)
+            image += veil * (232 - image)
+    murky = weather in ("Haze", "Dust", "Rain", "Snow")
+    dense = rng.uniform(0.12, 0.4) if murky else rng.uniform(0, 0.15)
+    warm = rng.normal(0, 6) - (20 if weather == "Dust" else 0)
+    haze = rng.uniform(150, 205) + np.array((warm, 0, -warm))
+    elevation = view.sun[2]
+    gain = np.array((0.82 + 0.18 * elevation, 0.92 + 0.08 * elevation, 1.04 - 0.04 * elevation))
+    gain *= rng.uniform(0.9, 1.3) * (1 + rng.normal(0, 0.02, 3))
+    image *= (gain * (1 - dense)).astype(np.float32)
+    image += (haze * dense).astype(np.float32)
+    if rng.random() < 0.5:
+        image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.3, 0.8)))
+    y, x = rng.integers(0, TILE, 2)
+    tile = np.roll(textures()["white"], (y, x), (0, 1)) * np.float32(rng.uniform(0.4, 2.2))
+    reps = (-(-view.height // TILE), -(-view.width // TILE))
+    image += np.tile(tile, reps)[: view.height, : view.width, None]
+    return np.clip(image, 0, 255).astype(np.uint8)
