@@ -49,8 +49,8 @@ class RarePlanesScene:
         scene = read_scene(self.folder, self.stem)
         number = {name: i for i, name in enumerate(attributes.categories(self.attribute), start=1)}
         things = [
-            Thing(number[attributes.category(plane.make, self.attribute)], plane.make)
-            for plane in scene.aircraft
+            Thing(number[attributes.category(p.make, self.attribute)], p.make, p.pixels)
+            for p in scene.aircraft
         ]
         return Labels(scene.ids, things)
 

@@ -1,5 +1,6 @@
 """The tiling itself: where the tiles of a scene lie, and what each one shows."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -31,6 +32,8 @@ class Thing:
 
     category_id: int
     make: str
+    pixels: int
+    """How many of the scene's pixels show it."""
     crowd: bool = False
 
 
@@ -84,9 +87,10 @@ def cut(labels: Labels, settings: Settings) -> Iterator[tuple[dict[str, Any], np
     size = settings.tile_size
     ids, things = labels.ids, labels.things
     height, width = ids.shape
-    total = np.bincount(ids.ravel(), minlength=len(things) + 1)
-    least = np.maximum(settings.min_visible * total, MIN_PIXELS)
-    least[1:][[thing.crowd for thing in things]] = np.inf
+    least = [0.0] + [
+        math.inf if thing.crowd else max(settings.min_visible * thing.pixels, MIN_PIXELS)
+        for thing in things
+    ]
     padded = [max(0, size - width), max(0, size - height)]
     for y, x in product(grid(height, size), grid(width, size)):
         part = ids[y : y + size, x : x + size]
@@ -100,7 +104,7 @@ def cut(labels: Labels, settings: Settings) -> Iterator[tuple[dict[str, Any], np
 
 
 def _label(
-    part: np.ndarray, things: list[Thing], least: np.ndarray
+    part: np.ndarray, things: list[Thing], least: list[float]
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     if not part.any():
         return np.zeros(part.shape, np.uint8), []
