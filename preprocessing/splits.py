@@ -22,6 +22,7 @@ from preprocessing.tiles import MIN_PIXELS, Settings, Source
 from rareplanes.errors import UserError
 
 OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json")
+STAGE = ".tiling"
 
 T = TypeVar("T")
 
@@ -31,10 +32,6 @@ class Job(NamedTuple):
 
     folder: Path
     source: Source
-
-    @property
-    def stage(self) -> Path:
-        return self.folder / ".tiling"
 
 
 class Tile(NamedTuple):
@@ -62,56 +59,63 @@ def tile_splits(
         UserError: no scene at all could be read, or another run is at work there.
     """
     jobs = [Job(folder, source) for folder, sources in splits.items() for source in sources]
+    bad: dict[int, UserError] = {}
     with ExitStack() as held:
         for folder in splits:
-            held.enter_context(_locked(folder / ".tiling"))
+            held.enter_context(_locked(folder / STAGE))
         pool = held.enter_context(Workers(min(workers, len(jobs))))
-        bad: dict[int, UserError] = {}
-
-        tasks: dict[int, tuple[Any, ...]] = {
-            i: (job.source, job.stage, settings) for i, job in enumerate(jobs)
-        }
-        positive = _each(pool, write_labels, tasks, "labels", bad)
-
-        kept = {
-            folder: select({j.source.stem: positive[i] for i, j in enumerate(jobs)
-                            if j.folder == folder and i in positive}, settings)
-            for folder in splits
-        }  # fmt: skip
-        wanted: dict[tuple[Path, str], list[int]] = {}
-        for folder, tiles in kept.items():
-            for tile in tiles:
-                wanted.setdefault((folder, tile.stem), []).append(tile.n)
-        tasks = {
-            i: (job.source, job.stage, settings, wanted[job.folder, job.source.stem])
-            for i, job in enumerate(jobs)
-            if (job.folder, job.source.stem) in wanted
-        }
-        _each(pool, write_images, tasks, "images", bad)
-
+        kept = _tile(pool, jobs, settings, bad)
         for index in sorted(bad):
-            job = jobs[index]
-            print(f"bad scene {str(job.folder / job.source.stem)!r}: {bad[index]}", file=sys.stderr)
+            name = str(jobs[index].folder / jobs[index].source.stem)
+            print(f"bad scene {name!r}: {bad[index]}", file=sys.stderr)
         if len(bad) == len(jobs):
             raise UserError(f"None of the {len(jobs)} scenes could be read.")
         if bad and not skip_bad:
             print(
                 f"error: {len(bad)} of {len(jobs)} scenes could not be read, so nothing was "
-                "changed; mend or remove them, or leave them out by --skip-bad. The rest is done "
-                "and will not be done again.",
+                "changed; mend or remove them, or leave them out by --skip-bad. The others are "
+                "done and need not be done again.",
                 file=sys.stderr,
             )
             return 1
-
-        without = {(jobs[i].folder, jobs[i].source.stem) for i in bad}
         for folder, sources in splits.items():
-            tiles = [tile for tile in kept[folder] if (folder, tile.stem) not in without]
             airports = {source.stem: source.airport for source in sources}
-            _complete(folder / ".tiling", tiles, airports, categories, settings)
-            _report(folder, tiles, len(sources) - sum(f == folder for f, _ in without))
+            _complete(folder / STAGE, kept[folder], airports, categories, settings)
+            _report(folder, kept[folder], len(sources))
         for folder in splits:
             put_in_place(folder)
     return 0
+
+
+def _tile(
+    pool: Workers, jobs: list[Job], settings: Settings, bad: dict[int, UserError]
+) -> dict[Path, list[Tile]]:
+    """Write the tiles of all scenes to their stages and say which are kept, split by split."""
+    labels = {i: (job.source, job.folder / STAGE, settings) for i, job in enumerate(jobs)}
+    positive = _each(pool, write_labels, labels, "labels", bad)
+    done: dict[int, list[int]] = {}
+    while True:
+        kept: dict[Path, list[Tile]] = {job.folder: [] for job in jobs}
+        for folder in kept:
+            shown = {i: positive[i] for i in positive if jobs[i].folder == folder and i not in bad}
+            kept[folder] = select(
+                {jobs[i].source.stem: shows for i, shows in shown.items()}, settings
+            )
+        chosen: dict[tuple[Path, str], list[int]] = {}
+        for folder, tiles in kept.items():
+            for tile in tiles:
+                chosen.setdefault((folder, tile.stem), []).append(tile.n)
+        wanted = {i: chosen.get((job.folder, job.source.stem), []) for i, job in enumerate(jobs)}
+        images = {
+            i: (*labels[i], tiles)
+            for i, tiles in wanted.items()
+            if set(tiles) - set(done.get(i, []))
+        }
+        if not images:
+            return kept
+        # A scene whose image turns out to be bad takes its tiles out of the count: choose again.
+        _each(pool, write_images, images, "images", bad)
+        done |= {i: wanted[i] for i in images}
 
 
 def select(positive: dict[str, list[bool]], settings: Settings) -> list[Tile]:
@@ -134,7 +138,7 @@ def select(positive: dict[str, list[bool]], settings: Settings) -> list[Tile]:
 
 def put_in_place(folder: Path) -> None:
     """Exchange the outputs of a split for those staged, if any, and remove the stage."""
-    stage = folder / ".tiling"
+    stage = folder / STAGE
     old = stage / "old"
     for remains in (stage / "records", old):  # masks are about to leave: no record may claim them
         shutil.rmtree(remains, ignore_errors=True)
@@ -243,9 +247,7 @@ def _dump(value: Any) -> str:
 
 def _report(folder: Path, tiles: list[Tile], scenes: int) -> None:
     positive = sum(tile.positive for tile in tiles)
-    padded = {
-        t.stem for t, content in _contents(folder / ".tiling", tiles) if any(content["padded"])
-    }
+    padded = {t.stem for t, content in _contents(folder / STAGE, tiles) if any(content["padded"])}
     print(
         f"{str(folder)!r}: {scenes} scenes, {positive} tiles with aircraft, "
         f"{len(tiles) - positive} without"

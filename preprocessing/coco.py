@@ -1,0 +1,202 @@
+"""Cut any COCO instance dataset into the same tiles as RarePlanes, ready for every train.py.
+
+    python preprocessing/coco.py images/ instances.json -o data/mine --split split.json
+    python preprocessing/coco.py images/ instances.json -o data/mine -s 256
+
+The split file names the images of each split: `{"train": ["a.jpg", ...], "val": [...]}`. Without
+one everything becomes `train/`. Where objects overlap, the smaller one is on top.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+from pycocotools import mask as rle
+
+from preprocessing.options import add_tiling_options, settings_from
+from preprocessing.outlines import run_lengths
+from preprocessing.splits import OUTPUTS, tile_splits
+from preprocessing.tiles import Labels, Thing
+from rareplanes.errors import UserError, run
+from rareplanes.images import image_size, read_image
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """An image of a COCO dataset, as the tiling sees it."""
+
+    path: Path
+    stem: str
+    size: tuple[int, int]
+    annotations: list[dict[str, Any]]
+    categories: dict[int, tuple[int, str]]
+    """Our number, from 1, and the name of each category id of the file."""
+
+    @property
+    def airport(self) -> str:
+        """Nothing is known of places, so each image counts as one of its own."""
+        return self.stem
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def labels(self) -> Labels:
+        """Paint the outlines, crowds first and then the larger before the smaller."""
+        if (found := image_size(self.path)) != self.size:
+            raise UserError(
+                f"Image {str(self.path)!r} has {found[0]}x{found[1]} pixels, but the annotations "
+                f"state {self.size[0]}x{self.size[1]}."
+            )
+        runs = [run_lengths(item, self.size) for item in self.annotations]
+        crowd = [bool(item.get("iscrowd", 0)) for item in self.annotations]
+        area = [int(rle.area(r)) for r in runs]  # unsigned 32-bit, which a minus sign would wrap
+        ids = np.zeros(self.size[::-1], np.uint8 if len(runs) < 256 else np.uint16)
+        for i in sorted(range(len(runs)), key=lambda i: (not crowd[i], -area[i])):
+            x, y, w, h = (int(v) for v in rle.toBbox(runs[i]))
+            inside = rle.decode(runs[i])[y : y + h, x : x + w].astype(bool)
+            ids[y : y + h, x : x + w][inside] = i + 1
+        pixels = np.bincount(ids.ravel(), minlength=len(runs) + 1)[1:].tolist()
+        things = [
+            Thing(*self.categories[item["category_id"]], n, c)
+            for item, n, c in zip(self.annotations, pixels, crowd, strict=True)
+        ]
+        return Labels(ids, things)
+
+    def image(self, size: tuple[int, int]) -> np.ndarray:
+        return read_image(self.path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, size)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if not args.images.is_dir():
+        raise UserError(f"There is no folder of images {str(args.images)!r}.")
+    images, categories = read_dataset(args.annotations, args.images)
+    splits = read_split(args.split, images) if args.split else {"train": list(images.values())}
+    refuse_leftovers(args.output_dir, set(splits))
+    return tile_splits(
+        {args.output_dir / name: scenes for name, scenes in splits.items()},
+        categories,
+        settings_from(args, "category"),
+        args.num_workers,
+        args.skip_bad,
+    )
+
+
+def read_dataset(path: Path, folder: Path) -> tuple[dict[str, CocoImage], list[str]]:
+    """The images of a COCO file by file name, and the names of its categories in its order.
+
+    Raises:
+        UserError: no such file, not a COCO instance file, or an entry that contradicts another.
+    """
+    data = _read_json(path)
+    try:
+        categories = [(int(c["id"]), str(c["name"])) for c in data["categories"]]
+        number = {id_: (i, name) for i, (id_, name) in enumerate(categories, start=1)}
+        outlined: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for item in data["annotations"]:
+            if item["category_id"] not in number:
+                raise UserError(f"{str(path)!r}: annotation {item.get('id')!r} has no category.")
+            outlined[item["image_id"]].append(item)
+        images: dict[str, CocoImage] = {}
+        for entry in data["images"]:
+            name, size = entry["file_name"], (int(entry["width"]), int(entry["height"]))
+            found = outlined.pop(entry["id"], [])
+            if name in images:
+                raise UserError(f"{str(path)!r} lists the image {name!r} twice.")
+            images[name] = CocoImage(folder / name, _stem(name, path), size, found, number)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{str(path)!r} is not a COCO instance file: an entry lacks or garbles {error!s}."
+        ) from None
+    if outlined:
+        raise UserError(f"{str(path)!r} annotates image id {next(iter(outlined))!r}, not listed.")
+    if not images:
+        raise UserError(f"{str(path)!r} lists no image.")
+    stems = {image.stem.casefold() for image in images.values()}
+    if len(stems) < len(images):
+        raise UserError(f"{str(path)!r} lists images that differ only in folder, suffix or case.")
+    return images, [name for _, name in categories]
+
+
+def read_split(path: Path, images: dict[str, CocoImage]) -> dict[str, list[CocoImage]]:
+    """The images of each split; keys that do not hold a list of names are notes and passed over.
+
+    Raises:
+        UserError: a name is unknown or in two splits, or there is no split.
+    """
+    split = {
+        key: names
+        for key, names in _read_json(path).items()
+        if isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    }
+    if not split:
+        raise UserError(f"{str(path)!r} has no split such as {{'train': ['a.jpg']}}.")
+    owner: dict[str, str] = {}
+    for key, names in split.items():
+        if not re.fullmatch(r"\w[\w-]*", key):
+            raise UserError(f"{str(path)!r}: a split cannot be called {key!r}.")
+        for name in names:
+            if name not in images:
+                raise UserError(f"{str(path)!r}: {name!r} of {key!r} is not in the annotations.")
+            if owner.setdefault(name, key) != key or names.count(name) > 1:
+                raise UserError(f"{str(path)!r} names {name!r} twice, for {owner[name]!r} too.")
+    if left := len(images) - len(owner):
+        print(f"{left} images are in no split and are left out")
+    return {key: [images[name] for name in names] for key, names in split.items()}
+
+
+def refuse_leftovers(output: Path, splits: set[str]) -> None:
+    """Refuse to leave another run's splits beside ours: the same images could be in both."""
+    for other in sorted(output.glob(f"*/{OUTPUTS[-1]}")):
+        if other.parent.name not in splits:
+            raise UserError(
+                f"{str(other.parent)!r} holds tiles of an earlier run that this one would not "
+                "renew; remove that folder or choose another --output-dir."
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"There is no file {str(path)!r}.") from None
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise UserError(f"{str(path)!r} is not a JSON object.")
+    return data
+
+
+def _stem(name: str, path: Path) -> str:
+    """The name of an image without suffix, its folders joined by `_`; never leads elsewhere."""
+    parts = PurePosixPath(name).with_suffix("").parts
+    if not name.isprintable() or "\\" in name or name.startswith("/") or ".." in parts:
+        raise UserError(f"{str(path)!r} names an image outside the folder of images: {name!r}.")
+    return "_".join(parts)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("images", type=Path, help="folder that the file names are relative to")
+    add("annotations", type=Path, help="COCO instance file (polygons or run lengths)")
+    add("-o", "--output-dir", type=Path, required=True, help="where the splits are written")
+    add("--split", type=Path, help="JSON file that names the images of each split")
+    add_tiling_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

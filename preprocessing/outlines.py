@@ -1,0 +1,69 @@
+"""COCO outlines, polygons and both kinds of run lengths, checked before C code sees them."""
+
+from typing import Any
+
+from pycocotools import mask as rle
+
+from rareplanes.errors import UserError
+
+_FAR = 1 << 17  # a polygon costs time in proportion to its length; no image is this wide
+
+
+def run_lengths(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The outline of an annotation as compressed run lengths, clipped to the (width, height).
+
+    pycocotools reads run lengths that do not add up to the image beyond the end of its memory and
+    takes a polygon of two points for a box, so both are looked at here first.
+
+    Raises:
+        UserError: there is no outline, or it is garbled.
+    """
+    width, height = size
+    outline = annotation.get("segmentation")
+    if isinstance(outline, dict):
+        counts = outline.get("counts")
+        if isinstance(counts, str):
+            counts = _decompress(counts)
+        if outline.get("size") == [height, width] and _covers(counts, width * height):
+            return rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    elif isinstance(outline, list) and outline and all(map(_is_polygon, outline)):
+        polygons = [rle.frPyObjects([polygon], height, width)[0] for polygon in outline]
+        return rle.merge(polygons)
+    raise UserError(
+        f"Annotation {annotation.get('id')!r} has no outline that can be read: 'segmentation' is "
+        f"neither polygons of three or more points nor run lengths of {width}x{height} pixels."
+    )
+
+
+def _is_polygon(points: Any) -> bool:
+    return (
+        isinstance(points, list)
+        and len(points) >= 6
+        and len(points) % 2 == 0
+        and all(isinstance(v, int | float) and abs(v) < _FAR for v in points)
+    )
+
+
+def _covers(counts: Any, pixels: int) -> bool:
+    return (
+        isinstance(counts, list)
+        and all(isinstance(n, int) and n >= 0 for n in counts)
+        and sum(counts) == pixels
+    )
+
+
+def _decompress(text: str) -> list[int]:
+    """Run lengths from COCO's string: groups of 5 bits, each from the third on a difference."""
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return counts
