@@ -131,14 +131,11 @@ def choose_airports(airports: list[str], wanted: list[str] | None) -> list[str]:
     """
     count = Counter(airports)
     if wanted:
-        unknown = sorted(set(wanted) - set(count))
-        if unknown or len(set(wanted)) == len(count):
-            raise UserError(
-                f"--val-airports: {unknown[0]!r} is not in train/"
-                if unknown
-                else "--val-airports leaves nothing to train on"
-                f"; it shows {', '.join(map(repr, sorted(count)))}."
-            )
+        known = ", ".join(map(repr, sorted(count)))
+        if unknown := sorted(set(wanted) - set(count)):
+            raise UserError(f"--val-airports: {unknown[0]!r} is not in train/, which has {known}.")
+        if set(wanted) == set(count):
+            raise UserError(f"--val-airports leaves none of {known} to train on.")
         return sorted(set(wanted))
     chosen: list[str] = []
     for name in sorted(count, key=lambda name: (count[name], name))[:-1]:
