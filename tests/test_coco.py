@@ -1,0 +1,298 @@
+"""Any COCO instance dataset as tiles: outlines of every kind, splits, and files with mistakes."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from scenes import REAL, read_tiles, tree
+
+from preprocessing.coco import main
+from preprocessing.outlines import run_lengths
+from rareplanes.errors import UserError
+
+NWPU = REAL.parent / "nwpu_airplane"
+KINDS = ("polygon", "polygons", "compressed", "uncompressed")
+
+
+def outline(rng, kind, width, height):
+    """A random outline of a kind; polygons may stick out of the image."""
+    if kind.startswith("polygon"):
+        parts = []
+        for _ in range(1 + (kind == "polygons")):
+            centre = rng.uniform(0, (width, height))
+            points = centre + rng.uniform(-15, 15, (int(rng.integers(3, 8)), 2))
+            parts.append(points.round(2).ravel().tolist())
+        return parts
+    mask = np.zeros((height, width), np.uint8)
+    centre = (int(rng.integers(0, width)), int(rng.integers(0, height)))
+    cv2.circle(mask, centre, int(rng.integers(3, 14)), 1, -1)
+    if kind == "compressed":
+        runs = rle.encode(np.asfortranarray(mask))
+        return {"size": runs["size"], "counts": runs["counts"].decode()}
+    flat = mask.ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *([0] if flat[0] else []), *edges, flat.size]).tolist()
+    return {"size": [height, width], "counts": counts}
+
+
+def make_coco(root, images=4, seed=0):
+    """Images of several sizes and formats, and `instances.json`; returns its content."""
+    rng = np.random.default_rng(seed)
+    data = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 9, "name": "zebra"}, {"id": 4, "name": "ant"}],
+    }
+    for i in range(images):
+        width, height = (int(v) for v in rng.integers(20, 130, 2))
+        name = f"part/{i:03}{('.png', '.jpg')[i % 2]}"
+        pixels = cv2.blur(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), (5, 5))
+        (root / "images" / "part").mkdir(parents=True, exist_ok=True)
+        coded = cv2.imencode(Path(name).suffix, pixels)[1].tobytes()
+        (root / "images" / name).write_bytes(coded)
+        data["images"].append({"id": 70 - i, "file_name": name, "width": width, "height": height})
+        for j in range(int(rng.integers(0, 7)) + i):
+            data["annotations"].append(
+                {
+                    "id": 500 - len(data["annotations"]),
+                    "image_id": 70 - i,
+                    "category_id": (9, 4)[j % 2],
+                    "segmentation": outline(rng, KINDS[j % 4], width, height),
+                    "iscrowd": int(j == 2),
+                }
+            )
+    save(root, data)
+    return data
+
+
+def save(root, data):
+    (root / "instances.json").write_text(json.dumps(data))
+
+
+def tile_args(root, out, *more):
+    return [str(root / "images"), str(root / "instances.json"), "-o", str(out), "-n", "1", *more]
+
+
+@lru_cache(maxsize=2)
+def decoded(path):
+    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+@lru_cache(maxsize=1)
+def painted(path):
+    """What the source file says: per image the annotation id of each pixel, smaller on top."""
+    coco = COCO(path)
+    result = {}
+    for entry in coco.dataset["images"]:
+        annotations = coco.imgToAnns[entry["id"]]
+        masks = {a["id"]: coco.annToMask(a).astype(bool) for a in annotations}
+        canvas = np.full((entry["height"], entry["width"]), -1)
+        order = sorted(annotations, key=lambda a: (not a.get("iscrowd"), -masks[a["id"]].sum()))
+        for a in order:
+            canvas[masks[a["id"]]] = a["id"]
+        result[entry["file_name"]] = canvas
+    return coco, result
+
+
+def check(root, source, out, tile):
+    """Every pixel of every tile against the source file; the source ids that are shown."""
+    coco, canvas = painted(source)
+    file_of = {
+        "_".join(Path(e["file_name"]).with_suffix("").parts): e["file_name"]
+        for e in coco.dataset["images"]
+    }
+    shown = set()
+    content, tiles = read_tiles(out)
+    COCO(out / "instances_tiled.json")
+    for entry, annotations, rgb, mask in tiles:
+        name = file_of[entry["scene"]]
+        x, y = entry["x"], entry["y"]
+        part = canvas[name][y : y + tile, x : x + tile]
+        height, width = part.shape
+        ignore = np.iinfo(mask.dtype).max
+        assert (mask[height:] == ignore).all()
+        assert (mask[:, width:] == ignore).all()
+        inner = mask[:height, :width]
+        np.testing.assert_array_equal(inner == 0, part == -1)
+        image = decoded(root / name)
+        np.testing.assert_array_equal(rgb[:height, :width], image[y : y + tile, x : x + tile])
+        own = coco.imgToAnns[
+            next(e["id"] for e in coco.dataset["images"] if e["file_name"] == name)
+        ]
+        for a in annotations:
+            origin = own[a["object"] - 1]
+            where = rle.decode(a["segmentation"])[:height, :width].astype(bool)
+            np.testing.assert_array_equal(where, part == origin["id"])
+            assert (inner[where] == a["instance"]).all()
+            assert a["make"] == coco.cats[origin["category_id"]]["name"]
+            assert content["categories"][a["category_id"] - 1]["name"] == a["make"]
+            if origin.get("iscrowd"):
+                assert a["iscrowd"] == 1
+            if not a["iscrowd"]:
+                shown.add(origin["id"])
+    return content, tiles, shown
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_kind_of_outline(tmp_path, seed):
+    data = make_coco(tmp_path, images=6, seed=seed)
+    out = tmp_path / "out"
+    assert main(tile_args(tmp_path, out, "-s", "64", "--negatives", "1000")) == 0
+    source = tmp_path / "instances.json"
+    content, tiles, shown = check(tmp_path / "images", source, out / "train", 64)
+    assert [c["name"] for c in content["categories"]] == ["zebra", "ant"]
+    assert [c["id"] for c in content["categories"]] == [1, 2]
+    assert len({entry["scene"] for entry, *_ in tiles}) == len(data["images"])
+    assert all(entry["airport"] == entry["scene"] for entry, *_ in tiles)
+    assert len(shown) > 5
+
+
+@pytest.mark.skipif(not NWPU.is_dir(), reason="the real COCO dataset is not here")
+def test_real_dataset(tmp_path):
+    source, split = NWPU / "instances.json", NWPU / "split.json"
+    args = [
+        str(NWPU / "images"),
+        str(source),
+        "--split",
+        str(split),
+        "-n",
+        "2",
+        "-o",
+        str(tmp_path),
+    ]
+    assert main(args) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["train", "val"]
+    wanted = json.loads(split.read_text())
+    found = set()
+    for name in ("train", "val"):
+        _, tiles, shown = check(NWPU / "images", source, tmp_path / name, 512)
+        assert {entry["scene"] for entry, *_ in tiles} == {Path(n).stem for n in wanted[name]}
+        assert not shown & found
+        found |= shown
+    assert len(found) == 449  # every aircraft can be learnt from in at least one tile
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
+def test_compressed_run_lengths_are_read_as_written(seed, width, height, density):
+    mask = (np.random.default_rng(seed).random((height, width)) < density).astype(np.uint8)
+    runs = rle.encode(np.asfortranarray(mask))
+    outline = {"size": [height, width], "counts": runs["counts"].decode()}
+    read = run_lengths({"segmentation": outline}, (width, height))
+    np.testing.assert_array_equal(rle.decode(read), mask)
+
+
+@given(st.text(st.characters(min_codepoint=48, max_codepoint=111), max_size=30))
+def test_garbled_run_lengths_never_reach_the_c_code(text):
+    try:
+        read = run_lengths({"segmentation": {"size": [7, 9], "counts": text}}, (9, 7))
+    except UserError:
+        return
+    assert rle.decode(read).shape == (7, 9)
+
+
+BAD_OUTLINES = [
+    [], None, "x", [[1, 2, 3, 4]], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4, 5, float("nan")]],
+    [[1, 2, 3, 4, 5, 1e300]], [["1", 2, 3, 4, 5, 6]], {"counts": [5]}, {"size": [20, 30]},
+    {"size": [20, 30], "counts": [601]}, {"size": [20, 30], "counts": [-1, 601]},
+    {"size": [30, 20], "counts": [600]}, {"size": [20, 30], "counts": "é"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("outline", BAD_OUTLINES, ids=repr)
+def test_bad_outlines_are_refused(outline):
+    with pytest.raises(UserError, match="'id7' has no outline"):
+        run_lengths({"id": "id7", "segmentation": outline}, (30, 20))
+
+
+def test_split_and_what_is_left_out(tmp_path, capsys):
+    names = [image["file_name"] for image in make_coco(tmp_path, images=6)["images"]]
+    split = tmp_path / "split.json"
+    parts = {"note": "no leak", "train": names[:3], "holdout": names[3:5], "seed": 3}
+    split.write_text(json.dumps(parts))
+    args = tile_args(tmp_path, tmp_path / "out", "-s", "32", "--split", str(split))
+    assert main(args) == 0
+    assert "1 images are in no split" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["holdout", "train"]
+    for key in ("train", "holdout"):
+        scenes = {e["scene"] for e in read_tiles(tmp_path / "out" / key)[0]["images"]}
+        assert scenes <= {name[:-4].replace("/", "_") for name in parts[key]}
+
+    before = tree(tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"holdout.*earlier run"
+    ):  # it would share images with train
+        main(tile_args(tmp_path, tmp_path / "out", "-s", "32"))
+    for wrong in ({"a": [names[0]], "b": [names[0]]}, {"a": ["x.png"]}, {"../a": names}, {"n": 1}):
+        split.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=r"split\.json"):
+            main(args)
+    assert tree(tmp_path / "out") == before
+
+
+def test_bad_images_are_listed_and_can_be_left_out(tmp_path, capsys):
+    data = make_coco(tmp_path, images=6)
+    images = [tmp_path / "images" / image["file_name"] for image in data["images"]]
+    images[0].unlink()
+    images[1].write_bytes(images[1].read_bytes()[:-300])
+    data["images"][2]["width"] += 1
+    next(a for a in data["annotations"] if a["image_id"] == 70 - 3)["segmentation"] = [[1, 2, 3, 4]]
+    save(tmp_path, data)
+    args = tile_args(tmp_path, tmp_path / "out", "-s", "32", "--negatives", "1000")
+    assert main(args) == 1
+    bad = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bad scene")]
+    assert len(bad) == 4
+    assert all(f"part_00{i}" in line for i, line in enumerate(bad))
+    assert not (tmp_path / "out" / "train" / "instances_tiled.json").exists()
+    assert main([*args, "--skip-bad"]) == 0
+    scenes = {e["scene"] for e in read_tiles(tmp_path / "out" / "train")[0]["images"]}
+    assert scenes == {"part_004", "part_005"}
+
+
+HOSTILE = ["/etc/passwd", "../../x.png", "a/../../x.png", "a\\x.png", "a\x1b.png", "a\n.png"]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=repr)
+def test_hostile_names_are_refused(tmp_path, name):
+    data = make_coco(tmp_path, images=2)
+    data["images"][0]["file_name"] = name
+    save(tmp_path, data)
+    with pytest.raises(UserError, match="outside the folder") as error:
+        main(tile_args(tmp_path, tmp_path / "out"))
+    assert str(error.value).isprintable()
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_dataset(tmp_path):
+    data = make_coco(tmp_path, images=2)
+    wrong = {
+        "no file": None,
+        "no JSON": "{",
+        "a list": "[]",
+        "no images": json.dumps({**data, "images": []}),
+        "no categories": json.dumps({k: v for k, v in data.items() if k != "categories"}),
+        "no width": json.dumps({**data, "images": [{"id": 1, "file_name": "a.png", "height": 3}]}),
+        "unknown image": json.dumps({**data, "images": data["images"][:1]}),
+        "unknown category": json.dumps({**data, "categories": data["categories"][:1]}),
+        "twice": json.dumps({**data, "images": data["images"] * 2}),
+        "same stem": json.dumps(
+            {**data, "images": [{**e, "file_name": f"a.{e['id']}"} for e in data["images"]]}
+        ),
+        "deep": "[" * 100_000,
+    }
+    for text in wrong.values():
+        (tmp_path / "instances.json").unlink(missing_ok=True)
+        if text is not None:
+            (tmp_path / "instances.json").write_text(text)
+        with pytest.raises(UserError, match=r"instances\.json"):
+            main(tile_args(tmp_path, tmp_path / "out"))
+    save(tmp_path, data)
+    with pytest.raises(UserError, match="no folder of images"):
+        main(["nowhere", *tile_args(tmp_path, tmp_path / "out")[1:]])
+    assert not (tmp_path / "out").exists()
