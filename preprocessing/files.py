@@ -50,6 +50,8 @@ def write_labels(source: Source, stage: Path, settings: Settings) -> list[bool]:
     key = _key(source, settings)
     record = _finished(stage, source.stem, key)
     if record is None:
+        # What an older record says ends here, before the first of its files is overwritten.
+        record_path(stage, source.stem).unlink(missing_ok=True)
         labels = source.labels()
         height, width = labels.ids.shape
         tiles = []

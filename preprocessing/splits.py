@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -25,13 +26,6 @@ OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json")
 STAGE = ".tiling"
 
 T = TypeVar("T")
-
-
-class Job(NamedTuple):
-    """A scene and the folder of the split it belongs to."""
-
-    folder: Path
-    source: Source
 
 
 class Tile(NamedTuple):
@@ -58,64 +52,53 @@ def tile_splits(
     Raises:
         UserError: no scene at all could be read, or another run is at work there.
     """
-    jobs = [Job(folder, source) for folder, sources in splits.items() for source in sources]
-    bad: dict[int, UserError] = {}
+    total = sum(map(len, splits.values()))
     with ExitStack() as held:
         for folder in splits:
             held.enter_context(_locked(folder / STAGE))
-        pool = held.enter_context(Workers(min(workers, len(jobs))))
-        kept = _tile(pool, jobs, settings, bad)
-        for index in sorted(bad):
-            name = str(jobs[index].folder / jobs[index].source.stem)
-            print(f"bad scene {name!r}: {bad[index]}", file=sys.stderr)
-        if len(bad) == len(jobs):
-            raise UserError(f"None of the {len(jobs)} scenes could be read.")
-        if bad and not skip_bad:
+        pool = held.enter_context(Workers(min(workers, total)))
+        tiled = {f: _tile(pool, f / STAGE, sources, settings) for f, sources in splits.items()}
+        failed = [(f / stem, why) for f, (_, bad) in tiled.items() for stem, why in bad.items()]
+        for name, why in sorted(failed, key=lambda item: item[0]):
+            print(f"bad scene {str(name)!r}: {why}", file=sys.stderr)
+        if len(failed) == total:
+            raise UserError(f"None of the {total} scenes could be read.")
+        if failed and not skip_bad:
             print(
-                f"error: {len(bad)} of {len(jobs)} scenes could not be read, so nothing was "
+                f"error: {len(failed)} of {total} scenes could not be read, so nothing was "
                 "changed; mend or remove them, or leave them out by --skip-bad. The others are "
                 "done and need not be done again.",
                 file=sys.stderr,
             )
             return 1
-        for folder, sources in splits.items():
-            airports = {source.stem: source.airport for source in sources}
-            _complete(folder / STAGE, kept[folder], airports, categories, settings)
-            _report(folder, kept[folder], len(sources))
+        for folder, (kept, bad) in tiled.items():
+            airports = {source.stem: source.airport for source in splits[folder]}
+            _complete(folder / STAGE, kept, airports, categories, settings)
+            _report(folder, kept, len(airports) - len(bad))
         for folder in splits:
             put_in_place(folder)
     return 0
 
 
 def _tile(
-    pool: Workers, jobs: list[Job], settings: Settings, bad: dict[int, UserError]
-) -> dict[Path, list[Tile]]:
-    """Write the tiles of all scenes to their stages and say which are kept, split by split."""
-    labels = {i: (job.source, job.folder / STAGE, settings) for i, job in enumerate(jobs)}
-    positive = _each(pool, write_labels, labels, "labels", bad)
-    done: dict[int, list[int]] = {}
+    pool: Workers, stage: Path, sources: Sequence[Source], settings: Settings
+) -> tuple[list[Tile], dict[str, UserError]]:
+    """Write the tiles of a split to its stage; which are kept, and why which scenes are bad."""
+    split = stage.parent.name
+    tasks = {source.stem: (source, stage, settings) for source in sources}
+    positive, bad = _each(pool, write_labels, tasks, f"{split} labels")
+    done: dict[str, list[int]] = {}
     while True:
-        kept: dict[Path, list[Tile]] = {job.folder: [] for job in jobs}
-        for folder in kept:
-            shown = {i: positive[i] for i in positive if jobs[i].folder == folder and i not in bad}
-            kept[folder] = select(
-                {jobs[i].source.stem: shows for i, shows in shown.items()}, settings
-            )
-        chosen: dict[tuple[Path, str], list[int]] = {}
-        for folder, tiles in kept.items():
-            for tile in tiles:
-                chosen.setdefault((folder, tile.stem), []).append(tile.n)
-        wanted = {i: chosen.get((job.folder, job.source.stem), []) for i, job in enumerate(jobs)}
-        images = {
-            i: (*labels[i], tiles)
-            for i, tiles in wanted.items()
-            if set(tiles) - set(done.get(i, []))
-        }
+        kept = select({stem: positive[stem] for stem in positive if stem not in bad}, settings)
+        wanted: dict[str, list[int]] = defaultdict(list)
+        for tile in kept:
+            wanted[tile.stem].append(tile.n)
+        images = {s: (*tasks[s], tiles) for s, tiles in wanted.items() if tiles != done.get(s)}
         if not images:
-            return kept
+            return kept, bad
         # A scene whose image turns out to be bad takes its tiles out of the count: choose again.
-        _each(pool, write_images, images, "images", bad)
-        done |= {i: wanted[i] for i in images}
+        bad |= _each(pool, write_images, images, f"{split} images")[1]
+        done |= {stem: wanted[stem] for stem in images}
 
 
 def select(positive: dict[str, list[bool]], settings: Settings) -> list[Tile]:
@@ -161,22 +144,18 @@ def remove_tiles(folder: Path) -> None:
 
 
 def _each(
-    pool: Workers,
-    function: Callable[..., T],
-    tasks: dict[int, tuple[Any, ...]],
-    label: str,
-    bad: dict[int, UserError],
-) -> dict[int, T]:
-    """Results by number; scenes that fail are added to `bad`."""
-    numbers = list(tasks)
-    results: dict[int, T] = {}
-    found = pool.outcomes(function, list(tasks.values()))
-    for i, result in progress(found, len(tasks), label):
+    pool: Workers, function: Callable[..., T], tasks: Mapping[str, tuple[Any, ...]], label: str
+) -> tuple[dict[str, T], dict[str, UserError]]:
+    """Results, and failures, by the name of the task."""
+    names = list(tasks)
+    results: dict[str, T] = {}
+    bad: dict[str, UserError] = {}
+    for i, result in progress(pool.outcomes(function, list(tasks.values())), len(names), label):
         if isinstance(result, UserError):
-            bad[numbers[i]] = result
+            bad[names[i]] = result
         else:
-            results[numbers[i]] = result
-    return results
+            results[names[i]] = result
+    return results, bad
 
 
 def _complete(
