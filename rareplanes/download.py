@@ -192,7 +192,8 @@ def report_listing(listing: Listing) -> None:
 
 def report(outcome: Outcome, scenes: list[Scene], root: Path) -> int:
     """Say what came and, scene by scene, what did not; the exit code."""
-    print(f"{outcome.fetched} files ({as_size(outcome.fetched_bytes)}) fetched to {str(root)!r}")
+    fetched = f"{outcome.fetched} files ({as_size(outcome.fetched_bytes)}) fetched"
+    print(f"{fetched}, {outcome.kept} were in {str(root)!r} already")
     if not outcome.failed:
         return 0
     for scene in scenes:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +34,35 @@ PLAIN_LINE_EVERY_S = 30.0
 GIVE_UP_AFTER = 24  # files in a row, each after all its retries: the bucket is gone for good
 
 Advance = Callable[[int], None]
-Say = Callable[[str], None]
 
 
 @dataclass
 class Outcome:
+    kept: int = 0
     fetched: int = 0
     fetched_bytes: int = 0
     failed: dict[str, str] = field(default_factory=dict)  # path: why
     gave_up: bool = False
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all workers of a run use."""
+
+    client: Any
+    root: Path
+    retries: int
+    stop: threading.Event
+    say: Callable[[str], None]
+    advance: Advance
+
+
+@dataclass(frozen=True)
+class Result:
+    file: RemoteFile
+    entry: Entry | None = None
+    fetched: bool = False
+    error: str = ""
 
 
 def fetch_all(
@@ -61,30 +80,27 @@ def fetch_all(
     A file that `entries` vouch for is left alone unless `verify`; any other that is here is read
     and kept if it is the listed one.
     """
-    todo = []
+    outcome, todo = Outcome(), []
     for scene in scenes:
-        files = [f for f in scene.files if verify or not _is_here(root, f, entries)]
+        files = [
+            file
+            for file in scene.files
+            if verify or not local.is_recorded(root, file, entries.get(file.path))
+        ]
+        outcome.kept += len(scene.files) - len(files)
         if files:
             todo.append(files)
-    outcome, failed_in_a_row, saved = Outcome(), 0, time.monotonic()
+    failures_in_a_row, saved = 0, time.monotonic()
     total = sum(file.size for files in todo for file in files)
     try:
         with _progress(total) as advance, stoppable_pool(workers) as (pool, stop):
-            say = throttled(SAY_EVERY_S)
-            bring = partial(_bring, client, root, entries, retries, stop, say, advance)
-            futures = [pool.submit(bring, files) for files in todo]
+            shared = Shared(client, root, retries, stop, throttled(SAY_EVERY_S), advance)
+            futures = [pool.submit(_bring, shared, files, entries) for files in todo]
             for future in as_completed(futures):
-                for file, result, was_fetched in future.result():
-                    if isinstance(result, Entry):
-                        entries[file.path] = result
-                        outcome.fetched += was_fetched
-                        outcome.fetched_bytes += was_fetched * file.size
-                        failed_in_a_row = 0
-                    else:
-                        entries.pop(file.path, None)
-                        outcome.failed[file.path] = result
-                        failed_in_a_row += 1
-                if failed_in_a_row >= GIVE_UP_AFTER:
+                for result in future.result():
+                    _note(result, outcome, entries)
+                    failures_in_a_row = failures_in_a_row + 1 if result.error else 0
+                if failures_in_a_row >= GIVE_UP_AFTER:
                     outcome.gave_up = True
                     break
                 if time.monotonic() - saved > SAVE_EVERY_S:
@@ -95,48 +111,43 @@ def fetch_all(
     return outcome
 
 
-def _is_here(root: Path, file: RemoteFile, entries: dict[str, Entry]) -> bool:
-    return local.is_recorded(root, file, entries.get(file.path))
+def _note(result: Result, outcome: Outcome, entries: dict[str, Entry]) -> None:
+    path = result.file.path
+    if result.entry is None:
+        entries.pop(path, None)
+        outcome.failed[path] = result.error
+        return
+    entries[path] = result.entry
+    if result.fetched:
+        outcome.fetched += 1
+        outcome.fetched_bytes += result.file.size
+    else:
+        outcome.kept += 1
 
 
-def _bring(
-    client: Any,
-    root: Path,
-    entries: dict[str, Entry],
-    retries: int,
-    stop: threading.Event,
-    say: Say,
-    advance: Advance,
-    files: list[RemoteFile],
-) -> list[tuple[RemoteFile, Entry | str, bool]]:
-    """For each file of a scene: the file, its entry or why there is none, whether it came now."""
-    results: list[tuple[RemoteFile, Entry | str, bool]] = []
+def _bring(shared: Shared, files: list[RemoteFile], entries: dict[str, Entry]) -> list[Result]:
+    """Keep or fetch the files of one scene."""
+    results = []
     for file in files:
-        if entry := local.recheck(root, file, entries.get(file.path), stop):
-            advance(file.size)
-            results.append((file, entry, False))
+        entry = local.recheck(shared.root, file, entries.get(file.path), shared.stop)
+        if entry:
+            shared.advance(file.size)
+            results.append(Result(file, entry))
             continue
         try:
-            entry = _fetch(client, root, file, retries, stop, say, advance)
-            results.append((file, entry, True))
+            results.append(Result(file, _fetch(shared, file), fetched=True))
         except TRANSIENT as error:
-            results.append((file, reason(error), True))
+            results.append(Result(file, error=reason(error)))
     return results
 
 
-def _fetch(
-    client: Any,
-    root: Path,
-    file: RemoteFile,
-    retries: int,
-    stop: threading.Event,
-    say: Say,
-    advance: Advance,
-) -> Entry:
-    path = root / file.path
+def _fetch(shared: Shared, file: RemoteFile) -> Entry:
+    path = shared.root / file.path
     temporary = local.temporary_name(path)
     try:
-        md5 = persist(lambda: _receive(client, file, temporary, stop, advance), retries, stop, say)
+        md5 = persist(
+            lambda: _receive(shared, file, temporary), shared.retries, shared.stop, shared.say
+        )
         mtime_ns = temporary.stat().st_mtime_ns
         temporary.replace(path)
     finally:
@@ -144,9 +155,7 @@ def _fetch(
     return Entry(file.key, file.size, file.etag, md5, mtime_ns)
 
 
-def _receive(
-    client: Any, file: RemoteFile, temporary: Path, stop: threading.Event, advance: Advance
-) -> str:
+def _receive(shared: Shared, file: RemoteFile, temporary: Path) -> str:
     """Stream one object to `temporary` and check it; its MD5.
 
     One request for the whole body, not boto's ranged download: of a range S3 sends no checksum,
@@ -155,13 +164,13 @@ def _receive(
     md5, received = hashlib.md5(usedforsecurity=False), 0
     if_match = f'"{file.etag}"' if file.etag else "*"
     try:
-        body = client.get_object(Bucket=BUCKET, Key=file.key, IfMatch=if_match)["Body"]
+        body = shared.client.get_object(Bucket=BUCKET, Key=file.key, IfMatch=if_match)["Body"]
         with closing(body), local.fresh_file(temporary) as out:
             while chunk := body.read(local.CHUNK):
-                if stop.is_set():
+                if shared.stop.is_set():
                     raise StoppedError
                 received += len(chunk)
-                advance(len(chunk))
+                shared.advance(len(chunk))
                 if received > file.size:
                     raise DamagedError(f"more than the listed {file.size} bytes")
                 md5.update(chunk)
@@ -169,7 +178,7 @@ def _receive(
         if wrong := local.damage(temporary, file, md5.hexdigest()):
             raise DamagedError(wrong)
     except BaseException:
-        advance(-received)
+        shared.advance(-received)
         raise
     return md5.hexdigest()
 

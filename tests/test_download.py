@@ -521,7 +521,14 @@ def slow(s3):
 
 def start(s3, out, *flags):
     command = [sys.executable, SCRIPT, "-o", out, "--endpoint-url", s3.url, "-a", "-j", "4", *flags]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for_bytes(s3, process, count):
@@ -695,6 +702,8 @@ def test_no_credentials_are_read_or_sent(s3, tmp_path, monkeypatch):
     monkeypatch.setattr(bucket, "make_client", make_client.__wrapped__)
     assert download(s3, tmp_path / "data", "-n", "2") == 0
     assert len(s3.log) > 12
+    public = make_client.__wrapped__(None, 4)
+    assert public.meta.endpoint_url == "https://s3.us-west-2.amazonaws.com"
     for path, headers in s3.log:
         assert "authorization" not in {name.lower() for name in headers}
         assert not re.search("SECRET|Signature|Credential", f"{path} {headers}", re.IGNORECASE)
