@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rareplanes import bucket, local
 from rareplanes.bucket import Listing, RemoteFile, Scene
 from rareplanes.errors import UserError, run
-from rareplanes.transfer import GIVE_UP_AFTER, Outcome, fetch_all
+from rareplanes.transfer import GIVE_UP_AFTER, Outcome, as_size, fetch_all
 
 SPLITS = ("train", "test")
 SPARE_BYTES = 50_000_000  # for the manifest, folders and the files' last blocks
@@ -158,10 +158,6 @@ def has_its_size(root: Path, file: RemoteFile) -> bool:
         return (root / file.path).lstat().st_size == file.size
     except (FileNotFoundError, NotADirectoryError):
         return False
-
-
-def as_size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def describe(files: list[RemoteFile]) -> str:

@@ -183,6 +183,10 @@ def _receive(shared: Shared, file: RemoteFile, temporary: Path) -> str:
     return md5.hexdigest()
 
 
+def as_size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
 @contextmanager
 def _progress(total: int) -> Iterator[Advance]:
     """Yield what takes bytes done, from any thread: a bar on a terminal, else a line at times."""
@@ -197,8 +201,8 @@ def _progress(total: int) -> Iterator[Advance]:
             done += count
             bar.update(count)
             if not on_terminal:
-                rate = done / (time.monotonic() - begun) / 1e6
-                say(f"{done / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.1f} MB/s")
+                rate = int(done / (time.monotonic() - begun))
+                say(f"{as_size(done)} of {as_size(total)}, {as_size(rate)} per second")
 
     with bar:
         yield advance

@@ -84,8 +84,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def error(self, status, code):
-        body = f"<Error><Code>{code}</Code><Message>\x1b[31mno</Message></Error>"
-        self.reply(status, body.replace("\x1b", "&#27;").encode())
+        body = f"<Error><Code>{code}</Code><Message>no\u202eon</Message></Error>"
+        self.reply(status, body.encode())
 
     def do_GET(self):
         url = urlsplit(self.path)
@@ -415,9 +415,10 @@ def test_an_object_gone_or_changed_since_the_listing_is_not_retried(
     tries = Counter(unquote(urlsplit(path).path) for path, _ in s3.log)
     assert tries[f"/rareplanes-public/{gone}"] == tries[f"/rareplanes-public/{changed}"] == 1
     error = capsys.readouterr().err
-    assert "404" in error
-    assert "412" in error
-    assert "\x1b" not in error
+    assert "NoSuchKey" in error
+    assert "PreconditionFailed" in error
+    assert "no\\u202eon" in error  # the server's own words, made harmless
+    assert "\u202e" not in error
 
 
 def test_a_bucket_that_is_gone_for_good_ends_the_run(s3, tmp_path, monkeypatch, capsys):
@@ -441,8 +442,9 @@ def multipart_etag(content, size):
 def test_uploads_in_parts_are_checked_too(s3, tmp_path, monkeypatch, part_size):
     monkeypatch.setattr(local, "PART_SIZES", [1000, 2000])
     s3.etags = {key: multipart_etag(body, part_size) for key, body in s3.objects.items()}
-    images = [key for key in s3.objects if key.endswith(".png")]
-    s3.faults = {key: ["flip"] for key in images[::5]}
+    checkable = ".png" if part_size == 777 else ""  # flipped in its padding, an XML still parses
+    flipped = [key for key in s3.objects if key.endswith(checkable)][::5]
+    s3.faults = {key: ["flip"] for key in flipped}
     assert download(s3, tmp_path, "--all") == 0
     assert not any(s3.faults.values())
     assert tree(tmp_path) == expected(s3)
@@ -450,6 +452,10 @@ def test_uploads_in_parts_are_checked_too(s3, tmp_path, monkeypatch, part_size):
     (tmp_path / "manifest.json").unlink()
     assert download(s3, tmp_path, "--all") == 0
     assert s3.object_bytes == sent
+    victim = min(tmp_path.rglob("*.xml"))
+    victim.write_bytes(victim.read_bytes().replace(b"<n>0", b"<n>1"))
+    assert download(s3, tmp_path, "--all", "--verify") == 0  # the manifest knows its MD5
+    assert tree(tmp_path) == expected(s3)
 
 
 def test_real_files_pass_where_only_their_own_checksums_can_tell(tmp_path):
@@ -563,10 +569,12 @@ def test_kill_9_leaves_no_half_file_and_the_next_run_ends_as_a_clean_one(slow, t
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_kill_end_tidily(slow, tmp_path, number):
+    for key in keys_of("train", "Basel_Airport_0_0_1"):
+        slow.objects[key] = b"x" * 10_000_000  # takes 50 s: nobody waits for it
     process = start(slow, tmp_path)
     wait_for_bytes(slow, process, 120_000)
     process.send_signal(number)
-    _, error = process.communicate(timeout=10)
+    _, error = process.communicate(timeout=5)
     assert process.returncode == 130
     assert "the same command goes on" in error
     assert "Traceback" not in error
@@ -755,7 +763,7 @@ def test_too_small_a_disk_is_found_before_the_first_byte(s3, tmp_path, monkeypat
 
 def test_a_bucket_that_cannot_be_listed(s3, tmp_path):
     s3.storm_until = time.monotonic() + 60
-    with pytest.raises(UserError, match=r"Cannot list s3://rareplanes-public/.*503"):
+    with pytest.raises(UserError, match=r"Cannot list s3://rareplanes-public/.*SlowDown"):
         download(s3, tmp_path, "--all", "--retries", "1")
     s3.storm_until = 0
     s3.objects.clear()
