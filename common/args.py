@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -81,7 +82,8 @@ def train_parser(description: str, **defaults: Any) -> Parser:
     add("--data-path", type=Path, default="data", help="folder with the tiled train/ and val/")
     add("--output-dir", type=Path, default="runs/latest", help="checkpoints, log and pictures")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("-j", "--workers", type=whole, default=4, help="loader processes per process")
+    workers = min(4, os.cpu_count() or 1)
+    add("-j", "--workers", type=whole, default=workers, help="loader processes per process")
     add("--seed", type=whole, default=0, help="of weights, order and augmentation")
     add("--print-freq", type=positive, default=20, help="steps between log lines")
     add("--resume", type=Path, metavar="CHECKPOINT", help="continue the run that wrote this file")

@@ -160,7 +160,7 @@ def test(
     speedups: Speedups,
     output_dir: Path,
 ) -> dict[str, float]:
-    """Score `model` on a split and write `<split>_scores.json` and `<split>_sheet.png`.
+    """Score `model` on a split and write `<split>_scores.json` and `<split>_sheet.jpg`.
 
     The sheet shows eight tiles with aircraft, spread evenly over the set: a sample, not a choice.
     """
@@ -183,8 +183,8 @@ def test(
     (output_dir / f"{split}_scores.json").write_text(json.dumps(result, indent=1) + "\n")
     process.print(f"{split}: {describe(result)}\n({metrics.DEFINITION})")
     if rows:
-        sheet(rows, output_dir / f"{split}_sheet.png", f"{len(rows)} of {len(tiles)} {split} tiles")
-        process.print(f"wrote {output_dir / f'{split}_sheet.png'}")
+        sheet(rows, output_dir / f"{split}_sheet.jpg", f"{len(rows)} of {len(tiles)} {split} tiles")
+        process.print(f"wrote {output_dir / f'{split}_sheet.jpg'}")
     return result
 
 

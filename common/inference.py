@@ -15,7 +15,7 @@ import torch
 from common.args import Parser, fraction, positive, whole
 from common.augment import normalise
 from common.data import read_image
-from common.overlay import paint, save_png
+from common.overlay import paint, save
 from common.progress import progress
 from common.windows import Probabilities, blend
 from rareplanes.errors import UserError
@@ -73,7 +73,7 @@ class Region:
 def predict_folder(
     probabilities: Probabilities, classes: list[str], args: argparse.Namespace, device: torch.device
 ) -> None:
-    """Predict every image and write `<name>_overlay.png`, `<name>_mask.png`, `predictions.json`.
+    """Predict every image and write `<name>_overlay.jpg`, `<name>_mask.png`, `predictions.json`.
 
     Args:
         probabilities: float [B,3,H,W], normalised → class probabilities [B,C,H,W].
@@ -97,8 +97,8 @@ def predict_folder(
         probability = blend(pixels, probabilities, args.window, args.overlap, args.batch_size)
         confidence, mask = (tensor.cpu().numpy() for tensor in probability.max(0))
         mask = mask.astype(np.uint8)
-        save_png(mask, args.prediction_dir / f"{name}_mask.png")
-        save_png(paint(image, mask), args.prediction_dir / f"{name}_overlay.png")
+        save(mask, args.prediction_dir / f"{name}_mask.png")
+        save(paint(image, mask), args.prediction_dir / f"{name}_overlay.jpg")
         found = regions(mask, confidence, args.min_area)
         report.append(
             {
@@ -106,7 +106,7 @@ def predict_folder(
                 "width": image.shape[1],
                 "height": image.shape[0],
                 "mask": f"{name}_mask.png",
-                "overlay": f"{name}_overlay.png",
+                "overlay": f"{name}_overlay.jpg",
                 "regions": [
                     {
                         "class": classes[region.class_id],

@@ -72,7 +72,7 @@ def sheet(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path, tit
         at = (gap + c * (side + gap), head - 8)
         cv2.putText(pixels, label, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (70, 70, 70), 1, cv2.LINE_AA)
     cv2.putText(pixels, title, (gap, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-    save_png(pixels, path)
+    save(pixels, path)
 
 
 def curves(log: Path, path: Path) -> None:
@@ -101,14 +101,22 @@ def curves(log: Path, path: Path) -> None:
     temporary.replace(path)
 
 
-def save_png(pixels: np.ndarray, path: Path) -> None:
-    """Write uint8 [H,W,3] RGB or [H,W] class ids (with the palette inside), whole or not at all."""
+def save(pixels: np.ndarray, path: Path) -> None:
+    """Write a picture whole or not at all; the suffix of `path` says how.
+
+    Args:
+        pixels: uint8 [H,W,3] RGB, or [H,W] class ids, which a PNG keeps with the palette beside.
+        path: `.png` for what is computed with, `.jpg` (a fifth of the bytes) for what is looked at.
+    """
     picture = Image.fromarray(pixels)
     if pixels.ndim == 2:
         picture.putpalette([channel for i in range(256) for channel in colour(i)])
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        picture.save(temporary, format="PNG", compress_level=4)
+        if path.suffix == ".jpg":
+            picture.save(temporary, format="JPEG", quality=90)
+        else:
+            picture.save(temporary, format="PNG", compress_level=4)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -88,7 +88,7 @@ def test_scoring_a_split_writes_scores_and_a_sheet(tiled, trained, tmp_path, cap
     scores = json.loads((folder / "test_scores.json").read_text())
     assert set(scores) >= {"mIoU", "IoU.ground", "pixel_accuracy"}
     assert f"mIoU {scores['mIoU']:.4f}" in capsys.readouterr().out
-    assert read(folder / "test_sheet.png").shape[1] == 3 * 320 + 40
+    assert read(folder / "test_sheet.jpg").shape[1] == 3 * 320 + 40
     train.main([*words, "--test-only", "val", "-j", "0", "--device", "cpu"])
     saved = checkpoint.load(folder / "checkpoint.pth")["scores"]
     assert json.loads((folder / "val_scores.json").read_text()) == pytest.approx(saved)
