@@ -253,8 +253,8 @@ def test_the_second_run_transfers_no_object_byte(s3, tmp_path):
     assert s3.object_bytes == sent
 
 
-@pytest.mark.parametrize("manifest", [None, "", "[]", '{"files": {"x": 3}}', '{"files": {'])
-def test_without_a_usable_manifest_files_are_known_by_their_content(s3, tmp_path, manifest):
+@pytest.mark.parametrize("manifest", [None, "", "[]", '{"files": []}', '{"files": {"x": 3}}'])
+def test_without_a_usable_manifest_files_are_known_by_their_content(s3, tmp_path, manifest, capsys):
     download(s3, tmp_path, "--all")
     sent, first = s3.object_bytes, json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").unlink()
@@ -262,6 +262,7 @@ def test_without_a_usable_manifest_files_are_known_by_their_content(s3, tmp_path
         (tmp_path / "manifest.json").write_text(manifest)
     assert download(s3, tmp_path, "--all") == 0
     assert s3.object_bytes == sent
+    assert "0 files (0.0 MB) fetched, 72 were in" in capsys.readouterr().out
     assert json.loads((tmp_path / "manifest.json").read_text()) == first
 
 
@@ -496,6 +497,10 @@ def test_verify_finds_rot_that_left_size_and_time_alone(s3, tmp_path):
     os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert download(s3, tmp_path, "--all") == 0
     assert tree(tmp_path) != expected(s3)
+    path = str(victim.relative_to(tmp_path))
+    s3.faults[f"synthetic/{path}"] = ["503"]
+    assert download(s3, tmp_path, "--all", "--verify", "--retries", "0") == 1
+    assert path not in json.loads((tmp_path / "manifest.json").read_text())["files"]
     sent = s3.object_bytes
     assert download(s3, tmp_path, "--all", "--verify") == 0
     assert tree(tmp_path) == expected(s3)
