@@ -1,7 +1,9 @@
 """UNet through its commands: train, score, resume, predict."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -285,3 +287,25 @@ def test_prediction_mistakes(trained, tmp_path):
         with pytest.raises(UserError) as caught:
             inference.main([*words, "--device", "cpu"])
         assert sentence in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_a_full_disk_ends_in_one_sentence_and_keeps_the_last_checkpoint(tiled, trained, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = (trained / "checkpoint.pth").stat().st_size * 3 // 2
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not allow mounting")
+    try:
+        shutil.copy(trained / "checkpoint.pth", disk / "checkpoint.pth")
+        words = ["--data-path", tiled, "--output-dir", disk, *TINY, "--max-steps", 9]
+        resume = ["--resume", disk / "checkpoint.pth"]
+        result = run_script(ROOT / "unet/train.py", *words, *resume, cwd=tmp_path)
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.splitlines()[-1].startswith("error: ")
+        assert "Traceback" not in result.stderr
+        assert checkpoint.load(disk / "checkpoint.pth")["step"] == 8
+        assert not list(disk.glob(".*tmp"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
