@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, run_script
+from conftest import ENCODER, ROOT, TINY, run_script
 
 from common import checkpoint
 from common.metrics import IGNORE
@@ -48,7 +48,7 @@ def test_the_weights_change_and_the_loss_falls(tiled, tmp_path):
     found = losses(output)
     assert np.mean(found[-8:]) < 0.8 * np.mean(found[:4])
     torch.manual_seed(0)
-    fresh = build_model("resnet18", 2).state_dict()
+    fresh = build_model(ENCODER, 2).state_dict()
     content = checkpoint.load(output / "checkpoint.pth")
     still = [n for n, w in content["model"].items() if n.endswith("weight") and w.equal(fresh[n])]
     assert still == []
@@ -133,7 +133,7 @@ def test_two_processes_learn_what_one_does_with_the_same_global_batch(tiled, tmp
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_parts():
     torch.manual_seed(0)
-    model = build_model("resnet18", 3, norm="group")
+    model = build_model(ENCODER, 3, norm="group")
     images = torch.randn(4, 3, 64, 64)
     targets = torch.randint(0, 3, (4, 64, 64))
     targets[0, :40] = IGNORE
@@ -194,7 +194,7 @@ def test_prediction_of_a_folder(trained, tiled, tmp_path):
 
 
 def test_predict_gives_class_ids():
-    model = build_model("resnet18", 4).eval()
+    model = build_model(ENCODER, 4).eval()
     found = predict(model, torch.randn(2, 3, 64, 96))
     assert found.shape == (2, 64, 96)
     assert found.dtype == torch.uint8
@@ -203,12 +203,13 @@ def test_predict_gives_class_ids():
 
 def test_weights_of_an_earlier_run_start_the_encoder(trained, tmp_path):
     content = checkpoint.load(trained / "checkpoint.pth")
-    model = build_model("resnet18", 5, str(trained / "checkpoint.pth"))
-    assert torch.equal(model.encoder.conv1.weight, content["model"]["encoder.conv1.weight"])
+    model = build_model(ENCODER, 5, str(trained / "checkpoint.pth"))
+    for name, weight in model.encoder.state_dict().items():
+        assert torch.equal(weight, content["model"][f"encoder.{name}"])
     with pytest.raises(UserError, match="does not fit"):
         build_model("resnet34", 5, str(trained / "checkpoint.pth"))
     with pytest.raises(UserError, match="neither imagenet, none nor a file"):
-        build_model("resnet18", 5, str(tmp_path / "nothing.pth"))
+        build_model(ENCODER, 5, str(tmp_path / "nothing.pth"))
 
 
 @pytest.mark.parametrize(
