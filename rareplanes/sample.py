@@ -90,10 +90,15 @@ def claim(folder: Path, settings: dict[str, object]) -> None:
         raise UserError(
             f"{str(folder)!r} is not empty and not from this script; give -o a new folder."
         )
-    for split in ("train", "test"):
-        for part in ("images", "masks", "xmls"):
-            (folder / split / part).mkdir(parents=True, exist_ok=True)
-    _save(record, text.encode())
+    try:
+        for split in ("train", "test"):
+            for part in ("images", "masks", "xmls"):
+                (folder / split / part).mkdir(parents=True, exist_ok=True)
+        _save(record, text.encode())
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {str(folder)!r}: {error.strerror}; give -o another folder."
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> None:

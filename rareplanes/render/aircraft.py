@@ -242,7 +242,7 @@ def _shade(
     normals *= np.where(normals @ view < 0, -1, 1)[:, None]
     middle = sun + view / np.linalg.norm(view)
     middle /= np.linalg.norm(middle)
-    diffuse = 0.5 + 0.62 * np.maximum(normals @ sun, 0)
+    diffuse = 0.52 + 0.66 * np.maximum(normals @ sun, 0)
     shine = gloss * np.maximum(normals @ middle, 0) ** 24
     lit = np.clip(colours * diffuse[:, None] + shine[:, None], 0, 255).astype(int)
     return [tuple(row) for row in lit.tolist()]

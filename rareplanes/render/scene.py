@@ -51,7 +51,7 @@ def render(scene: Scene) -> Picture:
     scenery.raise_blocks(view, canvas, ground.blocks, labels, roof=True)
 
     area = view.width * view.height / (1920 * 1080)
-    wanted = int(np.clip(rng.gamma(1.9, 6.0) * area**0.5, 1, 40))
+    wanted = int(np.clip(rng.gamma(2.3, 6.0) * area**0.5, 1, 40))
     aircraft = traffic.park_aircraft(view, ground, canvas, wanted, palette, rng)
     if rng.random() < 0.04:
         aircraft.append(_unseen(view, aircraft, palette))

@@ -8,7 +8,7 @@ import numpy as np
 from rareplanes.render import aircraft
 from rareplanes.render.aircraft import Drawing
 from rareplanes.render.makes import Make, livery, makes
-from rareplanes.render.plan import GROUND, Block, Plan, box
+from rareplanes.render.plan import APRON, RUNWAY, SLABS, TAXIWAY, Block, Plan, box
 from rareplanes.render.scenery import along
 from rareplanes.render.view import ROOF, Canvas, View, fixed
 
@@ -125,7 +125,7 @@ def park_aircraft(
     size = np.array((view.width, view.height))
     taken = np.zeros((view.height, view.width), np.uint8)
     things: list[Thing] = []
-    paved = canvas.material != GROUND
+    paved = np.isin(canvas.material, (RUNWAY, TAXIWAY, APRON, SLABS))
     for x, y, heading, room, bridge in _places(view, plan, rng):
         if len(things) == wanted:
             break
@@ -144,7 +144,7 @@ def park_aircraft(
         alpha = drawing.alpha[patch]
         if alpha.size == 0 or not (alpha > 0.5).any():
             continue
-        if not paved[tuple(np.clip(at, 0, size - 1).astype(int)[::-1])] and rng.random() < 0.9:
+        if not paved[tuple(np.clip(at, 0, size - 1).astype(int)[::-1])] and rng.random() < 0.97:
             continue
         hidden = (canvas.material[inside] == ROOF) & (alpha > 0.5)
         if (taken[inside] & (alpha > 0.02)).any() or hidden.mean() > 0.1 * (alpha > 0.5).mean():
@@ -195,15 +195,16 @@ def _fits(make: Make, room: float, ppm: float) -> bool:
 
 
 def _choose(fitting: list[Make], room: float, rng: np.random.Generator) -> Make:
-    """Stands are used by aircraft of about their size; fighters and bombers stay rare."""
+    """Stands are used by aircraft of about their size; military ones stay rare."""
     weights = np.array([np.exp(-(((room * 0.8 - m.span) / (0.35 * room)) ** 2)) for m in fitting])
-    weights *= [0.25 if m.kind in ("Fighter", "Bomber") else 1.0 for m in fitting]
+    weights *= [0.3 if "M" in m.traits else 1.0 for m in fitting]
     return fitting[rng.choice(len(fitting), p=weights / weights.sum())]
 
 
 def _categories(make: Make) -> tuple[str, ...]:
     side = "Military" if "M" in make.traits else "Civil"
-    return ("Airplane", side, make.kind, *make.name.split("_", 1))
+    variant = ("35-A",) if make.name == "Bombardier_Learjet" and side == "Civil" else ()
+    return ("Airplane", side, make.kind, *make.name.split("_", 1), *variant)
 
 
 def _persistent(make: Make, rng: np.random.Generator) -> str:

@@ -85,12 +85,12 @@ def develop(view: View, image: np.ndarray, weather: str, rng: np.random.Generato
             veil = np.clip(veil - rng.uniform(0.3, 1.2), 0, 1)[..., None] * rng.uniform(0.2, 0.5)
             image += veil * (232 - image)
     murky = weather in ("Haze", "Dust", "Rain", "Snow")
-    dense = rng.uniform(0.12, 0.4) if murky else rng.uniform(0, 0.15)
+    dense = rng.uniform(0.1, 0.34) if murky else rng.uniform(0, 0.15)
     warm = rng.normal(0, 6) - (20 if weather == "Dust" else 0)
     haze = rng.uniform(150, 205) + np.array((warm, 0, -warm))
     elevation = view.sun[2]
     gain = np.array((0.82 + 0.18 * elevation, 0.92 + 0.08 * elevation, 1.04 - 0.04 * elevation))
-    gain *= rng.uniform(0.9, 1.3) * (1 + rng.normal(0, 0.02, 3))
+    gain *= rng.uniform(0.88, 1.2) * (1 + rng.normal(0, 0.02, 3))
     image *= (gain * (1 - dense)).astype(np.float32)
     image += (haze * dense).astype(np.float32)
     if rng.random() < 0.5:
