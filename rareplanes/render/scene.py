@@ -38,9 +38,7 @@ def render(scene: Scene) -> Picture:
     view = _camera(scene, rng)
     sky = str(rng.choice(scene.airport.weather))
     labels = scenery.label_colours(scene.airport)
-    palette = traffic.Palette(
-        rng, {label[::-1] for label in labels} | {(46, 90, 30), (220, 230, 90)}
-    )
+    palette = traffic.Palette(rng, {label[::-1] for label in scenery.all_labels(scene.airport)})
 
     canvas = scenery.lay_ground(view, scene.airport, ground, rng)
     blocks, named = traffic.park_vehicles(view, ground, palette, rng)
@@ -55,9 +53,10 @@ def render(scene: Scene) -> Picture:
     aircraft = traffic.park_aircraft(view, ground, canvas, wanted, palette, rng)
     if rng.random() < 0.04:
         aircraft.append(_unseen(view, aircraft, palette))
+    of_buildings = canvas.shadow.copy()
     traffic.shade_ground(canvas, aircraft)
     image = weather.weather_ground(view, scene.airport, canvas, sky, rng)
-    light = weather.cast_light(view, canvas, image, rng)
+    light = weather.cast_light(canvas, image, of_buildings, rng)
     traffic.lay_aircraft(canvas, image, light, aircraft)
     canvas.image = np.clip(image, 0, 255).astype(np.uint8)
     bridges = [thing.bridge for thing in aircraft if thing.bridge is not None]

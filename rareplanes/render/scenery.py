@@ -24,6 +24,8 @@ from rareplanes.render.plan import (
 )
 from rareplanes.render.view import ROOF, Canvas, View, fixed, texture, visible
 
+TREE_LABEL, MAST_LABEL = (30, 90, 46), (90, 230, 220)  # BGR in the mask
+
 
 def lay_ground(view: View, airport: Airport, plan: Plan, rng: np.random.Generator) -> Canvas:
     """Pavement, paint and stains, still without texture and light."""
@@ -83,6 +85,11 @@ def label_colours(airport: Airport) -> list[tuple[int, int, int]]:
     """Colours the mask gives to what is no object, BGR; the textured greys come on top."""
     rng = np.random.default_rng(sum(airport.name.encode()))
     return [(int(b), int(g), int(r)) for b, g, r in rng.integers(20, 236, (64, 3))]
+
+
+def all_labels(airport: Airport) -> list[tuple[int, int, int]]:
+    """Every flat colour that is not an object's, BGR."""
+    return [*label_colours(airport), TREE_LABEL, MAST_LABEL]
 
 
 def _label_ground(
@@ -177,4 +184,5 @@ def plant_trees(view: View, canvas: Canvas, plan: Plan, rng: np.random.Generator
             spot = (x, y) + view.sun[:2] * r * (1 - k) * 0.7
             middle, radius, shade = tuple(map(int, spot)), int(r * k) + 1, tuple(tone * light)
             cv2.circle(canvas.image, middle, radius, shade, -1, cv2.LINE_AA)
-        cv2.circle(canvas.mask, (int(x), int(y)), int(r), (30, 90, 46), -1)
+        cv2.circle(canvas.mask, (int(x), int(y)), int(r), TREE_LABEL, -1)
+        cv2.circle(canvas.material, (int(x), int(y)), int(r) + 1, ROOF, -1)

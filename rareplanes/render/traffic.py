@@ -9,7 +9,7 @@ from rareplanes.render import aircraft
 from rareplanes.render.aircraft import Drawing
 from rareplanes.render.makes import Make, livery, makes
 from rareplanes.render.plan import APRON, RUNWAY, SLABS, TAXIWAY, Block, Plan, box
-from rareplanes.render.scenery import along
+from rareplanes.render.scenery import MAST_LABEL, along
 from rareplanes.render.view import ROOF, Canvas, View, fixed
 
 SPANS = (25.0, 170.0)  # pixels between the wing tips that are drawn
@@ -149,7 +149,7 @@ def park_aircraft(
         hidden = (canvas.material[inside] == ROOF) & (alpha > 0.5)
         if (taken[inside] & (alpha > 0.02)).any() or hidden.mean() > 0.1 * (alpha > 0.5).mean():
             continue
-        taken[inside] |= cv2.dilate((alpha > 0.02).astype(np.uint8), np.ones((7, 7), np.uint8))
+        taken[inside] |= cv2.dilate((alpha > 0.02).astype(np.uint8), np.ones((13, 13), np.uint8))
         thing = Thing(
             _categories(make), _persistent(make, rng), palette.take(), low, high, drawing.sockets
         )
@@ -276,7 +276,7 @@ def masts(view: View, canvas: Canvas, things: list[Thing], rng: np.random.Genera
         top = at + view.lean * height
         pole = np.array((at, top))
         cv2.polylines(canvas.image, [fixed(pole)], False, (52, 50, 48), 1, cv2.LINE_AA, 4)
-        cv2.polylines(canvas.mask, [fixed(pole)], False, (90, 230, 220), 1, cv2.LINE_8, 4)
+        cv2.polylines(canvas.mask, [fixed(pole)], False, MAST_LABEL, 1, cv2.LINE_8, 4)
         angle = rng.uniform(0, 3.14)
         for row in (-1, 1):
             for k in range(4):
@@ -284,4 +284,4 @@ def masts(view: View, canvas: Canvas, things: list[Thing], rng: np.random.Genera
                 across = np.array((-np.sin(angle), np.cos(angle))) * row * 2.2
                 lamp = box(top + along_row + across, 2.6, 3.0, angle)
                 cv2.fillConvexPoly(canvas.image, fixed(lamp), (46, 44, 44), cv2.LINE_AA, 4)
-                cv2.fillConvexPoly(canvas.mask, fixed(lamp), (90, 230, 220), cv2.LINE_8, 4)
+                cv2.fillConvexPoly(canvas.mask, fixed(lamp), MAST_LABEL, cv2.LINE_8, 4)

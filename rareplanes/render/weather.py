@@ -64,14 +64,18 @@ def weather_ground(
 
 
 def cast_light(
-    view: View, canvas: Canvas, image: np.ndarray, rng: np.random.Generator
+    canvas: Canvas, image: np.ndarray, of_buildings: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Lay the shadows onto the ground; returns the light [H,W] that is left of the sun."""
+    """Lay the canvas' shadows onto the ground.
+
+    Returns:
+        The light [H,W] that aircraft get: they stand in the shadow of buildings, not in their own.
+    """
+    softness, depth = float(rng.uniform(0.7, 1.8)), np.float32(rng.uniform(0.45, 0.72) / 255)
     canvas.shadow[canvas.material == ROOF] = 0
-    soft = cv2.GaussianBlur(canvas.shadow, (0, 0), float(rng.uniform(0.7, 1.8)))
-    light = 1 - soft * np.float32(rng.uniform(0.45, 0.72) / 255)
+    light = 1 - cv2.GaussianBlur(canvas.shadow, (0, 0), softness) * depth
     image *= light[..., None] ** np.array((0.88, 0.97, 1.0), np.float32)  # shadows are bluish
-    return light
+    return 1 - cv2.GaussianBlur(of_buildings, (0, 0), softness) * depth
 
 
 def develop(view: View, image: np.ndarray, weather: str, rng: np.random.Generator) -> np.ndarray:
