@@ -56,7 +56,7 @@ def lay_ground(view: View, airport: Airport, plan: Plan, rng: np.random.Generato
         width = max(1, round(stroke.width * view.ppm))
         cv2.polylines(canvas.dirt, [fixed(pixels)], False, stroke.colour, width, cv2.LINE_AA, SHIFT)
     fresh = float(rng.uniform(0.35, 0.85))
-    wear = np.clip(fresh + 0.25 * texture(view, "middle", 0.5), 0.1, 1)
+    wear = np.clip(fresh + 0.25 * texture(view, "middle", 0.5, shrink=2), 0.1, 1)
     cv2.blendLinear(painted, image, wear, 1 - wear, image)
     canvas.image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.5, 1.1)))
     _label_ground(view, plan, canvas, labels)
@@ -107,15 +107,20 @@ def _label_ground(
         if not view.sees(pixels, 40):
             continue
         cv2.polylines(canvas.mask, [fixed(pixels)], False, labels[40], 2, cv2.LINE_8, SHIFT)
-        for x, y, heading in along(route, 11.0):
-            for side, size, label in ((0, 8, 41), (-17, 2.6, 42), (17, 2.6, 42)):
-                c, s = np.cos(heading), np.sin(heading)
-                if side and round(x + y) % 3:
-                    continue
-                corners = np.array(((1, 1), (1, -1), (-1, -1), (-1, 1))) * size / 2 + (0, side)
-                square = view.screen(corners @ np.array(((c, s), (-s, c))) + (x, y))
-                if view.sees(square):
-                    cv2.fillConvexPoly(canvas.mask, fixed(square), labels[label], cv2.LINE_8, SHIFT)
+        nodes = along(route, 11.0)
+        for side, size, label, some in ((0, 8, 41, 1), (-17, 2.6, 42, 3), (17, 2.6, 42, 3)):
+            for square in _squares(view, nodes[::some], side, size):
+                cv2.fillConvexPoly(canvas.mask, fixed(square), labels[label], cv2.LINE_8, SHIFT)
+
+
+def _squares(view: View, nodes: np.ndarray, side: float, size: float) -> np.ndarray:
+    """Visible squares [N,4,2] `side` metres to the right of points (x, y, heading), in pixels."""
+    c, s = np.cos(nodes[:, 2]), np.sin(nodes[:, 2])
+    turns = np.stack((c, s, -s, c), 1).reshape(-1, 2, 2)
+    corners = np.array(((1, 1), (1, -1), (-1, -1), (-1, 1))) * size / 2 + (0, side)
+    pixels = view.screen(corners @ turns + nodes[:, None, :2])
+    inside = (pixels >= 0) & (pixels < (view.width, view.height))
+    return pixels[np.any(np.all(inside, axis=2), axis=1)]
 
 
 def along(route: np.ndarray, step: float) -> np.ndarray:

@@ -27,9 +27,9 @@ class View:
     sun: np.ndarray  # [3] unit vector towards the sun
 
     def screen(self, points: np.ndarray, z: float = 0.0) -> np.ndarray:
-        """World metres [N,2] at height z to pixels [N,2]."""
+        """World metres [...,2] at height z to pixels [...,2]."""
         c, s = np.cos(self.yaw), np.sin(self.yaw)
-        turned = (points - self.centre) @ np.array(((c, s), (-s, c)))
+        turned = (points - np.array(self.centre)) @ np.array(((c, s), (-s, c)))
         return (turned + z * self.lean) * self.ppm + (self.width / 2, self.height / 2)
 
     def shadow(self, points: np.ndarray, z: float) -> np.ndarray:
@@ -83,16 +83,24 @@ def textures() -> dict[str, np.ndarray]:
 
 
 def texture(
-    view: View, name: str, texel: float, shift: Sequence[float] | np.ndarray = (0, 0)
+    view: View,
+    name: str,
+    texel: float,
+    shift: Sequence[float] | np.ndarray = (0, 0),
+    shrink: int = 1,
 ) -> np.ndarray:
-    """A texture fixed to the ground, one texel so many metres wide: [H,W] float32."""
+    """A texture fixed to the ground, one texel so many metres wide: [H,W] float32.
+
+    `shrink` samples every so many pixels only, enough for what has no fine detail.
+    """
     c, s = np.cos(view.yaw) / view.ppm, np.sin(view.yaw) / view.ppm
     turn = np.array(((c, s), (-s, c)))
     start = np.array(view.centre) + shift - turn @ (view.width / 2, view.height / 2)
-    matrix = np.column_stack((turn, start)) / texel
-    size = (view.width, view.height)
+    matrix = np.column_stack((turn * shrink, start)) / texel
+    size = (-(-view.width // shrink), -(-view.height // shrink))
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(textures()[name], matrix, size, flags=flags, borderMode=cv2.BORDER_WRAP)
+    field = cv2.warpAffine(textures()[name], matrix, size, flags=flags, borderMode=cv2.BORDER_WRAP)
+    return field if shrink == 1 else cv2.resize(field, (view.width, view.height))
 
 
 def visible(

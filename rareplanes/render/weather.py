@@ -40,7 +40,7 @@ def weather_ground(
     for material, strength in GRAIN.items():
         amount[:, material] = strength
     shift = rng.uniform(-400, 400, 2)  # each scene has weathered a little differently
-    coarse = texture(view, "coarse", 0.7, shift)
+    coarse = texture(view, "coarse", 0.7, shift, shrink=2)
     middle = texture(view, "middle", 0.3)
     factor = 1 - canvas.dirt * np.float32(rng.uniform(0.5, 1.3) / 255)
     for k, field in enumerate(
@@ -54,7 +54,7 @@ def weather_ground(
     patch *= cv2.LUT(canvas.material, tint)
     image += patch[..., None] * (np.array(airport.soil, np.float32) - image)
     if weather == "Snow":
-        flaky = texture(view, "coarse", 0.25, rng.uniform(-400, 400, 2)) + 0.35 * middle
+        flaky = texture(view, "coarse", 0.25, rng.uniform(-400, 400, 2), shrink=2) + 0.35 * middle
         cover = np.clip(
             (flaky - rng.uniform(-0.2, 1.2)) * rng.uniform(0.6, 2), 0, rng.uniform(0.6, 0.95)
         )
@@ -82,10 +82,14 @@ def develop(view: View, image: np.ndarray, weather: str, rng: np.random.Generato
     """Clouds and their shadows, haze, the colour of the light, blur and the sensor's noise."""
     image = image.astype(np.float32)
     if rng.random() < (0.6 if weather == "Overcast" else 0.25):
-        cloud = texture(view, "cloud", float(rng.uniform(0.4, 1.2)), rng.uniform(-500, 500, 2))
+        cloud = texture(
+            view, "cloud", float(rng.uniform(0.4, 1.2)), rng.uniform(-500, 500, 2), shrink=4
+        )
         image *= 1 - np.clip(cloud - rng.uniform(0, 0.8), 0, 1)[..., None] * rng.uniform(0.15, 0.4)
         if rng.random() < 0.5:
-            veil = texture(view, "cloud", float(rng.uniform(0.3, 0.8)), rng.uniform(-500, 500, 2))
+            veil = texture(
+                view, "cloud", float(rng.uniform(0.3, 0.8)), rng.uniform(-500, 500, 2), shrink=4
+            )
             veil = np.clip(veil - rng.uniform(0.3, 1.2), 0, 1)[..., None] * rng.uniform(0.2, 0.5)
             image += veil * (232 - image)
     murky = weather in ("Haze", "Dust", "Rain", "Snow")
