@@ -54,10 +54,9 @@ def weather_ground(
     patch *= cv2.LUT(canvas.material, tint)
     image += patch[..., None] * (np.array(airport.soil, np.float32) - image)
     if weather == "Snow":
-        flaky = texture(view, "coarse", 0.25, rng.uniform(-400, 400, 2), shrink=2) + 0.35 * middle
-        cover = np.clip(
-            (flaky - rng.uniform(-0.2, 1.2)) * rng.uniform(0.6, 2), 0, rng.uniform(0.6, 0.95)
-        )
+        drifts = texture(view, "coarse", 0.25, rng.uniform(-400, 400, 2), shrink=2)
+        depth = drifts + rng.uniform(0.05, 0.35) * middle - rng.uniform(-0.2, 1.2)
+        cover = np.clip(depth * rng.uniform(0.35, 1.5), 0, rng.uniform(0.5, 0.95))
         white = np.float32(rng.uniform(195, 235)) * (1 + 0.04 * middle)
         image += cover[..., None] * (white[..., None] - image)
     return image
