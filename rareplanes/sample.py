@@ -11,7 +11,9 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -48,14 +50,16 @@ def schedule(count: int, seed: int, size: tuple[int, int], test_fraction: float)
 
 
 def write(scene: Scene, folder: Path) -> str:
-    """Render a scene and write its files; the XML comes last and says that it is complete."""
+    """Render a scene and write its three files, unless they are there."""
     cv2.setNumThreads(0)
     target = folder / scene.split
+    image = target / "images" / f"{scene.stem}.png"
+    mask = target / "masks" / f"{scene.stem}_mask.png"
     xml = target / "xmls" / f"{scene.stem}.xml"
-    if not xml.exists():
+    if not (image.exists() and mask.exists() and xml.exists()):
         picture = render(scene)
-        _save(target / "images" / f"{scene.stem}.png", _png(picture.image))
-        _save(target / "masks" / f"{scene.stem}_mask.png", _png(picture.mask))
+        _save(image, _png(picture.image))
+        _save(mask, _png(picture.mask))
         _save(xml, picture.xml.encode())
     return scene.stem
 
@@ -110,39 +114,53 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("-n", "--scenes", type=int, default=40, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="%(default)s")
-    parser.add_argument("--size", type=int, nargs=2, default=(1920, 1080), metavar=("W", "H"),
-                        help="pixels; smaller scenes show less ground (1920 1080)")  # fmt: skip
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(1920, 1080), metavar=("W", "H"), help="1920 1080"
+    )
     parser.add_argument("--test-fraction", type=float, default=0.2, help="%(default)s")
     parser.add_argument("-j", "--workers", type=int, default=1, help="processes (%(default)s)")
     args = parser.parse_args(argv)
-    checks = {
-        f"--scenes {args.scenes} must be at least 1.": args.scenes >= 1,
-        f"--seed {args.seed} must not be negative.": args.seed >= 0,
-        f"--size {args.size[0]} {args.size[1]} must be from 128 to 8192.": all(
-            128 <= v <= 8192 for v in args.size
-        ),
-        f"--test-fraction {args.test_fraction} must be from 0 to below 1.": 0
-        <= args.test_fraction
-        < 1,
-        f"--workers {args.workers} must be at least 1.": args.workers >= 1,
-    }
-    for sentence, fine in checks.items():
-        if not fine:
-            raise UserError(sentence)
+    _check(args)
     size = (args.size[0], args.size[1])
     settings = {"renderer": RENDERER, "seed": args.seed, "scenes": args.scenes, "size": size}
     claim(args.output_dir, {**settings, "test_fraction": args.test_fraction})
     scenes = schedule(args.scenes, args.seed, size, args.test_fraction)
     job = partial(write, folder=args.output_dir)
-    quiet = not sys.stderr.isatty()
     if args.workers == 1:
-        for _ in tqdm(map(job, scenes), total=len(scenes), unit="scene", disable=quiet):
-            pass
+        _watch(map(job, scenes), len(scenes))
     else:
         with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-            for _ in tqdm(pool.map(job, scenes), total=len(scenes), unit="scene", disable=quiet):
-                pass
+            try:
+                _watch(pool.map(job, scenes), len(scenes))
+            except BrokenProcessPool as error:
+                raise UserError(
+                    f"A worker was killed, perhaps for want of memory: run again with fewer than "
+                    f"--workers {args.workers}; the scenes that are done are kept."
+                ) from error
     print(f"{len(scenes)} scenes in {str(args.output_dir)!r}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    width, height = args.size
+    for fine, sentence in (
+        (args.scenes >= 1, f"--scenes {args.scenes} must be at least 1."),
+        (args.seed >= 0, f"--seed {args.seed} must not be negative."),
+        (128 <= min(args.size), f"--size {width} {height} must be at least 128 128."),
+        (max(args.size) <= 8192, f"--size {width} {height} must be at most 8192 8192."),
+        (0 <= args.test_fraction < 1, f"--test-fraction {args.test_fraction} must be in [0, 1)."),
+        (args.workers >= 1, f"--workers {args.workers} must be at least 1."),
+    ):
+        if not fine:
+            raise UserError(sentence)
+
+
+def _watch(done: Iterable[str], total: int) -> None:
+    """A progress bar on a terminal, elsewhere a line now and then."""
+    if sys.stderr.isatty():
+        done = tqdm(done, total=total, unit="scene")
+    for i, stem in enumerate(done, 1):
+        if i % 50 == 0 and not sys.stderr.isatty():
+            print(f"{i} of {total} scenes, the last {stem}", file=sys.stderr)
 
 
 if __name__ == "__main__":

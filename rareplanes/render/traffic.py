@@ -149,7 +149,7 @@ def park_aircraft(
         hidden = (canvas.material[inside] == ROOF) & (alpha > 0.5)
         if (taken[inside] & (alpha > 0.02)).any() or hidden.mean() > 0.1 * (alpha > 0.5).mean():
             continue
-        taken[inside] |= cv2.dilate((alpha > 0.02).astype(np.uint8), np.ones((13, 13), np.uint8))
+        _take(taken, drawing)
         thing = Thing(
             _categories(make), _persistent(make, rng), palette.take(), low, high, drawing.sockets
         )
@@ -162,6 +162,15 @@ def park_aircraft(
             thing.bridge = _bridge(np.array(bridge), end)
         things.append(thing)
     return things
+
+
+def _take(taken: np.ndarray, drawing: Drawing, gap: int = 6) -> None:
+    """Mark the aircraft's pixels and a gap around them."""
+    wide = cv2.copyMakeBorder(drawing.alpha, gap, gap, gap, gap, cv2.BORDER_CONSTANT)
+    wide = cv2.dilate(wide, np.ones((2 * gap + 1, 2 * gap + 1), np.uint8)) > 0.02
+    low = np.array((drawing.x, drawing.y)) - gap
+    inside, patch = _overlap(low, low + wide.shape[::-1], np.array(taken.shape[::-1]))
+    taken[inside] |= wide[patch]
 
 
 def _places(
