@@ -145,7 +145,7 @@ def _check(args: argparse.Namespace) -> None:
     for fine, sentence in (
         (args.scenes >= 1, f"--scenes {args.scenes} must be at least 1."),
         (args.seed >= 0, f"--seed {args.seed} must not be negative."),
-        (128 <= min(args.size), f"--size {width} {height} must be at least 128 128."),
+        (min(args.size) >= 128, f"--size {width} {height} must be at least 128 128."),
         (max(args.size) <= 8192, f"--size {width} {height} must be at most 8192 8192."),
         (0 <= args.test_fraction < 1, f"--test-fraction {args.test_fraction} must be in [0, 1)."),
         (args.workers >= 1, f"--workers {args.workers} must be at least 1."),

@@ -167,10 +167,10 @@ def park_aircraft(
 def _take(taken: np.ndarray, drawing: Drawing, gap: int = 6) -> None:
     """Mark the aircraft's pixels and a gap around them."""
     wide = cv2.copyMakeBorder(drawing.alpha, gap, gap, gap, gap, cv2.BORDER_CONSTANT)
-    wide = cv2.dilate(wide, np.ones((2 * gap + 1, 2 * gap + 1), np.uint8)) > 0.02
+    near = cv2.dilate(wide, np.ones((2 * gap + 1, 2 * gap + 1), np.uint8)) > 0.02
     low = np.array((drawing.x, drawing.y)) - gap
-    inside, patch = _overlap(low, low + wide.shape[::-1], np.array(taken.shape[::-1]))
-    taken[inside] |= wide[patch]
+    inside, patch = _overlap(low, low + near.shape[::-1], np.array(taken.shape[::-1]))
+    taken[inside] |= near[patch]
 
 
 def _places(
