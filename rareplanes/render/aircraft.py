@@ -242,7 +242,8 @@ def _shade(
     normals *= np.where(normals @ view < 0, -1, 1)[:, None]
     middle = sun + view / np.linalg.norm(view)
     middle /= np.linalg.norm(middle)
-    diffuse = 0.52 + 0.66 * np.maximum(normals @ sun, 0)
+    # The exposure follows the sun: what lies flat is as bright at dusk as at noon.
+    diffuse = np.minimum(0.46 + 0.6 * np.maximum(normals @ sun, 0) / sun[2], 1.25)
     shine = gloss * np.maximum(normals @ middle, 0) ** 24
     lit = np.clip(colours * diffuse[:, None] + shine[:, None], 0, 255).astype(int)
     return [tuple(row) for row in lit.tolist()]

@@ -76,7 +76,7 @@ Tucson piers,linear,remote Clear,Clear,Dust .08 ac9678 a68a68 787470 a09a90 c4be
 Manaus remote,linear,satellite Clear,Overcast,Haze 1.4 4e6030 8a583e 5a5656 98948e 708296 Rainforest
 Tromso linear,linear,remote Snow,Snow,Overcast,Clear .3 c2c8ce a6a8aa 565658 929496 7e7678 Tundra
 Alicante satellite,piers,linear Clear,Haze .25 8a8058 9c8460 62605e 94928c b0a096 Mediterranean
-Auckland piers,satellite,piers Clear,Overcast,Haze .35 587042 7c7458 5c5e62 969a9a bec2c4 Grassland
+Auckland piers,satellite,piers Clear,Overcast,Haze .35 587042 7c7458 5c5e62 969a9a a0a4a6 Grassland
 Almaty remote,remote,linear Snow,Clear,Haze,Dust .15 8c8668 908670 686868 8a8886 8c7a6e Steppe
 Oshawa remote,linear,remote Clear,Snow,Overcast .7 5c6848 80765c 404042 7e7c7a 786062 Forest
 """

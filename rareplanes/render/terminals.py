@@ -41,7 +41,7 @@ def terminal_building(
 ) -> None:
     """A building with a parapet, strips of roof light and machines on its roof."""
     group = int(rng.integers(1, 9))
-    colour = scaled(airport.roof, rng.uniform(0.85, 1.15))
+    colour = scaled(airport.roof, rng.uniform(0.7, 1.02))
     p.blocks.append(Block(points, 0, height, scaled(colour, 0.8), group))
     centre = points.mean(0)
     inner = centre + (points - centre) * 0.96
@@ -164,7 +164,7 @@ def hangar(
     p: Plan, rng: np.random.Generator, points: Points, airport: Airport, height: float
 ) -> None:
     """A gabled hall: the two slopes differ in tone."""
-    colour, group = scaled(airport.roof, rng.uniform(0.7, 1.2)), int(rng.integers(1, 9))
+    colour, group = scaled(airport.roof, rng.uniform(0.65, 1.05)), int(rng.integers(1, 9))
     p.blocks.append(Block(points, 0, height, colour, group))
     (x0, y0), (x1, y1) = points[0], points[2]
     half = rect(x0, y0, x1, (y0 + y1) / 2)
