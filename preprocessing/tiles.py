@@ -98,8 +98,8 @@ def cut(labels: Labels, settings: Settings) -> Iterator[tuple[dict[str, Any], np
             part = np.pad(part, ((0, padded[1]), (0, padded[0])))
         mask, annotations = _label(part, things, least)
         if any(padded):
-            mask[height - y :] = ignore_value(mask.dtype)
-            mask[:, width - x :] = ignore_value(mask.dtype)
+            mask[height:] = ignore_value(mask.dtype)
+            mask[:, width:] = ignore_value(mask.dtype)
         yield {"x": x, "y": y, "padded": padded, "annotations": annotations}, mask
 
 
