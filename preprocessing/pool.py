@@ -38,9 +38,9 @@ class Workers:
         """Call `function(*task)` for every task.
 
         A process that dies (killed for memory, a crash in a codec) breaks its whole pool. What was
-        under way is then tried again, each task in a process of its own, and the one that kills
-        that too is the culprit; the others go on in a new pool. So `function` may be called twice
-        for a task. Only a few tasks are under way at a time, so there are few suspects.
+        under way is then tried again, one task after the other, and the one that kills its process
+        again is the culprit; the others go on in a new pool. So `function` may be called twice for
+        a task. Only a few tasks are under way at a time, so there are few suspects.
 
         Yields:
             Index and result of each task, in order of completion; a `UserError` instead of the
@@ -62,8 +62,16 @@ class Workers:
                         yield pending.pop(future), result
             except BrokenProcessPool:
                 self._end()
-            for index in pending.values():
-                yield index, _alone(function, tasks[index])
+            with Workers(1) as alone:
+                for index in pending.values():
+                    yield index, alone._only(function, tasks[index])
+
+    def _only(self, function: Callable[..., T], task: tuple[Any, ...]) -> T | UserError:
+        try:
+            return _result(self._begin().submit(function, *task))
+        except BrokenProcessPool:
+            self._end()
+            return UserError("The process that worked on it died, twice (out of memory, perhaps).")
 
     def _begin(self) -> ProcessPoolExecutor:
         self._pool = self._pool or _pool(self.number)
@@ -92,14 +100,8 @@ def _result(future: Future[T]) -> T | UserError:
         return future.result()
     except UserError as error:
         return error
-
-
-def _alone(function: Callable[..., T], task: tuple[Any, ...]) -> T | UserError:
-    with _pool(1) as pool:
-        try:
-            return _result(pool.submit(function, *task))
-        except BrokenProcessPool:
-            return UserError("The process that worked on it died, twice (out of memory, perhaps).")
+    except MemoryError:
+        return UserError("There was not enough memory for it; try fewer processes.")
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

@@ -73,10 +73,10 @@ def main(argv: list[str] | None = None) -> int:
             validation = [scene for scene in scenes if scene.airport in held_out]
             if held_out:
                 splits[output / "val"] = validation
-                print(f"validation: {len(validation)} scenes of {', '.join(held_out)}")
+                print(f"validation: {len(validation)} scenes of {', '.join(map(repr, held_out))}")
             else:
                 stale.append(output / "val")
-                print(f"validation: none, as {scenes[0].airport} is the only airport in train/")
+                print(f"validation: none, as {scenes[0].airport!r} is the only airport in train/")
         elif args.val_airports and name != "test":
             raise UserError("--val-airports needs a dataset with train/ and without val/images/.")
         splits[output / name] = [scene for scene in scenes if scene.airport not in held_out]

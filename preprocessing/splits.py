@@ -37,6 +37,10 @@ class Tile(NamedTuple):
     positive: bool
 
 
+Tiled = tuple[list[Tile], dict[str, UserError]]
+"""The tiles of a split that are kept, and why which of its scenes are bad."""
+
+
 def tile_splits(
     splits: Mapping[Path, Sequence[Source]],
     categories: list[str],
@@ -47,42 +51,33 @@ def tile_splits(
     """Tile the scenes of each split (a folder) into `OUTPUTS` in that folder.
 
     Returns:
-        0, or 1 if a scene could not be read, so that everything stays as it was.
+        0; 1 if a scene could not be read, so that everything stays as it was; 130 after Ctrl-C.
 
     Raises:
         UserError: no scene at all could be read, or another run is at work there.
     """
     total = sum(map(len, splits.values()))
-    with ExitStack() as held:
-        for folder in splits:
-            held.enter_context(_locked(folder / STAGE))
-        pool = held.enter_context(Workers(min(workers, total)))
-        tiled = {f: _tile(pool, f / STAGE, sources, settings) for f, sources in splits.items()}
-        failed = [(f / stem, why) for f, (_, bad) in tiled.items() for stem, why in bad.items()]
-        for name, why in sorted(failed, key=lambda item: item[0]):
-            print(f"bad scene {str(name)!r}: {why}", file=sys.stderr)
-        if len(failed) == total:
-            raise UserError(f"None of the {total} scenes could be read.")
-        if failed and not skip_bad:
-            print(
-                f"error: {len(failed)} of {total} scenes could not be read, so nothing was "
-                "changed; mend or remove them, or leave them out by --skip-bad. The others are "
-                "done and need not be done again.",
-                file=sys.stderr,
-            )
-            return 1
-        for folder, (kept, bad) in tiled.items():
-            airports = {source.stem: source.airport for source in splits[folder]}
-            _complete(folder / STAGE, kept, airports, categories, settings)
-            _report(folder, kept, len(airports) - len(bad))
-        for folder in splits:
-            put_in_place(folder)
+    try:
+        with ExitStack() as held:
+            for folder in splits:
+                held.enter_context(_locked(folder / STAGE))
+            pool = held.enter_context(Workers(min(workers, total)))
+            tiled = {f: _tile(pool, f / STAGE, sources, settings) for f, sources in splits.items()}
+            if _report_bad(tiled, total, skip_bad):
+                return 1
+            for folder, (kept, bad) in tiled.items():
+                airports = {source.stem: source.airport for source in splits[folder]}
+                _complete(folder / STAGE, kept, airports, categories, settings)
+                _report(folder, kept, len(airports) - len(bad))
+            for folder in splits:
+                put_in_place(folder)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues from here", file=sys.stderr)
+        return 130
     return 0
 
 
-def _tile(
-    pool: Workers, stage: Path, sources: Sequence[Source], settings: Settings
-) -> tuple[list[Tile], dict[str, UserError]]:
+def _tile(pool: Workers, stage: Path, sources: Sequence[Source], settings: Settings) -> Tiled:
     """Write the tiles of a split to its stage; which are kept, and why which scenes are bad."""
     split = stage.parent.name
     tasks = {source.stem: (source, stage, settings) for source in sources}
@@ -99,6 +94,23 @@ def _tile(
         # A scene whose image turns out to be bad takes its tiles out of the count: choose again.
         bad |= _each(pool, write_images, images, f"{split} images")[1]
         done |= {stem: wanted[stem] for stem in images}
+
+
+def _report_bad(tiled: Mapping[Path, Tiled], total: int, skip_bad: bool) -> bool:
+    """List the scenes that could not be read; whether they end the run."""
+    failed = [(f / stem, why) for f, (_, bad) in tiled.items() for stem, why in bad.items()]
+    for name, why in sorted(failed, key=lambda item: item[0]):
+        print(f"bad scene {str(name)!r}: {why}", file=sys.stderr)
+    if len(failed) == total:
+        raise UserError(f"None of the {total} scenes could be read.")
+    if failed and not skip_bad:
+        print(
+            f"error: {len(failed)} of {total} scenes could not be read, so nothing was "
+            "changed; mend or remove them, or leave them out by --skip-bad. The others are "
+            "done and need not be done again.",
+            file=sys.stderr,
+        )
+    return bool(failed) and not skip_bad
 
 
 def select(positive: dict[str, list[bool]], settings: Settings) -> list[Tile]:
@@ -237,8 +249,11 @@ def _report(folder: Path, tiles: list[Tile], scenes: int) -> None:
 @contextmanager
 def _locked(stage: Path) -> Iterator[None]:
     """Make the stage and hold it: two runs would write the same files."""
-    for name in ("records", "images_tiled", "masks_tiled"):
-        (stage / name).mkdir(parents=True, exist_ok=True)
+    try:
+        for name in ("records", "images_tiled", "masks_tiled"):
+            (stage / name).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{str(stage.parent)!r} cannot be a folder: a file is there.") from None
     with (stage / "lock").open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -262,7 +262,7 @@ def test_no_validation_from_one_airport_and_none_left_over(tmp_path, capsys):
         path.unlink()
     assert main(args) == 0
     assert not (tmp_path / "val").exists()
-    assert "validation: none, as A is the only airport" in capsys.readouterr().out
+    assert "validation: none, as 'A' is the only airport" in capsys.readouterr().out
 
 
 @given(st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 30), min_size=1, max_size=15))
@@ -395,6 +395,19 @@ def test_run_survives_a_killed_worker(tmp_path):
     assert tree(out) == tree(tmp_path / "clean")
 
 
+def test_interrupt_is_a_sentence(tmp_path):
+    make_dataset(tmp_path / "data", train=["A"] * 12, test=(), width=300, height=200, count=9)
+    args = [*COMMAND, tmp_path / "data", "-s", "48", "-n", "2", "-o", tmp_path / "out"]
+    process = subprocess.Popen(list(map(str, args)), stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out").rglob("records/*.json")) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command continues" in errors
+    assert "Traceback" not in errors
+
+
 @dataclass(frozen=True)
 class Scene:
     """A scene in memory; one of them kills every process that reads it."""
@@ -508,6 +521,13 @@ def test_user_mistakes_about_numbers(tmp_path, flags, capsys):
     assert exit_.value.code == 2
     assert flags[0] in capsys.readouterr().err
     assert not list(tmp_path.rglob(".tiling"))
+
+
+def test_output_in_the_way_is_a_sentence(tmp_path):
+    make_scene(tmp_path / "data", "s")
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="a file is there"):
+        main([str(tmp_path / "data"), "-n", "1", "-o", str(tmp_path / "out")])
 
 
 def test_two_runs_at_once_are_refused(tmp_path):
