@@ -55,7 +55,7 @@ class Workers:
             try:
                 while waiting or pending:
                     while waiting and len(pending) < 2 * self.number:
-                        future = self._begin().submit(function, *tasks[waiting[0]])
+                        future = self._running().submit(function, *tasks[waiting[0]])
                         pending[future] = waiting.popleft()
                     for future in wait(pending, return_when=FIRST_COMPLETED).done:
                         result = _result(future)  # raises while the task still counts as pending
@@ -68,12 +68,12 @@ class Workers:
 
     def _only(self, function: Callable[..., T], task: tuple[Any, ...]) -> T | UserError:
         try:
-            return _result(self._begin().submit(function, *task))
+            return _result(self._running().submit(function, *task))
         except BrokenProcessPool:
             self._end()
             return UserError("The process that worked on it died, twice (out of memory, perhaps).")
 
-    def _begin(self) -> ProcessPoolExecutor:
+    def _running(self) -> ProcessPoolExecutor:
         self._pool = self._pool or _pool(self.number)
         return self._pool
 
@@ -106,10 +106,10 @@ def _result(future: Future[T]) -> T | UserError:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare)
 
 
-def _begin() -> None:
+def _prepare() -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_follow_parent, daemon=True).start()
