@@ -64,7 +64,7 @@ class CocoImage:
             x, y, w, h = (int(v) for v in rle.toBbox(runs[i]))
             inside = rle.decode(runs[i])[y : y + h, x : x + w].astype(bool)
             ids[y : y + h, x : x + w][inside] = i + 1
-        pixels = np.bincount(ids.ravel(), minlength=len(runs) + 1)[1:].tolist()
+        pixels = np.bincount(ids[ids > 0], minlength=len(runs) + 1)[1:].tolist()
         things = [
             Thing(*self.categories[item["category_id"]], n, c)
             for item, n, c in zip(self.annotations, pixels, crowd, strict=True)

@@ -83,7 +83,7 @@ def write_images(source: Source, stage: Path, settings: Settings, wanted: list[i
         write_atomic(image_path(stage, source.stem, n), _encode(part, settings.png_level))
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write a file that is either complete or absent, whatever stops us."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -94,12 +94,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk names no file
 
 
-def _encode(pixels: np.ndarray, level: int) -> bytes:
-    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, level])[1].tobytes()
+def _encode(pixels: np.ndarray, level: int) -> memoryview:
+    return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, level])[1].data
 
 
 @lru_cache(maxsize=1)
-def _ground(settings: Settings) -> bytes:
+def _ground(settings: Settings) -> memoryview:
     """The mask of a tile that shows nothing: a third of all, so it is encoded once."""
     size = settings.tile_size
     return _encode(np.zeros((size, size), np.uint8), settings.png_level)

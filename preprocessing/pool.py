@@ -12,7 +12,6 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 import cv2
-from tqdm import tqdm
 
 from rareplanes.errors import UserError
 
@@ -86,6 +85,8 @@ class Workers:
 def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """Pass items on and show how far we are: a bar on a terminal, now and then a line elsewhere."""
     if sys.stderr.isatty():
+        from tqdm import tqdm  # 20 ms that no worker and no log needs
+
         yield from tqdm(items, total=total, desc=label, unit="scene")
         return
     step = max(1, total // 10)

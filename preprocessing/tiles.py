@@ -108,23 +108,24 @@ def _label(
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     if not part.any():
         return np.zeros(part.shape, np.uint8), []
-    count = np.bincount(part.ravel(), minlength=len(things) + 1)
-    shown = [k for k in range(1, len(things) + 1) if count[k]]
+    count = np.bincount(part[part > 0], minlength=len(things) + 1)
+    shown = np.flatnonzero(count).tolist()
     kept = [k for k in shown if count[k] >= least[k]]
-    dtype = np.dtype(np.uint8 if len(kept) < 255 else np.uint16)
-    ignore = ignore_value(dtype)
+    mask = np.zeros(part.shape, np.uint8 if len(kept) < 255 else np.uint16)
+    ignore = ignore_value(mask.dtype)
     value = dict.fromkeys(shown, ignore) | {k: i for i, k in enumerate(kept, start=1)}
-    table = np.zeros(len(things) + 1, dtype)
-    table[shown] = [value[k] for k in shown]
     # Column-major, as run lengths are: transposed once here instead of once for each aircraft.
     columns = np.ascontiguousarray(part.T)
     annotations = []
     for k in shown:
         runs = rle.encode((columns == k).view(np.uint8).T)
+        x, y, w, h = (int(v) for v in rle.toBbox(runs))
+        box = (slice(y, y + h), slice(x, x + w))
+        mask[box][part[box] == k] = value[k]
         annotations.append(
             {
                 "category_id": things[k - 1].category_id,
-                "bbox": [int(v) for v in rle.toBbox(runs)],
+                "bbox": [x, y, w, h],
                 "area": int(count[k]),
                 "segmentation": {"size": list(part.shape), "counts": runs["counts"].decode()},
                 "iscrowd": int(value[k] == ignore),
@@ -133,7 +134,7 @@ def _label(
                 "make": things[k - 1].make,
             }
         )
-    return table[part], annotations
+    return mask, annotations
 
 
 def is_positive(tile: dict[str, Any]) -> bool:

@@ -89,7 +89,7 @@ def read_scene(folder: Path, stem: str) -> Scene:
             f"{width}x{height}."
         )
     ids = instance_ids(mask, (width, height), [plane.colour for plane in aircraft])
-    pixels = np.bincount(ids.ravel(), minlength=len(aircraft) + 1)[1:].tolist()
+    pixels = np.bincount(ids[ids > 0], minlength=len(aircraft) + 1)[1:].tolist()
     seen = [replace(plane, pixels=n) for plane, n in zip(aircraft, pixels, strict=True)]
     return Scene(stem, width, height, seen, ids)
 
@@ -122,7 +122,9 @@ def instance_ids(
     keys = [red << 16 | green << 8 | blue for red, green, blue in colours]
     table = _table(np.uint8 if len(colours) < 256 else np.uint16)
     table[keys] = range(1, len(colours) + 1)
-    ids = table.take(pixels & 0xFFFFFF)
+    ids = np.empty(pixels.shape, table.dtype)
+    for y in range(0, len(ids), 32):  # a few rows at a time stay in the cache
+        ids[y : y + 32] = table[pixels[y : y + 32] & 0xFFFFFF]
     table[keys] = 0
     opaque = 0xFF000000
     if pixels.min() < opaque:
