@@ -243,7 +243,7 @@ def _shade(
     middle = sun + view / np.linalg.norm(view)
     middle /= np.linalg.norm(middle)
     # The exposure follows the sun: what lies flat is as bright at dusk as at noon.
-    diffuse = np.minimum(0.46 + 0.6 * np.maximum(normals @ sun, 0) / sun[2], 1.25)
+    diffuse = np.minimum(0.44 + 0.55 * np.maximum(normals @ sun, 0) / sun[2], 1.2)
     shine = gloss * np.maximum(normals @ middle, 0) ** 24
     lit = np.clip(colours * diffuse[:, None] + shine[:, None], 0, 255).astype(int)
     return [tuple(row) for row in lit.tolist()]

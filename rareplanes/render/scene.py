@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rareplanes.render import scenery, traffic, weather
+from rareplanes.render import scenery, traffic, vehicles, weather
 from rareplanes.render.airport import plan
 from rareplanes.render.plan import Airport
-from rareplanes.render.traffic import Thing
+from rareplanes.render.things import Palette, Thing, measure
 from rareplanes.render.view import View
 
 BONES = ("Nose", "RightWing", "Tail", "LeftWing")
@@ -38,10 +38,10 @@ def render(scene: Scene) -> Picture:
     view = _camera(scene, rng)
     sky = str(rng.choice(scene.airport.weather))
     labels = scenery.label_colours(scene.airport)
-    palette = traffic.Palette(rng, {label[::-1] for label in scenery.all_labels(scene.airport)})
+    palette = Palette(rng, {label[::-1] for label in scenery.all_labels(scene.airport)})
 
     canvas = scenery.lay_ground(view, scene.airport, ground, rng)
-    blocks, named = traffic.park_vehicles(view, ground, palette, rng)
+    blocks, named = vehicles.park_vehicles(view, ground, palette, rng)
     scenery.plant_trees(view, canvas, ground, rng)
     scenery.raise_blocks(view, canvas, blocks, labels)
     for block, thing in named:
@@ -61,9 +61,9 @@ def render(scene: Scene) -> Picture:
     canvas.image = np.clip(image, 0, 255).astype(np.uint8)
     bridges = [thing.bridge for thing in aircraft if thing.bridge is not None]
     scenery.raise_blocks(view, canvas, bridges, labels)
-    traffic.masts(view, canvas, aircraft, rng)
+    vehicles.raise_masts(view, canvas, aircraft, rng)
     things = aircraft + [thing for _, thing in named]
-    traffic.measure(canvas, things)
+    measure(canvas, things)
     things = [t for t in things if t.area or t.categories[0] == "Airplane"]
     image = weather.develop(view, canvas.image, sky, rng)
     return Picture(image, canvas.mask, _describe(scene, view, sky, things, rng))
@@ -85,7 +85,7 @@ def _camera(scene: Scene, rng: np.random.Generator) -> View:
     return View(*scene.size, ppm, (float(x), float(y)), yaw, lean, sun)
 
 
-def _unseen(view: View, others: list[Thing], palette: traffic.Palette) -> Thing:
+def _unseen(view: View, others: list[Thing], palette: Palette) -> Thing:
     """An aircraft just outside the picture: listed, with no pixel."""
     outside = np.array((view.width + 30.0, view.height * 0.4))
     like = others[0] if others else None

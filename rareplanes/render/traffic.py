@@ -1,121 +1,17 @@
-"""Who is on the airport: aircraft, vehicles, jet bridges and light masts of one scene."""
-
-from dataclasses import dataclass, field
+"""Parks aircraft on stands, taxiways and runway, and lays them into image and mask."""
 
 import cv2
 import numpy as np
 
 from rareplanes.render import aircraft
-from rareplanes.render.aircraft import Drawing
+from rareplanes.render.aircraft import SHIFT, Drawing
 from rareplanes.render.makes import Make, livery, makes
 from rareplanes.render.plan import APRON, RUNWAY, SLABS, TAXIWAY, Block, Plan, box
-from rareplanes.render.scenery import MAST_LABEL, along
+from rareplanes.render.scenery import along
+from rareplanes.render.things import Palette, Thing, overlap
 from rareplanes.render.view import ROOF, Canvas, View, fixed
 
 SPANS = (25.0, 170.0)  # pixels between the wing tips that are drawn
-VEHICLES = {  # persistent name: (length, width, height, colour, categories 1 to 3)
-    "Bus": (14.0, 3.0, 3.1, (235, 236, 236), ("GroundSupport", "Vehicle", "Bus")),
-    "CargoLoader": (9.5, 3.6, 2.4, (205, 205, 198), ("GroundSupport", "CargoLoader")),
-    "FuelTruck": (10.5, 2.6, 3.2, (180, 190, 205), ("GroundSupport", "Vehicle", "FuelTruck")),
-    "StairTruck": (7.5, 2.5, 3.0, (215, 220, 220), ("GroundSupport", "Vehicle", "StairTruck")),
-}
-CAR_COLOURS = (
-    *((225, 225, 225), (200, 200, 200), (60, 58, 56), (110, 105, 100)),
-    *((50, 50, 150), (140, 80, 40), (40, 40, 42), (170, 190, 200)),
-)
-
-
-@dataclass
-class Thing:
-    """An object of the XML; its pixels are those of `colour` in the mask."""
-
-    categories: tuple[str, ...]
-    name: str
-    colour: tuple[int, int, int]  # RGB
-    low: np.ndarray  # where to look for its pixels: corner (x, y) …
-    high: np.ndarray  # … and opposite corner, exclusive
-    sockets: np.ndarray | None = None  # [4,2] pixels
-    world: np.ndarray | None = None  # [4,3] metres
-    drawing: Drawing | None = None
-    bridge: Block | None = None
-    extent: tuple[int, int, int, int] = (0, 0, 0, 0)
-    area: int = 0
-
-
-@dataclass
-class Palette:
-    """Hands out mask colours that nothing else in the scene has."""
-
-    rng: np.random.Generator
-    used: set[tuple[int, int, int]] = field(default_factory=set)
-
-    def take(self) -> tuple[int, int, int]:
-        while True:
-            r, g, b = (int(v) for v in self.rng.integers(5, 251, 3))
-            # Nearly grey colours belong to the ground's texture.
-            if max(r, g, b) - min(r, g, b) > 12 and (r, g, b) not in self.used:
-                self.used.add((r, g, b))
-                return r, g, b
-
-
-def park_vehicles(
-    view: View, plan: Plan, palette: Palette, rng: np.random.Generator
-) -> tuple[list[Block], list[tuple[Block, Thing]]]:
-    """Cars, carts, containers and boxes without a name, and a few that the XML lists."""
-    blocks: list[Block] = []
-    near = [slot for slot in plan.slots if view.sees(view.screen(np.array([slot[:2]])), 60)]
-    busy = rng.uniform(0.4, 2.6)
-    for slot in near:
-        for _ in range(rng.poisson(busy * (0.12 if slot.span < 25 else 1.0))):
-            a = rng.choice((0.0, 0.5, 1.0, 1.5)) * np.pi + slot.heading + rng.normal(0, 0.1)
-            # Beside the stand rather than on it, nearer to the nose than to the tail.
-            side = rng.choice((-1, 1)) * slot.span * rng.uniform(0.3, 0.62)
-            ahead = slot.span * rng.uniform(-0.5, 0.7)
-            c, s = np.cos(slot.heading), np.sin(slot.heading)
-            x, y = slot.x + ahead * c - side * s, slot.y + ahead * s + side * c
-            carts = slot.span > 25 and rng.random() < 0.3
-            blocks += _carts(x, y, a, rng) if carts else [_box(x, y, a, rng)]
-    for _ in range(rng.poisson(3)):
-        x, y = np.array(view.centre) + rng.uniform(-380, 380, 2)
-        blocks.append(_box(x, y, rng.uniform(0, 6.28), rng))
-    full = rng.uniform(0.1, 0.9)
-    for x, y, heading in plan.cars:
-        if abs(x - view.centre[0]) < 450 and rng.random() < full:
-            colour = CAR_COLOURS[rng.integers(len(CAR_COLOURS))]
-            blocks.append(Block(box((x, y), 4.5, 1.9, heading), 0, 1.4, colour, 50))
-    named: list[tuple[Block, Thing]] = []
-    for slot in near:
-        if rng.random() < 0.16 and len(named) < 6:
-            kind = str(rng.choice(list(VEHICLES)))
-            length, width, height, colour, categories = VEHICLES[kind]
-            at = np.array(slot[:2]) + rng.normal(0, 0.6 * slot.span + 5, 2)
-            shape = box(at, length, width, rng.uniform(0, 6.28))
-            pixels = np.concatenate((view.screen(shape), view.screen(shape, height)))
-            if not view.sees(pixels, -6):
-                continue
-            name = f"BP_GroundSupport_{kind}_C_{rng.integers(100, 400)}StaticMesh"
-            low, high = np.floor(pixels.min(0)) - 2, np.ceil(pixels.max(0)) + 3
-            thing = Thing(("Airport", *categories), name, palette.take(), low, high)
-            named.append((Block(shape, 0, height, colour, 0), thing))
-    return blocks, named
-
-
-def _box(x: float, y: float, heading: float, rng: np.random.Generator) -> Block:
-    """A truck, tug, container or white box."""
-    sizes = ((6, 2.4), (9, 2.6), (3.5, 2), (12, 2.5), (2.4, 2), (4.5, 4))
-    length, width = sizes[rng.integers(len(sizes))]
-    grey = rng.uniform(60, 245)
-    colours = ((grey, grey, grey), (240, 242, 242), (40, 150, 200), (60, 60, 190), (160, 110, 50))
-    colour = colours[rng.choice(5, p=(0.35, 0.35, 0.12, 0.08, 0.1))]
-    return Block(box((x, y), length, width, heading), 0, rng.uniform(1.2, 3.2), colour, 51)
-
-
-def _carts(x: float, y: float, heading: float, rng: np.random.Generator) -> list[Block]:
-    """A train of baggage carts."""
-    blue, green, red = rng.uniform(90, 210) + rng.normal(0, 18, 3)
-    step = np.array((np.cos(heading), np.sin(heading))) * 3.6
-    places = [(x, y) + step * k for k in range(int(rng.integers(2, 7)))]
-    return [Block(box(at, 2.9, 1.7, heading), 0, 1.6, (blue, green, red), 52) for at in places]
 
 
 def park_aircraft(
@@ -140,7 +36,7 @@ def park_aircraft(
         drawing = aircraft.draw(mesh, turn, at, view.ppm, view.lean, view.sun, gloss)
         low = np.array((drawing.x, drawing.y))
         high = low + drawing.alpha.shape[::-1]
-        inside, patch = _overlap(low, high, size)
+        inside, patch = overlap(low, high, size)
         alpha = drawing.alpha[patch]
         if alpha.size == 0 or not (alpha > 0.5).any():
             continue
@@ -169,7 +65,7 @@ def _take(taken: np.ndarray, drawing: Drawing, gap: int = 6) -> None:
     wide = cv2.copyMakeBorder(drawing.alpha, gap, gap, gap, gap, cv2.BORDER_CONSTANT)
     near = cv2.dilate(wide, np.ones((2 * gap + 1, 2 * gap + 1), np.uint8)) > 0.02
     low = np.array((drawing.x, drawing.y)) - gap
-    inside, patch = _overlap(low, low + near.shape[::-1], np.array(taken.shape[::-1]))
+    inside, patch = overlap(low, low + near.shape[::-1], np.array(taken.shape[::-1]))
     taken[inside] |= near[patch]
 
 
@@ -227,23 +123,13 @@ def _bridge(start: np.ndarray, end: np.ndarray) -> Block:
     return Block(box((start + end) / 2, length, 3.2, heading), 3.6, 2.8, (168, 166, 160), 53)
 
 
-def _overlap(low: np.ndarray, high: np.ndarray, size: np.ndarray) -> tuple[tuple, tuple]:
-    """Slices of the scene and of the patch where a patch covers the scene."""
-    a = np.clip(low, 0, size).astype(int)
-    b = np.clip(high, 0, size).astype(int)
-    b = np.maximum(a, b)
-    scene = (slice(a[1], b[1]), slice(a[0], b[0]))
-    x, y = (a - low).astype(int), (b - low).astype(int)
-    return scene, (slice(x[1], y[1]), slice(x[0], y[0]))
-
-
 def lay_aircraft(canvas: Canvas, image: np.ndarray, light: np.ndarray, things: list[Thing]) -> None:
     """Blend the aircraft into `image` (float32) and label their pixels; roofs stay on top."""
     size = np.array(image.shape[1::-1])
     for thing in things:
         if thing.drawing is None:
             continue
-        inside, patch = _overlap(thing.low, thing.high, size)
+        inside, patch = overlap(thing.low, thing.high, size)
         open_sky = canvas.material[inside] != ROOF
         alpha = thing.drawing.alpha[patch] * open_sky
         colour = thing.drawing.colour[patch] * (open_sky * light[inside])[..., None]
@@ -255,42 +141,4 @@ def shade_ground(canvas: Canvas, things: list[Thing]) -> None:
     for thing in things:
         if thing.drawing is not None:
             for quad in fixed(thing.drawing.shadows):
-                cv2.fillConvexPoly(canvas.shadow, quad, 255, cv2.LINE_8, 4)
-
-
-def measure(canvas: Canvas, things: list[Thing]) -> None:
-    """Fill in area and inclusive extent of each object's pixels; area 0 leaves a point."""
-    size = np.array(canvas.mask.shape[1::-1])
-    for thing in things:
-        inside, _ = _overlap(thing.low, thing.high, size)
-        ys, xs = np.nonzero((canvas.mask[inside] == thing.colour[::-1]).all(-1))
-        thing.area = len(xs)
-        if thing.area:
-            left, top = inside[1].start, inside[0].start
-            corners = (xs.min() + left, ys.min() + top, xs.max() + left, ys.max() + top)
-        else:
-            middle = np.clip((thing.low + thing.high) / 2, 0, size - 1).astype(int)
-            corners = (*middle, *middle)
-        thing.extent = tuple(int(v) for v in corners)  # type: ignore[assignment]
-
-
-def masts(view: View, canvas: Canvas, things: list[Thing], rng: np.random.Generator) -> None:
-    """Lamp posts, some of which stand before an aircraft and cut it in two in the mask."""
-    for _ in range(rng.poisson(3)):
-        at = rng.uniform((0, 0), (view.width, view.height))
-        if things and rng.random() < 0.5:
-            other = things[rng.integers(len(things))]
-            at = (other.low + other.high) / 2 + rng.normal(0, 12, 2)
-        height = rng.uniform(14, 24) * view.ppm
-        top = at + view.lean * height
-        pole = np.array((at, top))
-        cv2.polylines(canvas.image, [fixed(pole)], False, (52, 50, 48), 1, cv2.LINE_AA, 4)
-        cv2.polylines(canvas.mask, [fixed(pole)], False, MAST_LABEL, 1, cv2.LINE_8, 4)
-        angle = rng.uniform(0, 3.14)
-        for row in (-1, 1):
-            for k in range(4):
-                along_row = np.array((np.cos(angle), np.sin(angle))) * (k - 1.5) * 4
-                across = np.array((-np.sin(angle), np.cos(angle))) * row * 2.2
-                lamp = box(top + along_row + across, 2.6, 3.0, angle)
-                cv2.fillConvexPoly(canvas.image, fixed(lamp), (46, 44, 44), cv2.LINE_AA, 4)
-                cv2.fillConvexPoly(canvas.mask, fixed(lamp), MAST_LABEL, cv2.LINE_8, 4)
+                cv2.fillConvexPoly(canvas.shadow, quad, 255, cv2.LINE_8, SHIFT)
