@@ -117,12 +117,12 @@ def livery(make: Make, rng: np.random.Generator) -> Livery:
         body = body * rng.uniform(0.8, 1.25)
         return Livery(body, body * 0.97, body, body * 0.8, body * 1.05, body)
     accent = _vivid(rng)
-    white = np.array((1, 1, 1)) * rng.uniform(215, 255) - np.array((1, 0.4, 0)) * rng.uniform(0, 14)
-    grey = np.array((1, 1, 1)) * rng.uniform(130, 205)
+    white = np.array((1, 1, 1)) * rng.uniform(185, 250) - np.array((1, 0.4, 0)) * rng.uniform(0, 14)
+    grey = np.array((1, 1, 1)) * rng.uniform(95, 190)
     body = (white, grey, _vivid(rng), np.array((1, 1, 1)) * rng.uniform(45, 100))[
-        rng.choice(4, p=(0.68, 0.13, 0.14, 0.05))
+        rng.choice(4, p=(0.62, 0.18, 0.13, 0.07))
     ]
-    wing = (np.array((1, 1, 1)) * rng.uniform(175, 240), body)[rng.integers(2)]
+    wing = (np.array((1, 1, 1)) * rng.uniform(120, 235), body)[rng.integers(2)]
     tail = (accent, body)[int(rng.random() < 0.4)]
     engine = (white, wing * 0.9, accent, body)[rng.integers(4)]
     stripe = (body, accent)[int(rng.random() < 0.4)]
