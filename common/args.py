@@ -1,77 +1,14 @@
 """The command line all train.py share, and the refusal of what cannot work."""
 
 import argparse
-import difflib
 import os
-import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import yaml
 
+from common.cli import Parser, UserError, fraction, number, positive, whole
 from common.speedups import Speedups
-from rareplanes.errors import UserError
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with one-sentence errors, `--config`, and the nearest name for a mistyped flag.
-
-    Underscores are accepted for hyphens. Values of `--config FILE.yaml` pass through the same
-    checks as the command line, which overrides them.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(
-            allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs
-        )
-
-    def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
-        argv = [_hyphens(word) for word in (sys.argv[1:] if argv is None else argv)]
-        if "--config" in self._option_string_actions:
-            peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-            peek.add_argument("--config")
-            file = peek.parse_known_args(argv)[0].config
-            argv = self._from_file(Path(file)) + argv if file else argv
-        args, unknown = self.parse_known_args(argv)
-        if unknown:
-            flags = [word for word in unknown if word.startswith("-")]
-            self.error(self._unknown((flags or unknown)[0].split("=")[0], "option"))
-        return args
-
-    def _from_file(self, file: Path) -> list[str]:
-        try:
-            settings = yaml.safe_load(file.read_text())
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"--config '{file}' cannot be read as YAML: {reason}") from None
-        if not isinstance(settings or {}, dict):
-            raise UserError(f"--config '{file}' must hold lines of the form `epochs: 20`.")
-        words: list[str] = []
-        for key, value in (settings or {}).items():
-            flag = _hyphens(f"--{key}")
-            if flag not in self._option_string_actions or flag == "--config":
-                raise UserError(f"'{file}': {self._unknown(flag, 'key').replace('--', '')}")
-            if isinstance(value, bool):
-                words.append(flag if value else f"--no-{flag[2:]}")
-            else:
-                words += [flag, *map(str, value if isinstance(value, list) else [value])]
-        return words
-
-    def _unknown(self, name: str, kind: str) -> str:
-        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see --help for all of them."
-        return f"unknown {kind} {name}; {hint}"
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def _hyphens(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value
 
 
 def train_parser(description: str, **defaults: Any) -> Parser:
@@ -80,7 +17,7 @@ def train_parser(description: str, **defaults: Any) -> Parser:
     add = parser.add_argument
     add("--config", metavar="FILE.yaml", help="sets any option; the command line overrides it")
     add("--data-path", type=Path, default="data", help="folder with the tiled train/ and val/")
-    add("--output-dir", type=Path, default="runs/latest", help="checkpoints, log and pictures")
+    add("--output-dir", type=Path, default="runs", help="checkpoints, log and pictures")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     workers = min(4, os.cpu_count() or 1)
     add("-j", "--workers", type=whole, default=workers, help="loader processes per process")
@@ -99,13 +36,23 @@ def train_parser(description: str, **defaults: Any) -> Parser:
     add = group.add_argument
     add("--epochs", type=positive, default=20, help="passes over the training tiles")
     add("--max-steps", type=positive, help="train for so many steps, whatever --epochs says")
-    add("--eval-freq", type=positive, default=1, help="epochs between validations and checkpoints")
+    add(
+        "--eval-freq",
+        type=positive,
+        default=1,
+        help="epochs between validations and checkpoints",
+    )
     add("-b", "--batch-size", type=positive, default=8, help="tiles per process and step")
     add("--crop-size", type=positive, default=512, help="side of a training crop, pixels")
-    add("--scale-jitter", type=fraction, default=0.0, help="crops at scales 1/(1+j) to 1+j")
-    add("--lr", type=float, default=1e-3, help="peak learning rate, for the global batch")
+    add(
+        "--scale-jitter",
+        type=fraction,
+        default=0.0,
+        help="crops at scales 1/(1+j) to 1+j",
+    )
+    add("--lr", type=number(float, 0), default=1e-3, help="peak, for the global batch")
     add("--warmup-steps", type=whole, default=50, help="steps of linear rise to the peak")
-    add("--weight-decay", type=float, default=1e-2)
+    add("--weight-decay", type=number(float, 0), default=1e-2)
     add("--weights-backbone", default="imagenet", help="imagenet, none or a file of weights")
 
     group = parser.add_argument_group("speed-ups", "DDP has no flag: start with torchrun.")
@@ -153,27 +100,6 @@ def check(args: argparse.Namespace, stride: int, tile_size: int) -> None:
 def plain(args: argparse.Namespace) -> dict[str, Any]:
     """The options as a checkpoint holds them: numbers, strings, truth values and None."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
-def whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
-
-
-def fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
 
 
 def speedups(args: argparse.Namespace, device: torch.device) -> Speedups:

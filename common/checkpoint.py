@@ -12,7 +12,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from rareplanes.errors import UserError
+from common.cli import UserError
 
 
 @dataclass

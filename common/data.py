@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common.cli import UserError
 from common.distributed import Process
 from common.metrics import IGNORE
-from rareplanes.errors import UserError
+from rareplanes.images import image_size, read_image
 
 
 class Batch(NamedTuple):
@@ -86,9 +87,9 @@ class Tiles(Dataset):
         return self.folder / "masks_tiled" / f"{self.image_path(index).stem}_mask.png"
 
     def __getitem__(self, index: int) -> Batch:
-        shape = self.images[index]["height"], self.images[index]["width"]
-        image = read_image(self.image_path(index), shape)
-        ids = _read(self.mask_path(index), cv2.IMREAD_UNCHANGED, shape)
+        size = self.images[index]["width"], self.images[index]["height"]
+        image = read_rgb(self.image_path(index), size)
+        ids = read_image(self.mask_path(index), cv2.IMREAD_UNCHANGED, size)
         if ids.ndim != 2:
             raise UserError(
                 f"'{self.mask_path(index)}' has {ids.shape[2]} channels instead of one."
@@ -152,27 +153,14 @@ def _match_files(folder: Path, images: list[dict]) -> None:
             )
 
 
-def read_image(path: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
+def read_rgb(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Decode a PNG or JPEG into uint8 [H,W,3], RGB.
 
     Raises:
-        UserError: The file is no image, is cut short, or is not of `shape` (height, width).
+        UserError: The file is no image, is cut short, or is not of `size` (width, height).
     """
-    return cv2.cvtColor(_read(path, cv2.IMREAD_COLOR, shape), cv2.COLOR_BGR2RGB)
-
-
-def _read(path: Path, flag: int, shape: tuple[int, int] | None) -> np.ndarray:
-    # imdecode on bytes, not imread: imread hands out half a JPEG without a word.
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    array = cv2.imdecode(data, flag) if data.size else None
-    if array is None:
-        raise UserError(f"'{path}' cannot be decoded: it is damaged or no image.")
-    if shape and array.shape[:2] != shape:
-        raise UserError(
-            f"'{path}' is {array.shape[1]}x{array.shape[0]} pixels, and {shape[1]}x{shape[0]} "
-            "was expected."
-        )
-    return array
+    bgr = read_image(path, cv2.IMREAD_COLOR, size or image_size(path))
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
 class GlobalBatches(Sampler[list[int]]):

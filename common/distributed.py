@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rareplanes.errors import UserError
+from common.cli import UserError
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, default_collate
 from common import metrics
 from common.augment import normalise
 from common.checkpoint import Run
+from common.cli import UserError
 from common.data import Batch, GlobalBatches, Tiles, semantic_target
 from common.distributed import Process, all_reduce_sum, average_buffers
 from common.overlay import curves, sheet
 from common.progress import progress, say
 from common.speedups import Speedups, Step
-from rareplanes.errors import UserError
 
 Prepare = Callable[[Batch, int], tuple[Tensor, Any]]
 T = TypeVar("T")

@@ -12,13 +12,12 @@ import cv2
 import numpy as np
 import torch
 
-from common.args import Parser, fraction, positive, whole
 from common.augment import normalise
-from common.data import read_image
+from common.cli import Parser, UserError, number, positive, whole
+from common.data import read_rgb
 from common.overlay import paint, save
 from common.progress import progress
 from common.windows import Probabilities, blend
-from rareplanes.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -30,12 +29,32 @@ def inference_parser(description: str) -> Parser:
     add("model", type=Path, help="model_best.pth or checkpoint.pth of a training run")
     add("image_dir", type=Path, help="a folder of PNG or JPEG images of any size, or one image")
     add("prediction_dir", type=Path, help="where overlays, masks and predictions.json go")
-    add("-i", "--index", type=whole, help="only the image with this place in the sorted folder")
+    add(
+        "-i",
+        "--index",
+        type=whole,
+        help="only the image with this place in the sorted folder",
+    )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("-b", "--batch-size", type=positive, default=4, help="windows per forward pass")
-    add("--window", type=positive, default=512, help="side of a window, pixels; multiple of 32")
-    add("--overlap", type=fraction, default=0.25, help="share of a window its neighbour repeats")
-    add("--min-area", type=whole, default=16, help="smaller regions are left out of the JSON")
+    add(
+        "--window",
+        type=positive,
+        default=512,
+        help="side of a window, pixels; multiple of 32",
+    )
+    add(
+        "--overlap",
+        type=number(float, 0, 0.9),
+        default=0.25,
+        help="share of a window its neighbour repeats",
+    )
+    add(
+        "--min-area",
+        type=whole,
+        default=16,
+        help="smaller regions are left out of the JSON",
+    )
     return parser
 
 
@@ -86,13 +105,11 @@ def predict_folder(
             f"--window {args.window} is no multiple of 32, the network's stride; "
             f"use {max(32, args.window // 32 * 32)}."
         )
-    if args.overlap > 0.9:
-        raise UserError(f"--overlap {args.overlap} repeats nearly everything; use 0.9 or less.")
     images = list_images(args.image_dir, args.index)
     args.prediction_dir.mkdir(parents=True, exist_ok=True)
     report: list[dict[str, Any]] = []
     for path, name in progress(list(_output_names(images)), desc="predict"):
-        image = read_image(path)
+        image = read_rgb(path)
         pixels = normalise(torch.from_numpy(image).to(device)[None])[0]
         probability = blend(pixels, probabilities, args.window, args.overlap, args.batch_size)
         confidence, mask = (tensor.cpu().numpy() for tensor in probability.max(0))

@@ -7,7 +7,6 @@ The split file names the images of each split: `{"train": ["a.jpg", ...], "val":
 one everything becomes `train/`. Where objects overlap, the smaller one is on top.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -22,11 +21,11 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
+from common.cli import Parser, UserError, run
 from preprocessing.options import add_tiling_options, settings_from
 from preprocessing.outlines import run_lengths
 from preprocessing.splits import OUTPUTS, tile_splits
 from preprocessing.tiles import Labels, Thing
-from rareplanes.errors import UserError, run
 from rareplanes.images import image_size, read_image
 
 
@@ -76,7 +75,7 @@ class CocoImage:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = _parser().parse(argv)
     if not args.images.is_dir():
         raise UserError(f"There is no folder of images {str(args.images)!r}.")
     images, categories = read_dataset(args.annotations, args.images)
@@ -184,10 +183,9 @@ def _stem(name: str, path: Path) -> str:
     return "_".join(parts)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("images", type=Path, help="folder that the file names are relative to")

@@ -17,8 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from common.cli import UserError
 from preprocessing.tiles import Settings, Source, cut, is_positive
-from rareplanes.errors import UserError
 
 
 def image_path(folder: Path, stem: str, n: int) -> Path:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pycocotools import mask as rle
 
-from rareplanes.errors import UserError
+from common.cli import UserError
 
 _FAR = 1 << 17  # a polygon costs time in proportion to its length; no image is this wide
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import cv2
 
-from rareplanes.errors import UserError
+from common.cli import UserError
 
 T = TypeVar("T")
 

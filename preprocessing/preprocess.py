@@ -9,7 +9,6 @@ and `xmls/`. `images_tiled/`, `masks_tiled/` and `instances_tiled.json` are adde
 There is no official validation set, so whole airports are held out of `train/` into `val/`.
 """
 
-import argparse
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from common.cli import Parser, UserError, run
 from preprocessing.options import add_tiling_options, settings_from
 from preprocessing.splits import OUTPUTS, remove_tiles, tile_splits
 from preprocessing.tiles import Labels, Thing
 from rareplanes import attributes
-from rareplanes.errors import UserError, run
 from rareplanes.scene import airport, read_scene, read_scene_image, scene_files, scene_stems
 
 VAL_SHARE = 0.1
@@ -59,7 +58,7 @@ class RarePlanesScene:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = _parser().parse(argv)
     output = args.output_dir or args.path
     splits: dict[Path, list[RarePlanesScene]] = {}
     stale = []
@@ -145,10 +144,9 @@ def choose_airports(airports: list[str], wanted: list[str] | None) -> list[str]:
     return sorted(chosen)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("path", type=Path, help="dataset with train/ and/or test/, or one folder of scenes")

@@ -17,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from common.cli import UserError
 from preprocessing.files import image_path, mask_path, read_record, write_images, write_labels
 from preprocessing.pool import Workers, progress
 from preprocessing.tiles import MIN_PIXELS, Settings, Source
-from rareplanes.errors import UserError
 
 OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json")
 STAGE = ".tiling"

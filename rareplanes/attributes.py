@@ -10,7 +10,7 @@ import csv
 from functools import cache
 from pathlib import Path
 
-from rareplanes.errors import UserError
+from common.cli import UserError
 
 TABLE = Path(__file__).with_name("aircraft.csv")
 

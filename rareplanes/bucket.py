@@ -23,7 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
-from rareplanes.errors import UserError
+from common.cli import UserError
 
 BUCKET, REGION, PREFIX = "rareplanes-public", "us-west-2", "synthetic"
 PARTS = {"images": ".png", "masks": "_mask.png", "xmls": ".xml"}  # folder: what follows the stem

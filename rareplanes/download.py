@@ -21,9 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.cli import Parser, UserError, run
 from rareplanes import bucket, local
 from rareplanes.bucket import Listing, RemoteFile, Scene
-from rareplanes.errors import UserError, run
 from rareplanes.transfer import GIVE_UP_AFTER, Outcome, as_size, fetch_all
 
 SPLITS = ("train", "test")
@@ -31,9 +31,8 @@ SPARE_BYTES = 50_000_000  # for the manifest, folders and the files' last blocks
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("-o", "--output-path", type=Path, default=Path("data"), help="dataset root to fill")
@@ -47,7 +46,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--verify", action="store_true", help="read every file that is here and check its content")
     add("--dry-run", action="store_true", help="list what would come and write nothing")
     add("--endpoint-url", metavar="URL", help="a mirror that speaks S3")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     if args.all == (args.limit is not None):
         raise UserError(
             "Say how much to download: -n 100 for 100 scenes per split, or --all for everything"

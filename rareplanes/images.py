@@ -8,7 +8,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from rareplanes.errors import UserError
+from common.cli import UserError
 
 MAX_PIXELS = 100_000_000  # a scene has 2 million; beyond this a header is a mistake or a bomb
 

@@ -15,8 +15,8 @@ from typing import BinaryIO
 import defusedxml
 import defusedxml.ElementTree
 
+from common.cli import UserError
 from rareplanes.bucket import BUCKET, RemoteFile, StoppedError
-from rareplanes.errors import UserError
 
 MANIFEST = "manifest.json"
 CHUNK = 256 * 1024

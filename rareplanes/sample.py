@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from rareplanes.errors import UserError, run
+from common.cli import Parser, UserError, run
 from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render
 
@@ -106,9 +106,7 @@ def claim(folder: Path, settings: dict[str, object]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "-o", "--output-dir", type=Path, default=Path("sample_data"), help="%(default)s"
     )
@@ -119,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--test-fraction", type=float, default=0.2, help="%(default)s")
     parser.add_argument("-j", "--workers", type=int, default=1, help="processes (%(default)s)")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     _check(args)
     size = (args.size[0], args.size[1])
     settings = {"renderer": RENDERER, "seed": args.seed, "scenes": args.scenes, "size": size}

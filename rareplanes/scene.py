@@ -12,7 +12,7 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from rareplanes.errors import UserError
+from common.cli import UserError
 from rareplanes.images import image_size, read_image
 
 MAX_XML_BYTES = 5 << 20  # a real file has 30 kB

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common import checkpoint
-from rareplanes.errors import UserError
+from common.cli import UserError
 
 
 @pytest.fixture

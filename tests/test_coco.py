@@ -13,9 +13,9 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from scenes import REAL, read_tiles, tree
 
+from common.cli import UserError
 from preprocessing.coco import main
 from preprocessing.outlines import run_lengths
-from rareplanes.errors import UserError
 
 NWPU = REAL.parent / "nwpu_airplane"
 KINDS = ("polygon", "polygons", "compressed", "uncompressed")

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import default_collate
 
+from common.cli import UserError
 from common.data import GlobalBatches, Shard, Tiles, semantic_target
 from common.distributed import Process
-from rareplanes.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -150,9 +150,9 @@ def damage(tiled, what):
     ("what", "sentence"),
     [
         ("no mask", "_mask.png' is listed"),
-        ("truncated", "cannot be decoded"),
-        ("empty file", "cannot be decoded"),
-        ("other size", "128x64 pixels, and 128x128"),
+        ("truncated", "damaged or truncated"),
+        ("empty file", "neither PNG nor JPEG"),
+        ("other size", "128x64 pixels, but its labels are for 128x128"),
         ("out of range", "values above its"),
         ("colour mask", "3 channels"),
         ("no tiles", "lists no tiles"),

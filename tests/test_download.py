@@ -27,10 +27,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from common.cli import UserError
 from rareplanes import bucket, local, transfer
 from rareplanes.bucket import RemoteFile, Scene, choose
 from rareplanes.download import main
-from rareplanes.errors import UserError
 
 SCRIPT = ROOT / "rareplanes" / "download.py"
 EXAMPLE = ROOT.parent / "shared" / "data" / "rareplanes_example"

@@ -17,12 +17,12 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from scenes import MAKES, REAL, make_dataset, make_scene, random_ids, read_tiles, tree, write_png
 
+from common.cli import UserError
 from preprocessing import files
 from preprocessing.preprocess import RarePlanesScene, choose_airports, main
 from preprocessing.splits import tile_splits
 from preprocessing.tiles import MIN_PIXELS, Labels, Settings, Thing, cut, grid
 from rareplanes.attributes import makes
-from rareplanes.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, str(ROOT / "preprocessing" / "preprocess.py")]

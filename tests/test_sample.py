@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from common.cli import UserError
 from rareplanes import sample
-from rareplanes.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 960, 540

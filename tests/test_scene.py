@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import REAL, make_scene, random_ids, write_png, xml
 
+from common.cli import UserError
 from rareplanes import attributes
-from rareplanes.errors import UserError
 from rareplanes.scene import read_scene, read_scene_image, read_xml
 
 

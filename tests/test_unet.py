@@ -13,8 +13,8 @@ import torch
 from conftest import ENCODER, ROOT, TINY, run_script
 
 from common import checkpoint
+from common.cli import UserError
 from common.metrics import IGNORE
-from rareplanes.errors import UserError
 from unet import inference, train
 from unet.model import build_model, loss_fn, predict
 
@@ -223,7 +223,7 @@ def test_weights_of_an_earlier_run_start_the_encoder(trained, tmp_path):
         (["--resume", "nothing.pth"], "there is no checkpoint"),
         (["-b", "4000"], "lower --batch-size"),
         (["-b", "0"], "0 is not 1 or more"),
-        (["--lr", "fast"], "invalid float"),
+        (["--lr", "fast"], "invalid number value"),
         (["--encoder", "resnet999"], "not known"),
         (["--device", "cuda:7"], "GPU 7"),
         (["--device", "abacus"], "no device of torch"),
@@ -277,11 +277,11 @@ def test_prediction_mistakes(trained, tmp_path):
     out = str(tmp_path / "out")
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "a.png").write_bytes(b"\x89PNG no")
+    (tmp_path / "bad" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\4\0\0\0\4 no")
     for words, sentence in (
         ([model, str(tmp_path / "empty"), out], "holds no .png"),
         ([model, str(tmp_path / "none"), out], "there is no image or folder"),
-        ([model, str(tmp_path / "bad"), out], "cannot be decoded"),
+        ([model, str(tmp_path / "bad"), out], "damaged or truncated"),
         ([model, str(tmp_path / "bad"), out, "-i", "3"], "images 0 to 0"),
         ([model, str(tmp_path / "bad"), out, "--window", "100"], "no multiple of 32"),
     ):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.checkpoint import load_weights
+from common.cli import UserError
 from common.metrics import IGNORE
-from rareplanes.errors import UserError
 
 STRIDE = 32  # sides of an input must be multiples of it
 AIRCRAFT_WEIGHT = (

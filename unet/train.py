@@ -16,15 +16,17 @@ import torch
 from common import args as arguments
 from common import checkpoint, data, engine
 from common.augment import random_view
+from common.cli import UserError
+from common.cli import run as run_main
 from common.distributed import process_group
 from common.speedups import make_step, place
-from rareplanes.errors import UserError
-from rareplanes.errors import run as run_main
 from unet.model import STRIDE, build_model, from_checkpoint, loss_fn, predict
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = arguments.train_parser("Train UNet: every pixel is ground or a class of aircraft.")
+    parser = arguments.train_parser(
+        "Train UNet: every pixel is ground or a class of aircraft.", output_dir="runs/unet"
+    )
     parser.add_argument("--encoder", default="resnet34", help="any of segmentation_models_pytorch")
     parser.add_argument(
         "--norm",

@@ -1,0 +1,122 @@
+"""How every script talks with its user: options, and one sentence for a mistake (no torch here)."""
+
+import argparse
+import difflib
+import errno
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+
+class UserError(Exception):
+    """Says what was looked for, where, and what mends it. Reaches the user without a traceback."""
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Call `main` and exit with its code; a `UserError` is printed as one sentence, exit code 2.
+
+    `OSError` for a full disk or a missing permission is answered in the same way.
+    """
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(_complain(str(error)))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        sys.exit(_complain(f"{error.strerror}: {error.filename or 'while writing'}."))
+
+
+def _complain(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-sentence errors, `--config`, and the nearest name for a mistyped flag.
+
+    Underscores are accepted for hyphens. Values of `--config FILE.yaml` pass through the same
+    checks as the command line, which overrides them.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
+
+    def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
+        argv = [_hyphens(word) for word in (sys.argv[1:] if argv is None else argv)]
+        if "--config" in self._option_string_actions:
+            peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+            peek.add_argument("--config")
+            file = peek.parse_known_args(argv)[0].config
+            argv = self._from_file(Path(file)) + argv if file else argv
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [word for word in unknown if word.startswith("-")]
+            self.error(self._unknown((flags or unknown)[0].split("=")[0], "option"))
+        return args
+
+    def _from_file(self, file: Path) -> list[str]:
+        try:
+            settings = yaml.safe_load(file.read_text())
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"--config '{file}' cannot be read as YAML: {reason}") from None
+        if not isinstance(settings or {}, dict):
+            raise UserError(f"--config '{file}' must hold lines of the form `epochs: 20`.")
+        words: list[str] = []
+        for key, value in (settings or {}).items():
+            flag = _hyphens(f"--{key}")
+            if flag not in self._option_string_actions or flag == "--config":
+                raise UserError(f"'{file}': {self._unknown(flag, 'key').replace('--', '')}")
+            if isinstance(value, bool):
+                words.append(flag if value else f"--no-{flag[2:]}")
+            else:
+                words += [flag, *map(str, value if isinstance(value, list) else [value])]
+        return words
+
+    def _unknown(self, name: str, kind: str) -> str:
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see --help for all of them."
+        return f"unknown {kind} {name}; {hint}"
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _hyphens(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def number(
+    kind: type[int] | type[float], low: float, high: float = math.inf
+) -> Callable[[str], float]:
+    """An argument type: numbers of `kind` from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:  # nan is not either
+            bounds = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
+        return value
+
+    parse.__name__ = "whole number" if kind is int else "number"  # argparse: "invalid … value"
+    return parse
+
+
+positive, whole, fraction = number(int, 1), number(int, 0), number(float, 0, 1)
