@@ -12,10 +12,11 @@ from PIL import Image
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# Okabe and Ito's colour-blind safe palette, without black; class 0, the ground, is left as it is.
+# Class 0, the ground, is left as it is; after the first, Okabe and Ito's colour-blind safe palette.
 PALETTE = np.array(
     [
         (0, 0, 0),
+        (225, 0, 152),  # nothing on an airport has this magenta
         (230, 159, 0),
         (86, 180, 233),
         (0, 158, 115),
@@ -35,7 +36,7 @@ def colour(class_id: int) -> tuple[int, int, int]:
     return int(r), int(g), int(b)
 
 
-def paint(image: np.ndarray, mask: np.ndarray, alpha: float = 0.4) -> np.ndarray:
+def paint(image: np.ndarray, mask: np.ndarray, alpha: float = 0.5) -> np.ndarray:
     """Lay the classes of `mask` over `image`: tinted inside, a solid line round each region.
 
     Args:

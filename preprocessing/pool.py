@@ -3,10 +3,9 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -80,20 +79,6 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
-
-
-def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Pass items on and show how far we are: a bar on a terminal, now and then a line elsewhere."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm  # 20 ms that no worker and no log needs
-
-        yield from tqdm(items, total=total, desc=label, unit="scene")
-        return
-    step = max(1, total // 10)
-    for done, item in enumerate(items, start=1):
-        if done % step == 0 or done == total:
-            print(f"{label}: {done} of {total} scenes", file=sys.stderr, flush=True)
-        yield item
 
 
 def _result(future: Future[T]) -> T | UserError:

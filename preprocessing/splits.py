@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from common.cli import UserError
+from common.progress import progress
 from preprocessing.files import image_path, mask_path, read_record, write_images, write_labels
-from preprocessing.pool import Workers, progress
+from preprocessing.pool import Workers
 from preprocessing.tiles import MIN_PIXELS, Settings, Source
 
 OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json")
@@ -162,7 +163,9 @@ def _each(
     names = list(tasks)
     results: dict[str, T] = {}
     bad: dict[str, UserError] = {}
-    for i, result in progress(pool.outcomes(function, list(tasks.values())), len(names), label):
+    for i, result in progress(
+        pool.outcomes(function, list(tasks.values())), total=len(names), desc=label, unit="scene"
+    ):
         if isinstance(result, UserError):
             bad[names[i]] = result
         else:

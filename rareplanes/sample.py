@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from common.cli import Parser, UserError, run
+from common.progress import progress
 from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render
 
@@ -153,12 +153,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _watch(done: Iterable[str], total: int) -> None:
-    """A progress bar on a terminal, elsewhere a line now and then."""
-    if sys.stderr.isatty():
-        done = tqdm(done, total=total, unit="scene")
-    for i, stem in enumerate(done, 1):
-        if i % 50 == 0 and not sys.stderr.isatty():
-            print(f"{i} of {total} scenes, the last {stem}", file=sys.stderr)
+    for _ in progress(done, total=total, desc="render", unit="scene"):
+        pass
 
 
 if __name__ == "__main__":

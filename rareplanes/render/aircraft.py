@@ -242,8 +242,8 @@ def _shade(
     normals *= np.where(normals @ view < 0, -1, 1)[:, None]
     middle = sun + view / np.linalg.norm(view)
     middle /= np.linalg.norm(middle)
-    # The exposure follows the sun, though not down to the horizon.
-    diffuse = np.minimum(0.44 + 0.55 * np.maximum(normals @ sun, 0) / max(sun[2], 0.65), 1.2)
+    # The exposure follows the sun: what lies flat is as bright at dusk as at noon.
+    diffuse = np.minimum(0.55 + 0.5 * np.maximum(normals @ sun, 0) / sun[2], 1.25)
     shine = gloss * np.maximum(normals @ middle, 0) ** 24
     lit = np.clip(colours * diffuse[:, None] + shine[:, None], 0, 255).astype(int)
     return [tuple(row) for row in lit.tolist()]

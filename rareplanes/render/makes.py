@@ -114,15 +114,15 @@ def livery(make: Make, rng: np.random.Generator) -> Livery:
         body = np.array(
             ((118, 116, 112), (84, 98, 92), (140, 136, 130), (128, 160, 176))[rng.integers(4)]
         )
-        body = body * rng.uniform(0.8, 1.25)
+        body = body * rng.uniform(1.2, 1.7)
         return Livery(body, body * 0.97, body, body * 0.8, body * 1.05, body)
     accent = _vivid(rng)
-    white = np.array((1, 1, 1)) * rng.uniform(185, 250) - np.array((1, 0.4, 0)) * rng.uniform(0, 14)
-    grey = np.array((1, 1, 1)) * rng.uniform(95, 190)
+    white = np.array((1, 1, 1)) * rng.uniform(228, 255) - np.array((1, 0.4, 0)) * rng.uniform(0, 14)
+    grey = np.array((1, 1, 1)) * rng.uniform(150, 205)
     body = (white, grey, _vivid(rng), np.array((1, 1, 1)) * rng.uniform(45, 100))[
-        rng.choice(4, p=(0.62, 0.18, 0.13, 0.07))
+        rng.choice(4, p=(0.82, 0.08, 0.08, 0.02))
     ]
-    wing = (np.array((1, 1, 1)) * rng.uniform(120, 235), body)[rng.integers(2)]
+    wing = (np.array((1, 1, 1)) * rng.uniform(200, 245), body)[int(rng.random() < 0.65)]
     tail = (accent, body)[int(rng.random() < 0.4)]
     engine = (white, wing * 0.9, accent, body)[rng.integers(4)]
     stripe = (body, accent)[int(rng.random() < 0.4)]
@@ -135,5 +135,5 @@ def _vivid(rng: np.random.Generator) -> np.ndarray:
         rng.choice(5, p=(0.38, 0.24, 0.16, 0.12, 0.1))
     ]
     hue = rng.normal(centre, spread) % 180
-    hsv = np.array([[[hue, rng.uniform(80, 215), rng.uniform(90, 240)]]]).astype(np.uint8)
+    hsv = np.array([[[hue, rng.uniform(80, 200), rng.uniform(160, 245)]]]).astype(np.uint8)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(float)

@@ -72,11 +72,11 @@ class Airport:
 # asphalt, concrete and roofs, then the biome
 TABLE = """
 Bergen linear,remote,piers Clear,Overcast,Rain,Haze .9 4c5c3a 746c54 4a4c4e 8e8e8a 767c80 Forest
-Tucson piers,linear,remote Clear,Clear,Dust .08 ac9678 a68a68 787470 a09a90 c4beb6 Deserts
-Manaus remote,linear,satellite Clear,Overcast,Haze 1.4 4e6030 8a583e 5a5656 98948e 708296 Rainforest
-Tromso linear,linear,remote Snow,Snow,Overcast,Clear .3 c2c8ce a6a8aa 565658 929496 7e7678 Tundra
-Alicante satellite,piers,linear Clear,Haze .25 8a8058 9c8460 62605e 94928c b0a096 Mediterranean
-Auckland piers,satellite,piers Clear,Overcast,Haze .35 587042 7c7458 5c5e62 969a9a a0a4a6 Grassland
+Tucson piers,linear,remote Clear,Clear,Dust .08 9a8468 987c5c 64605c 8c867c 8a847c Deserts
+Manaus remote,linear,satellite Clear,Overcast,Haze 1.4 4e6030 8a583e 565252 86827c 64768a Rainforest
+Tromso linear,linear,remote Snow,Snow,Overcast,Clear .3 a6acb2 969a9c 565658 88898b 726a6c Tundra
+Alicante satellite,piers,linear Clear,Haze .25 8a8058 9c8460 5a5856 84827c 887a70 Mediterranean
+Auckland piers,satellite,piers Clear,Overcast,Haze .35 587042 7c7458 56585c 868a8a 82868a Grassland
 Almaty remote,remote,linear Snow,Clear,Haze,Dust .15 8c8668 908670 686868 8a8886 8c7a6e Steppe
 Oshawa remote,linear,remote Clear,Snow,Overcast .7 5c6848 80765c 404042 7e7c7a 786062 Forest
 """

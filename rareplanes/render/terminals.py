@@ -63,7 +63,7 @@ def terminal_building(
     for _ in range(int(np.linalg.norm(axis) / 9)):
         x, y = centre + axis * rng.uniform(-0.45, 0.45) + other * rng.uniform(-0.4, 0.4)
         unit = box((x, y), rng.uniform(1.5, 6), rng.uniform(1.5, 4), angle)
-        grey = rng.uniform(120, 215)
+        grey = rng.uniform(85, 150)
         p.blocks.append(
             Block(unit, height, rng.uniform(0.8, 2), (grey, grey, grey * 0.98), group + 30)
         )

@@ -67,9 +67,9 @@ def _box(x: float, y: float, heading: float, rng: np.random.Generator) -> Block:
     """A truck, tug, container or white box."""
     sizes = ((6, 2.4), (9, 2.6), (3.5, 2), (12, 2.5), (2.4, 2), (4.5, 4))
     length, width = sizes[rng.integers(len(sizes))]
-    grey = rng.uniform(60, 245)
+    grey = rng.uniform(45, 150)
     colours = ((grey, grey, grey), (240, 242, 242), (40, 150, 200), (60, 60, 190), (160, 110, 50))
-    colour = colours[rng.choice(5, p=(0.35, 0.35, 0.12, 0.08, 0.1))]
+    colour = colours[rng.choice(5, p=(0.62, 0.08, 0.12, 0.08, 0.1))]
     return Block(box((x, y), length, width, heading), 0, rng.uniform(1.2, 3.2), colour, 51)
 
 

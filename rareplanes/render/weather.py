@@ -57,7 +57,7 @@ def weather_ground(
         drifts = texture(view, "coarse", 0.25, rng.uniform(-400, 400, 2), shrink=2)
         depth = drifts + rng.uniform(0.05, 0.35) * middle - rng.uniform(-0.2, 1.2)
         cover = np.clip(depth * rng.uniform(0.35, 1.5), 0, rng.uniform(0.5, 0.95))
-        white = np.float32(rng.uniform(195, 235)) * (1 + 0.04 * middle)
+        white = np.float32(rng.uniform(168, 205)) * (1 + 0.04 * middle)
         image += cover[..., None] * (white[..., None] - image)
     return image
 
