@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,7 +88,9 @@ def train_one_epoch(
     images_per_step = sampler.batch_size * process.world_size
     total_loss = torch.zeros((), device=process.device)
     since, waited = time.perf_counter(), 0.0
-    bar = progress(total=total_steps, initial=run.step, desc="train", enabled=process.is_main)
+    # Off a terminal the log lines say it all.
+    shown = process.is_main and sys.stderr.isatty()
+    bar = progress(total=total_steps, initial=run.step, desc="train", enabled=shown)
     batch: Batch
     for number, (batch, wait) in enumerate(timed(batches), start=1):
         waited += wait
