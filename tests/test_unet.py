@@ -108,7 +108,9 @@ def test_layout_and_precision_change_the_speed_and_not_what_is_learnt(tiled, tmp
         words = ["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "6"]
         train.main([*words, *TINY, "--norm", "group", *flags])
         found[name] = losses(output)
-    np.testing.assert_allclose(found["channels-last"], found["plain"], rtol=1e-4)
+    # The same function to rounding; what a step rounds differently, the next steps multiply.
+    assert found["channels-last"][0] == pytest.approx(found["plain"][0], rel=1e-5)
+    np.testing.assert_allclose(found["channels-last"], found["plain"], rtol=0.01)
     np.testing.assert_allclose(found["bf16"], found["plain"], rtol=0.05)
     np.testing.assert_allclose(found["fp16"], found["plain"], rtol=0.05)
     assert found["bf16"] != found["plain"]
