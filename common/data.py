@@ -116,16 +116,13 @@ class Tiles(Dataset):
 
 def _read_index(folder: Path) -> dict:
     index = folder / "instances_tiled.json"
+    command = f"`python preprocessing/preprocess.py {folder.parent}`"
     if not folder.is_dir():
-        raise UserError(
-            f"there is no folder '{folder}'; make it with `python preprocessing/preprocess.py "
-            f"{folder.parent}`."
-        )
+        raise UserError(f"there is no folder '{folder}'; make its tiles with {command}.")
     if not index.is_file():
-        scenes = folder if (folder / "images").is_dir() else folder.parent
         raise UserError(
             f"'{folder}' holds no tiles ('{index.name}' is not there); cut its scenes first with "
-            f"`python preprocessing/preprocess.py {scenes if scenes == folder else folder.parent}`."
+            f"{command}."
         )
     try:
         coco = json.loads(index.read_text())

@@ -145,9 +145,7 @@ def choose_airports(airports: list[str], wanted: list[str] | None) -> list[str]:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        description=__doc__.splitlines()[0],
-    )
+    parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("path", type=Path, help="dataset with train/ and/or test/, or one folder of scenes")
     add("-o", "--output-dir", type=Path, help="write here instead of beside the scenes")

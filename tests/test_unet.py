@@ -116,6 +116,19 @@ def test_layout_and_precision_change_the_speed_and_not_what_is_learnt(tiled, tmp
     assert found["bf16"] != found["plain"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("flags", [[], ["--channels-last"], ["--amp", "--channels-last"]])
+def test_a_gpu_learns_what_the_cpu_does(tiled, tmp_path, flags):
+    found = {}
+    for device in ("cpu", "cuda"):
+        words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / device), *TINY]
+        words += ["--max-steps", "6", "--norm", "group", *flags, "--device", device]
+        train.main(words)
+        found[device] = losses(tmp_path / device)
+    np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=0.05)
+
+
 def test_two_processes_learn_what_one_does_with_the_same_global_batch(tiled, tmp_path):
     """GroupNorm: BatchNorm would normalise by each process's own tiles, which is another model."""
     script = ROOT / "unet" / "train.py"
