@@ -15,11 +15,10 @@ class _Lines(tqdm):
         self.spoke = time.monotonic()
         super().__init__(*args, **kwargs)
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if time.monotonic() - self.spoke > 10:
             self.spoke = time.monotonic()
             print(msg or str(self), file=sys.stderr, flush=True)
-        return True
 
     def clear(self, nolock: bool = False) -> None:
         pass
