@@ -272,3 +272,30 @@ def _one_thread(_worker: int) -> None:
 def semantic_target(batch: Batch) -> Tensor:
     """The class of every pixel: int64 [B,H,W], `IGNORE` where a pixel does not count."""
     return batch.classes.gather(1, batch.ids.flatten(1).long()).view_as(batch.ids).long()
+
+
+def instance_targets(batch: Batch) -> list[dict[str, Tensor]]:
+    """Per tile what torchvision's detection models take, made on the batch's device.
+
+    Returns:
+        B dicts: `boxes` float32 [N,4] as x1, y1, x2, y2 around whole pixels (x2 and y2 are outside,
+        so an aircraft of one pixel has an area of 1), `labels` int64 [N], `masks` uint8 [N,H,W]. N
+        is the number of aircraft left in view, 0 included; ignored fragments are in none of them.
+        Finding N is a sync per tile.
+    """
+    targets = []
+    for ids, classes in zip(batch.ids, batch.classes, strict=True):
+        found = ids.unique().long()
+        found = found[(found > 0) & (found < len(classes) - 1)]
+        masks = ids[None] == found[:, None, None]
+        x1, x2 = _extent(masks.any(1))
+        y1, y2 = _extent(masks.any(2))
+        boxes = torch.stack([x1, y1, x2, y2], 1).float()
+        targets.append({"boxes": boxes, "labels": classes[found].long(), "masks": masks.byte()})
+    return targets
+
+
+def _extent(line: Tensor) -> tuple[Tensor, Tensor]:
+    """First true place of each row of bool [N,L], and one past the last."""
+    line = line.byte()
+    return line.argmax(1), line.shape[1] - line.flip(1).argmax(1)

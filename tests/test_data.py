@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import default_collate
 
 from common.cli import UserError
-from common.data import GlobalBatches, Shard, Tiles, semantic_target
+from common.data import GlobalBatches, Shard, Tiles, instance_targets, semantic_target
 from common.distributed import Process
 
 CPU = torch.device("cpu")
@@ -48,6 +48,27 @@ def test_targets_follow_the_categories_of_the_coco_file(tiled_copy):
     aircraft = (ids > 0) & (ids < 255)
     assert aircraft.any()
     assert torch.equal(target[aircraft], 1 + ids[aircraft].long() % 2)
+
+
+def test_instances_are_those_of_the_coco_file(tiled):
+    """Boxes, labels and masks from the id mask equal what the tiling wrote about each aircraft."""
+    tiles = Tiles(tiled / "train")
+    coco = json.loads((tiled / "train/instances_tiled.json").read_text())
+    targets = instance_targets(default_collate([tiles[i] for i in range(len(tiles))]))
+    seen = 0
+    for image, target in zip(tiles.images, targets, strict=True):
+        truth = [
+            a for a in coco["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]
+        ]
+        truth.sort(key=lambda a: a["instance"])
+        boxes = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in truth)]
+        assert target["boxes"].tolist() == boxes
+        assert target["masks"].sum((1, 2)).tolist() == [a["area"] for a in truth]
+        assert target["labels"].tolist() == [1] * len(truth)
+        assert target["boxes"].shape[1:] == (4,)
+        seen += len(truth)
+    assert seen > 10
+    assert any(len(target["labels"]) == 0 for target in targets)
 
 
 def test_more_than_254_aircraft_in_a_tile(tmp_path):
