@@ -26,7 +26,7 @@ quickstart: install
 	    --encoder resnet18 --weights-backbone none --crop-size 256 -b 4 --lr 2e-3 \
 	    --warmup-steps 20 --max-steps $(STEPS) --eval-freq 2 $(AMP) --channels-last -j 0
 	$(BIN)/python unet/inference.py runs/quickstart/model_best.pth sample_data/test/images \
-	    runs/quickstart/predictions --overlap 0
+	    runs/quickstart/predictions -i 3
 	$(BIN)/python unet/train.py --data-path sample_data --test-only \
 	    --resume runs/quickstart/model_best.pth $(AMP) --channels-last -j 0
 	@echo "look at runs/quickstart/test_sheet.jpg (image, truth, prediction),"
