@@ -96,15 +96,6 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def gather_objects(value: object) -> list:
-    """`value` of every rank, in rank order (pickled: for small things outside the hot path)."""
-    if not dist.is_initialized():
-        return [value]
-    values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 @torch.no_grad()
 def average_buffers(model: nn.Module) -> None:
     """Give all ranks the mean of their BatchNorm statistics.

@@ -18,10 +18,11 @@ from common import metrics
 from common.augment import normalise
 from common.checkpoint import Run
 from common.cli import UserError
-from common.data import Batch, GlobalBatches, Tiles, semantic_target
+from common.data import Batch, Tiles, semantic_target
 from common.distributed import Process, all_reduce_sum, average_buffers
 from common.overlay import curves, sheet
 from common.progress import progress, say
+from common.sampling import GlobalBatches
 from common.speedups import Speedups, Step
 
 Prepare = Callable[[Batch, int], tuple[Tensor, Any]]

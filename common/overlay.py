@@ -27,7 +27,7 @@ PALETTE = np.array(
     ],
     np.uint8,
 )
-INK, SOFT, BLUE, ORANGE = "#222222", "#888888", "#0072B2", "#D55E00"
+INK, BLUE = "#222222", "#0072B2"
 
 
 def colour(class_id: int) -> tuple[int, int, int]:

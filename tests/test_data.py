@@ -9,11 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.utils.data import default_collate
 
 from common.cli import UserError
-from common.data import GlobalBatches, Shard, Tiles, instance_targets, semantic_target
+from common.data import Tiles, instance_targets, read_rgb, semantic_target
 from common.distributed import Process
+from common.sampling import GlobalBatches, Shard
 
 CPU = torch.device("cpu")
 
@@ -69,6 +71,14 @@ def test_instances_are_those_of_the_coco_file(tiled):
         seen += len(truth)
     assert seen > 10
     assert any(len(target["labels"]) == 0 for target in targets)
+
+
+def test_a_photograph_keeps_the_size_of_its_header(tmp_path):
+    """Cameras store portraits lying down, with a tag that says which way to turn them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "a.jpg", exif=exif)
+    assert read_rgb(tmp_path / "a.jpg").shape == (40, 60, 3)
 
 
 def test_more_than_254_aircraft_in_a_tile(tmp_path):
