@@ -1,25 +1,27 @@
 """Tiles from disk to batches on the device, and what happens to them there.
 
-The way of a batch: workers decode PNGs into uint8 `[H,W,3]`; the batch crosses to the device as
-uint8 (a quarter of the bytes of float32), and `augment.py` crops, turns and normalises it there.
+The way of a batch: workers decode PNGs (or copy packed tiles) into uint8 `[B,H,W,3]`, which crosses
+to the device as it is (a quarter of the bytes of float32); `augment.py` crops, turns and normalises
+it there.
 """
 
 import argparse
 import json
+import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from common.cli import UserError
 from common.distributed import Process
 from common.metrics import IGNORE
 from common.sampling import GlobalBatches, Shard
-from rareplanes.images import image_size, read_image
+from common.storage import INDEX, Packed, Pngs, mask_dtype
 
 
 class Batch(NamedTuple):
@@ -66,8 +68,14 @@ class Tiles(Dataset):
             of_image[a["image_id"]].append(place[a["category_id"]])
         # Per tile the classes of its aircraft 1…N, in the order of their ids in the mask.
         self.instances = [of_image[image["id"]] for image in self.images]
-        self.ignore = 255 if max(map(len, self.instances)) <= 254 else 65535
-        _match_files(self.folder, self.images)
+        count = [len(found) for found in self.instances]
+        dtype = mask_dtype(count)
+        self.ignore = int(np.iinfo(dtype).max)
+        self.stored: Pngs | Packed = (
+            Packed(self.folder, self.images, dtype)
+            if (self.folder / INDEX).is_file()
+            else Pngs(self.folder, self.images, count)
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -77,38 +85,42 @@ class Tiles(Dataset):
         """Side of the smallest tile, in pixels: no crop can be larger."""
         return min(min(image["width"], image["height"]) for image in self.images)
 
-    def image_path(self, index: int) -> Path:
-        return self.folder / "images_tiled" / self.images[index]["file_name"]
-
-    def mask_path(self, index: int) -> Path:
-        return self.folder / "masks_tiled" / f"{self.image_path(index).stem}_mask.png"
-
     def __getitem__(self, index: int) -> Batch:
-        size = self.images[index]["width"], self.images[index]["height"]
-        image = read_rgb(self.image_path(index), size)
-        ids = read_image(self.mask_path(index), cv2.IMREAD_UNCHANGED, size)
-        if ids.ndim != 2:
-            raise UserError(
-                f"'{self.mask_path(index)}' has {ids.shape[2]} channels instead of one."
-            )
-        aircraft = len(self.instances[index])
-        # Adding one wraps the ignore value to 0, so that one pass finds the highest id.
-        if int((ids + ids.dtype.type(1)).max()) > aircraft + 1:
-            raise UserError(
-                f"'{self.mask_path(index)}' holds values above its {aircraft} aircraft; "
-                "make the tiles again with preprocess.py."
-            )
-        if self.ignore == 65535:  # torch has next to no operators for uint16
-            ids = np.where(ids == np.iinfo(ids.dtype).max, 65535, ids.astype(np.int32))
-        classes = np.zeros(self.ignore + 1, np.uint8)
-        classes[1 : aircraft + 1] = self.instances[index]
-        classes[self.ignore] = IGNORE
-        return Batch(
-            torch.from_numpy(image),
-            torch.from_numpy(ids),
-            torch.from_numpy(classes),
-            torch.tensor(index),
+        return Batch(*(tensor[0] for tensor in self.__getitems__([index])))
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """The batch of these tiles; the DataLoader asks for it instead of for each of them.
+
+        A packed tile is copied once, to its place in the batch.
+        """
+        first, number = self.images[indices[0]], len(indices)
+        size = first["height"], first["width"]
+        # torch has next to no operators for uint16.
+        ids_dtype = torch.uint8 if self.ignore == 255 else torch.int32
+        batch = Batch(
+            _empty((number, *size, 3), torch.uint8),
+            _empty((number, *size), ids_dtype),
+            _empty((number, self.ignore + 1), torch.uint8),
+            _empty((number,), torch.int64),
         )
+        images, ids, classes, tile = (tensor.numpy() for tensor in batch)
+        tile[:] = indices
+        classes.fill(0)
+        classes[:, self.ignore] = IGNORE
+        for row, index in enumerate(indices):
+            self.stored.read(index, images[row], ids[row])
+            found = self.instances[index]
+            classes[row, 1 : len(found) + 1] = found
+        return batch
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for a batch; in a loader process shared with its parent, which saves a copy there."""
+    if get_worker_info() is None:
+        # From 4 MB on numpy asks for huge pages, torch does not: half of a packed batch's time.
+        return torch.from_numpy(np.empty(shape, str(dtype).removeprefix("torch.")))
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def _read_index(folder: Path) -> dict:
@@ -130,33 +142,6 @@ def _read_index(folder: Path) -> dict:
     if not tiles:
         raise UserError(f"'{index}' lists no tiles; check the scenes and preprocess again.")
     return coco
-
-
-def _match_files(folder: Path, images: list[dict]) -> None:
-    """One listing per folder instead of two `stat` calls per tile, which a network disk feels."""
-    found = {path.name for path in (folder / "images_tiled").glob("*.png")}
-    masks = {path.name for path in (folder / "masks_tiled").glob("*.png")}
-    for image in images:
-        name = image["file_name"]
-        mask = f"{Path(name).stem}_mask.png"
-        if name not in found or mask not in masks:
-            lost = f"images_tiled/{name}" if name not in found else f"masks_tiled/{mask}"
-            raise UserError(
-                f"'{folder / lost}' is listed in instances_tiled.json and is not there; "
-                "make the tiles again with preprocess.py."
-            )
-
-
-def read_rgb(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode a PNG or JPEG into uint8 [H,W,3], RGB.
-
-    Raises:
-        UserError: The file is no image, is cut short, or is not of `size` (width, height).
-    """
-    # Turned by its EXIF tag a photograph would have another size than its header and labels say.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    bgr = read_image(path, flags, size or image_size(path))
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
 def training_splits(root: Path) -> tuple[Tiles, Tiles | None]:
@@ -215,7 +200,12 @@ def _loader(tiles: Tiles, batches: Sampler, workers: int, device: torch.device) 
         persistent_workers=workers > 0,
         timeout=120 if workers else 0,
         worker_init_fn=_one_thread,
+        collate_fn=_as_it_is,
     )
+
+
+def _as_it_is(batch: Any) -> Batch:
+    return batch  # `Tiles.__getitems__` has put the tiles together
 
 
 def _one_thread(_worker: int) -> None:

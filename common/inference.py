@@ -14,10 +14,10 @@ import torch
 
 from common.augment import normalise
 from common.cli import Parser, UserError, number, positive, whole
-from common.data import read_rgb
 from common.overlay import paint, save
 from common.progress import progress
 from common.windows import Probabilities, blend
+from rareplanes.images import read_rgb
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 

@@ -57,6 +57,18 @@ def read_image(path: Path, flags: int, size: tuple[int, int]) -> np.ndarray:
     return image
 
 
+def read_rgb(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode a PNG or JPEG into uint8 [H,W,3], RGB.
+
+    Raises:
+        UserError: The file is no image, is cut short, or is not of `size` (width, height).
+    """
+    # Turned by its EXIF tag a photograph would have another size than its header and labels say.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    bgr = read_image(path, flags, size or image_size(path))
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
 def _size(file: BinaryIO, path: Path) -> tuple[int, int]:
     start = file.read(24)
     if start.startswith(_PNG) and len(start) == 24:

@@ -13,9 +13,11 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from common.cli import UserError
-from common.data import Tiles, instance_targets, read_rgb, semantic_target
+from common.data import Tiles, instance_targets, semantic_target
 from common.distributed import Process
 from common.sampling import GlobalBatches, Shard
+from common.storage import tile_paths
+from rareplanes.images import read_rgb
 
 CPU = torch.device("cpu")
 
@@ -25,9 +27,8 @@ def test_a_tile_is_what_its_files_hold(tiled):
     assert tiles.classes == ["ground", "aircraft"]
     for i in range(len(tiles)):
         tile = tiles[i]
-        mask = cv2.imdecode(
-            np.frombuffer(tiles.mask_path(i).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED
-        )
+        _, path = tile_paths(tiles.folder, tiles.images[i]["file_name"])
+        mask = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
         assert tile.images.shape == (128, 128, 3)
         assert tile.images.dtype == torch.uint8
         assert np.array_equal(tile.ids.numpy(), mask)

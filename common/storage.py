@@ -1,0 +1,151 @@
+"""Tiles as they lie on disk: a PNG each, or all of a split packed into two arrays (no torch here).
+
+Either form answers `read(index, image, ids)`, which fills one row of a batch: `image` uint8
+[H,W,3], RGB, and `ids` [H,W], whose type decides the ignore value: 255 in uint8, else 65535.
+"""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from common.cli import UserError
+from rareplanes.images import read_image, read_rgb
+
+INDEX = "packed.json"
+PACKED = ("images_tiled.npy", "masks_tiled.npy", INDEX)
+"""Files of a packed split: uint8 [N,S,S,3], uint8 or uint16 [N,S,S], and what they were made of."""
+
+
+class Pngs:
+    """A pair of PNG files for each tile."""
+
+    def __init__(self, folder: Path, images: list[dict], aircraft: list[int]) -> None:
+        self.folder, self.aircraft = folder, aircraft
+        self.names = [image["file_name"] for image in images]
+        self._match_files()
+
+    def read(self, index: int, image: np.ndarray, ids: np.ndarray) -> None:
+        read_tile(self.folder, self.names[index], self.aircraft[index], image, ids)
+
+    def _match_files(self) -> None:
+        """One listing per folder instead of two `stat` calls a tile, which a network disk feels."""
+        found = {path.name for path in (self.folder / "images_tiled").glob("*.png")}
+        masks = {path.name for path in (self.folder / "masks_tiled").glob("*.png")}
+        for name in self.names:
+            image, mask = tile_paths(self.folder, name)
+            if image.name not in found or mask.name not in masks:
+                raise UserError(
+                    f"'{image if image.name not in found else mask}' is listed in "
+                    "instances_tiled.json and is not there; make the tiles again with "
+                    "preprocess.py."
+                )
+
+
+class Packed:
+    """The arrays that `--pack` wrote; their labels were checked when they were packed.
+
+    Args:
+        folder: The split, of which `INDEX` is there.
+        images: Those of its COCO file.
+        mask_dtype: What the COCO file asks for.
+
+    Raises:
+        UserError: The arrays are missing, cut short or packed from other tiles.
+    """
+
+    def __init__(self, folder: Path, images: list[dict], mask_dtype: np.dtype) -> None:
+        self.folder = folder
+        self.index = pack_index(folder, len(images), images[0]["width"], mask_dtype)
+        try:
+            fits = json.loads((folder / INDEX).read_bytes()) == self.index
+        except ValueError:
+            fits = False
+        if not fits:
+            raise self._error(INDEX, "does not fit the instances_tiled.json beside it")
+        self.arrays  # noqa: B018  opened now, so that damage is found before the training begins
+
+    def read(self, index: int, image: np.ndarray, ids: np.ndarray) -> None:
+        images, masks = self.arrays
+        image[...] = images[index]
+        ids[...] = masks[index]
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images and masks, mapped read-only: pages are read, and shared by processes, on use."""
+        square = (self.index["tiles"], self.index["size"], self.index["size"])
+        return (
+            self._open(PACKED[0], "uint8", (*square, 3)),
+            self._open(PACKED[1], self.index["mask_dtype"], square),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A loader process maps the files itself: pickled, a mapped array is a copy of them."""
+        return {name: value for name, value in vars(self).items() if name != "arrays"}
+
+    def _open(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+        try:
+            array = np.lib.format.open_memmap(self.folder / name, mode="r")
+        except FileNotFoundError:
+            raise self._error(name, "is not there") from None
+        except (OSError, ValueError):
+            raise self._error(name, "is cut short or damaged") from None
+        if array.shape != shape or array.dtype != dtype:
+            raise self._error(name, f"holds {array.dtype} {list(array.shape)}, not {dtype} {shape}")
+        return array.view(np.ndarray)  # np.memmap takes several times as long to index
+
+    def _error(self, name: str, what: str) -> UserError:
+        return UserError(
+            f"'{self.folder / name}' {what}; preprocess again with --pack, or delete {INDEX} to "
+            "read the PNGs."
+        )
+
+
+def pack_index(folder: Path, tiles: int, size: int, mask_dtype: np.dtype) -> dict[str, Any]:
+    """What `INDEX` holds: the arrays' shape and type, and of which COCO file they are the tiles."""
+    with (folder / "instances_tiled.json").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "tiles": tiles,
+        "size": size,
+        "mask_dtype": mask_dtype.name,
+        "instances_sha256": digest,
+    }
+
+
+def mask_dtype(aircraft: list[int]) -> np.dtype:
+    """Type of a set's masks, from the number of aircraft in each tile; its maximum is ignore."""
+    return np.dtype(np.uint8 if max(aircraft, default=0) <= 254 else np.uint16)
+
+
+def tile_paths(folder: Path, name: str) -> tuple[Path, Path]:
+    """Image and mask of a tile, by the image's name."""
+    return folder / "images_tiled" / name, folder / "masks_tiled" / f"{Path(name).stem}_mask.png"
+
+
+def read_tile(folder: Path, name: str, aircraft: int, image: np.ndarray, ids: np.ndarray) -> None:
+    """Decode the PNGs of a tile into `image` and `ids`, of its size.
+
+    Raises:
+        UserError: A file is missing, damaged or of another size, or the mask is no mask of so many
+            aircraft.
+    """
+    size = image.shape[1], image.shape[0]
+    image_path, mask_path = tile_paths(folder, name)
+    image[...] = read_rgb(image_path, size)
+    mask = read_image(mask_path, cv2.IMREAD_UNCHANGED, size)
+    if mask.ndim != 2:
+        raise UserError(f"'{mask_path}' has {mask.shape[2]} channels instead of one.")
+    # Adding one wraps the ignore value to 0, so that one pass finds the highest id.
+    if int((mask + mask.dtype.type(1)).max()) > aircraft + 1:
+        raise UserError(
+            f"'{mask_path}' holds values above its {aircraft} aircraft; "
+            "make the tiles again with preprocess.py."
+        )
+    ids[...] = mask
+    if ids.itemsize > mask.itemsize:
+        ids[mask == np.iinfo(mask.dtype).max] = 65535
