@@ -24,7 +24,7 @@ from pycocotools import mask as rle
 from common.cli import Parser, UserError, run
 from preprocessing.options import add_tiling_options, settings_from
 from preprocessing.outlines import run_lengths
-from preprocessing.splits import OUTPUTS, tile_splits
+from preprocessing.splits import tile_splits
 from preprocessing.tiles import Labels, Thing
 from rareplanes.images import image_size, read_image
 
@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         settings_from(args, "category"),
         args.num_workers,
         args.skip_bad,
+        args.pack,
     )
 
 
@@ -155,7 +156,7 @@ def read_split(path: Path, images: dict[str, CocoImage]) -> dict[str, list[CocoI
 
 def refuse_leftovers(output: Path, splits: set[str]) -> None:
     """Refuse to leave another run's splits beside ours: the same images could be in both."""
-    for other in sorted(output.glob(f"*/{OUTPUTS[-1]}")):
+    for other in sorted(output.glob("*/instances_tiled.json")):
         if other.parent.name not in splits:
             raise UserError(
                 f"{str(other.parent)!r} holds tiles of an earlier run that this one would not "

@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         settings_from(args, args.attribute),
         args.num_workers,
         args.skip_bad,
+        args.pack,
     )
     if code == 0:
         for folder in stale:

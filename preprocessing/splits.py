@@ -19,11 +19,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from common.cli import UserError
 from common.progress import progress
+from common.storage import PACKED
 from preprocessing.files import image_path, mask_path, read_record, write_images, write_labels
+from preprocessing.packing import pack_splits
 from preprocessing.pool import Workers
 from preprocessing.tiles import MIN_PIXELS, Settings, Source
 
-OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json")
+OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json", *PACKED)
 STAGE = ".tiling"
 
 T = TypeVar("T")
@@ -48,14 +50,18 @@ def tile_splits(
     settings: Settings,
     workers: int,
     skip_bad: bool,
+    pack: bool = False,
 ) -> int:
     """Tile the scenes of each split (a folder) into `OUTPUTS` in that folder.
+
+    The packed ones of them are written where `pack` says so; those of an earlier run go either way.
 
     Returns:
         0; 1 if a scene could not be read, so that everything stays as it was; 130 after Ctrl-C.
 
     Raises:
-        UserError: no scene at all could be read, or another run is at work there.
+        UserError: no scene at all could be read, another run is at work there, or the disk is too
+            full for packing.
     """
     total = sum(map(len, splits.values()))
     try:
@@ -70,6 +76,9 @@ def tile_splits(
                 airports = {source.stem: source.airport for source in splits[folder]}
                 _complete(folder / STAGE, kept, airports, categories, settings)
                 _report(folder, kept, len(airports) - len(bad))
+            if pack:
+                named = {f / STAGE: _aircraft(f / STAGE, kept) for f, (kept, _) in tiled.items()}
+                pack_splits(pool, named, settings.tile_size)
             for folder in splits:
                 put_in_place(folder)
     except KeyboardInterrupt:
@@ -149,9 +158,11 @@ def put_in_place(folder: Path) -> None:
 
 def remove_tiles(folder: Path) -> None:
     """Remove the outputs that an earlier run left in a split, and the split if that was all."""
-    for name in OUTPUTS[:2]:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / OUTPUTS[2]).unlink(missing_ok=True)
+    for name in OUTPUTS:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name, ignore_errors=True)
+        else:
+            (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
 
@@ -186,6 +197,8 @@ def _complete(
         for path in path_of(stage, "", 0).parent.iterdir():
             if path.name not in expected:
                 path.unlink()
+    for name in PACKED:  # of a run that was stopped
+        (stage / name).unlink(missing_ok=True)
     info = {"description": "Tiles of aerial scenes", "min_pixels": MIN_PIXELS} | asdict(settings)
     classes = [{"id": i, "name": name} for i, name in enumerate(categories, start=1)]
     with (stage / "instances_tiled.json").open("w", encoding="utf-8") as file:
@@ -228,6 +241,14 @@ def _contents(stage: Path, tiles: list[Tile]) -> Iterator[tuple[Tile, dict[str, 
         if tile.stem != stem:
             stem, record = tile.stem, read_record(stage, tile.stem)
         yield tile, record["tiles"][tile.n]
+
+
+def _aircraft(stage: Path, tiles: list[Tile]) -> list[tuple[str, int]]:
+    """The name of each tile and how many aircraft its mask tells apart."""
+    return [
+        (tile.name, sum(not annotation["iscrowd"] for annotation in content["annotations"]))
+        for tile, content in _contents(stage, tiles)
+    ]
 
 
 def _separated(items: Iterator[dict[str, Any]]) -> Iterator[str]:
