@@ -1,0 +1,142 @@
+"""How fast tiles become batches on one core: PNGs, packed, a bare memory copy, the usual way.
+
+    python preprocessing/preprocess.py sample_data --pack
+    python benchmarks/loader.py --data-path sample_data -b 8 --rounds 9
+
+Every round measures all four, one after the other, so that whatever else the machine does meets
+all of them. The page cache is warm after the first round, which is not counted.
+"""
+
+import csv
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional
+
+from benchmarks.machine import provenance
+from common.args import train_parser
+from common.augment import MEAN, STD
+from common.cli import Parser, UserError, positive, run
+from common.data import Tiles, training_loader
+from common.distributed import Process
+from common.progress import progress
+from common.storage import INDEX, Packed, Pngs, tile_paths
+
+
+class Usual(Dataset):
+    """Pillow, torchvision's `to_tensor` and `normalize` on the CPU; the DataLoader stacks."""
+
+    def __init__(self, tiles: Tiles) -> None:
+        self.files = [tile_paths(tiles.folder, image["file_name"]) for image in tiles.images]
+        self.mean, self.std = ([v / 255 for v in values] for values in (MEAN, STD))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, mask = (Image.open(path) for path in self.files[index])
+        pixels = functional.to_tensor(image.convert("RGB"))
+        return functional.normalize(pixels, self.mean, self.std), torch.from_numpy(np.array(mask))
+
+
+Arm = Callable[[], Iterable]
+"""Starts a pass over the tiles, which yields batches: a tuple or list with the images first."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = _parser().parse(argv)
+    folder = args.data_path / "train"
+    if not (folder / INDEX).is_file():
+        raise UserError(
+            f"there are no packed tiles in '{folder}'; make them with `python rareplanes/sample.py "
+            f"-o {args.data_path} -n 24` and `python preprocessing/preprocess.py {args.data_path} "
+            "--pack`."
+        )
+    if hasattr(os, "sched_setaffinity"):  # not on macOS
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    tiles = Tiles(folder)
+    assert isinstance(tiles.stored, Packed)
+    tile_bytes = sum(array[0].nbytes for array in tiles.stored.arrays)
+    speeds = measure(arms_of(tiles, tiles.stored, args.batch_size), args.rounds)
+    rows: list[dict[str, Any]] = []
+    for name, found in speeds.items():
+        p10, median, p90 = np.percentile(found, [10, 50, 90]).round(1).tolist()
+        rate = round(median * tile_bytes / 1e6, 1)
+        row = {"arm": name, "samples_per_s": median, "p10": p10, "p90": p90, "MB_per_s": rate}
+        rows.append(row | {"rounds": len(found)} | provenance(__file__, argv))
+        print(f"{name:10}{median:9.1f} samples/s{rate:10.1f} MB/s  ({p10} to {p90})")
+    speed = {row["arm"]: row["samples_per_s"] for row in rows}
+    print(f"packed is {speed['packed'] / speed['png']:.1f} times as fast as PNG")
+    print(f"packed takes {speed['copy'] / speed['packed']:.2f} times as long as a plain copy")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with args.output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"wrote {args.output}")
+
+
+def arms_of(tiles: Tiles, packed: Packed, batch_size: int) -> dict[str, Arm]:
+    png = copy(tiles)
+    png.stored = Pngs(tiles.folder, tiles.images, [len(found) for found in tiles.instances])
+    args = train_parser("").parse(["-b", str(batch_size), "-j", "0"])
+    process = Process(0, 1, torch.device("cpu"))
+    loader = training_loader(tiles, args, process)
+
+    def plain_copy() -> Iterator[list[np.ndarray]]:
+        """In order, into memory as fresh as a loader's batches."""
+        for start in range(0, len(tiles) // batch_size * batch_size, batch_size):
+            sources = [array[start : start + batch_size] for array in packed.arrays]
+            batch = [np.empty_like(source) for source in sources]
+            for target, source in zip(batch, sources, strict=True):
+                np.copyto(target, source)
+            yield batch
+
+    return {
+        "png": lambda: training_loader(png, args, process),
+        "packed": lambda: loader,
+        "copy": plain_copy,
+        "usual": lambda: DataLoader(Usual(tiles), batch_sampler=loader.batch_sampler),
+    }
+
+
+def measure(arms: dict[str, Arm], rounds: int) -> dict[str, list[float]]:
+    """Samples per second of each arm in each round."""
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in progress(range(rounds + 1), desc="measure", unit="round"):
+        for name, start in arms.items():
+            count, since = 0, time.perf_counter()
+            for batch in start():
+                count += len(batch[0])
+            if turn:
+                found[name].append(count / (time.perf_counter() - since))
+    return found
+
+
+def _parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data-path", type=Path, default="sample_data", help="folder with a packed train/")
+    add("-b", "--batch-size", type=positive, default=8, help="tiles in a batch")
+    add("--rounds", type=positive, default=9, help="passes of each, after one that is not counted")
+    add("-o", "--output", type=Path, default="benchmarks/results/loader.csv")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)
