@@ -69,6 +69,9 @@ class Tiles(Dataset):
         # Per tile the classes of its aircraft 1…N, in the order of their ids in the mask.
         self.instances = [of_image[image["id"]] for image in self.images]
         count = [len(found) for found in self.instances]
+        self._classes = np.zeros((len(self.images), 1 + max(count)), np.uint8)
+        for row, found in zip(self._classes, self.instances, strict=True):
+            row[1 : len(found) + 1] = found
         dtype = mask_dtype(count)
         self.ignore = int(np.iinfo(dtype).max)
         self.stored: Pngs | Packed = (
@@ -104,13 +107,11 @@ class Tiles(Dataset):
             _empty((number,), torch.int64),
         )
         images, ids, classes, tile = (tensor.numpy() for tensor in batch)
-        tile[:] = indices
+        self.stored.read(indices, images, ids)
         classes.fill(0)
+        classes[:, : self._classes.shape[1]] = self._classes[indices]
         classes[:, self.ignore] = IGNORE
-        for row, index in enumerate(indices):
-            self.stored.read(index, images[row], ids[row])
-            found = self.instances[index]
-            classes[row, 1 : len(found) + 1] = found
+        tile[:] = indices
         return batch
 
 

@@ -1,7 +1,8 @@
 """Tiles as they lie on disk: a PNG each, or all of a split packed into two arrays (no torch here).
 
-Either form answers `read(index, image, ids)`, which fills one row of a batch: `image` uint8
-[H,W,3], RGB, and `ids` [H,W], whose type decides the ignore value: 255 in uint8, else 65535.
+Either form answers `read(indices, images, ids)`, which fills a batch with the tiles at `indices`:
+`images` uint8 [B,H,W,3], RGB, and `ids` [B,H,W], whose type decides the ignore value, 255 in uint8
+and 65535 in wider ones.
 """
 
 import hashlib
@@ -29,8 +30,9 @@ class Pngs:
         self.names = [image["file_name"] for image in images]
         self._match_files()
 
-    def read(self, index: int, image: np.ndarray, ids: np.ndarray) -> None:
-        read_tile(self.folder, self.names[index], self.aircraft[index], image, ids)
+    def read(self, indices: list[int], images: np.ndarray, ids: np.ndarray) -> None:
+        for row, i in enumerate(indices):
+            read_tile(self.folder, self.names[i], self.aircraft[i], images[row], ids[row])
 
     def _match_files(self) -> None:
         """One listing per folder instead of two `stat` calls a tile, which a network disk feels."""
@@ -69,10 +71,13 @@ class Packed:
             raise self._error(INDEX, "does not fit the instances_tiled.json beside it")
         self.arrays  # noqa: B018  opened now, so that damage is found before the training begins
 
-    def read(self, index: int, image: np.ndarray, ids: np.ndarray) -> None:
-        images, masks = self.arrays
-        image[...] = images[index]
-        ids[...] = masks[index]
+    def read(self, indices: list[int], images: np.ndarray, ids: np.ndarray) -> None:
+        for source, target in zip(self.arrays, (images, ids), strict=True):
+            if source.dtype == target.dtype:
+                # No index is outside, but to "raise" numpy would copy by way of a buffer.
+                np.take(source, indices, axis=0, out=target, mode="wrap")
+            else:
+                target[...] = source[indices]
 
     @cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
