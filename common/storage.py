@@ -100,7 +100,7 @@ class Packed:
         except (OSError, ValueError):
             raise self._error(name, "is cut short or damaged") from None
         if array.shape != shape or array.dtype != dtype:
-            raise self._error(name, f"holds {array.dtype} {list(array.shape)}, not {dtype} {shape}")
+            raise self._error(name, f"holds {array.dtype} {array.shape}, not {dtype} {shape}")
         return array.view(np.ndarray)  # np.memmap takes several times as long to index
 
     def _error(self, name: str, what: str) -> UserError:
