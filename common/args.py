@@ -2,13 +2,15 @@
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from common.cli import Parser, UserError, fraction, number, positive, whole
-from common.speedups import Speedups
+from common.distributed import Process, pick_device
+from common.speedups import Speedups, has_native_bf16, slowdown_of
 
 
 def train_parser(description: str, **defaults: Any) -> Parser:
@@ -42,7 +44,8 @@ def train_parser(description: str, **defaults: Any) -> Parser:
         default=1,
         help="epochs between validations and checkpoints",
     )
-    add("-b", "--batch-size", type=positive, default=8, help="tiles per process and step")
+    add("-b", "--batch-size", type=positive, default=8, help="tiles per process and forward pass")
+    add("--grad-accum", type=positive, default=1, metavar="K", help="forward passes per step")
     add("--crop-size", type=positive, default=512, help="side of a training crop, pixels")
     add(
         "--scale-jitter",
@@ -53,6 +56,13 @@ def train_parser(description: str, **defaults: Any) -> Parser:
     add("--lr", type=number(float, 0), default=1e-3, help="peak, for the global batch")
     add("--warmup-steps", type=whole, default=50, help="steps of linear rise to the peak")
     add("--weight-decay", type=number(float, 0), default=1e-2)
+    add("--clip-grad-norm", type=number(float, 0), metavar="NORM", help="default: no clipping")
+    add(
+        "--norm",
+        choices=("batch", "group"),
+        default="batch",
+        help="group: for few tiles per process",
+    )
     add("--weights-backbone", default="imagenet", help="imagenet, none or a file of weights")
 
     group = parser.add_argument_group("speed-ups", "DDP has no flag: start with torchrun.")
@@ -64,14 +74,28 @@ def train_parser(description: str, **defaults: Any) -> Parser:
         help="default: bf16 where the hardware has it, else fp16",
     )
     group.add_argument("--channels-last", action=switch, default=False, help="NHWC layout")
+    group.add_argument(
+        "--cuda-graphs", action=switch, default=False, help="the whole step as one launch"
+    )
+    group.add_argument(
+        "--compile", action=switch, default=False, help="model and loss through torch.compile"
+    )
+    group.add_argument(
+        "--sync-bn", action=switch, default=False, help="BatchNorm over all processes' tiles"
+    )
     parser.set_defaults(**defaults)
     return parser
 
 
-def check(args: argparse.Namespace, stride: int, tile_size: int) -> None:
+def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int = 1) -> None:
     """Refuse what cannot work, before a process group, a download or an allocation starts.
 
     Makes the output folder, to find out now whether that is allowed.
+
+    Args:
+        stride: Sides of a crop must be multiples of it.
+        tile_size: Side of the smallest training tile, pixels.
+        min_batch: Tiles the network's BatchNorm needs in a forward pass.
 
     Raises:
         UserError: The sentence ends with what to type instead.
@@ -87,14 +111,38 @@ def check(args: argparse.Namespace, stride: int, tile_size: int) -> None:
             f"--crop-size {args.crop_size} is no multiple of {stride}, the network's stride; use "
             f"{max(stride, args.crop_size // stride * stride)}."
         )
+    if args.batch_size < min_batch and args.norm == "batch":
+        raise UserError(
+            f"--batch-size {args.batch_size} leaves this network's pooled features a single value "
+            f"per channel, which has no variance; use -b {min_batch} or --norm group."
+        )
+    _check_speedups(args, pick_device(args.device))
     if not args.resume and (args.output_dir / "checkpoint.pth").exists():
         raise UserError(
             f"'{args.output_dir}' holds a run already; continue it with --resume "
             f"{args.output_dir}/checkpoint.pth or choose another --output-dir."
         )
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+
+
+def _check_speedups(args: argparse.Namespace, device: torch.device) -> None:
     if args.amp_dtype and not args.amp:
         raise UserError(f"--amp-dtype {args.amp_dtype} does nothing without --amp; add --amp.")
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    if args.cuda_graphs and device.type != "cuda":
+        raise UserError(
+            f"--cuda-graphs needs a CUDA device and this run is on the {device.type}; leave it "
+            "out, or try --compile."
+        )
+    if args.compile and device.type == "cpu" and not (shutil.which("g++") or os.getenv("CXX")):
+        raise UserError("--compile on a CPU needs a C++ compiler; install g++ or leave it out.")
+    if args.sync_bn and device.type != "cuda":
+        raise UserError(
+            "--sync-bn has no CPU implementation in torch; leave it out, or use --norm group."
+        )
+    if args.sync_bn and args.compile:
+        raise UserError(
+            "--sync-bn cannot be compiled as one graph; leave out --compile or use --norm group."
+        )
 
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:
@@ -102,11 +150,25 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
 
 
-def speedups(args: argparse.Namespace, device: torch.device) -> Speedups:
-    """Resolve the speed-up flags for `device`."""
+def speedups(args: argparse.Namespace, process: Process) -> Speedups:
+    """Resolve the speed-up flags for the device of `process`."""
+    device = process.device
     dtype = None
     if args.amp:
-        native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+        native = device.type == "cpu" or has_native_bf16(device)
         name = args.amp_dtype or ("bf16" if native else "fp16")
         dtype = torch.bfloat16 if name == "bf16" else torch.float16
-    return Speedups(amp_dtype=dtype, channels_last=args.channels_last)
+        if device.type == "cpu" and not (name == "bf16" and has_native_bf16(device)):
+            process.print(
+                f"this processor has no {name} arithmetic, so --amp will be slow: two steps of a "
+                f"few convolutions took {slowdown_of(dtype, device):.1f} times as long as in "
+                "float32."
+            )
+    return Speedups(
+        amp_dtype=dtype,
+        channels_last=args.channels_last,
+        cuda_graphs=args.cuda_graphs,
+        compile=args.compile,
+        grad_accum=args.grad_accum,
+        sync_bn=args.sync_bn,
+    )

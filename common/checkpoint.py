@@ -42,8 +42,8 @@ class Run:
             "classes": self.classes,
             "args": self.args,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "optimizer": _numbers(self.optimizer.state_dict()),
+            "lr_scheduler": _numbers(self.lr_scheduler.state_dict()),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
@@ -58,12 +58,37 @@ class Run:
     def restore(self, content: dict[str, Any]) -> None:
         """Continue from `content`, which `load` returned."""
         load_weights(self.model, content)
-        self.optimizer.load_state_dict(content["optimizer"])
+        restore_optimizer(self.optimizer, content["optimizer"])
         self.lr_scheduler.load_state_dict(content["lr_scheduler"])
         self.scaler.load_state_dict(content["scaler"])
         self.epoch, self.step = content["epoch"], content["step"]
         self.best, self.scores = content["best"], content["scores"]
         torch.set_rng_state(content["rng"])
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load `state`, whichever device and speed-ups it was saved under.
+
+    How the optimizer computes (`fused`, `capturable`, the learning rate as a number or as the
+    tensor a CUDA graph reads) stays as this run has it.
+    """
+    how = ("fused", "foreach", "capturable")
+    mine = [{k: v for k, v in group.items() if k in how} for group in optimizer.param_groups]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    groups = [saved | kept for saved, kept in zip(state["param_groups"], mine, strict=True)]
+    optimizer.load_state_dict(state | {"param_groups": groups})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):
+            group["lr"] = rate.fill_(group["lr"])
+
+
+def _numbers(value: Any) -> Any:
+    """Scalars in the hyperparameters as numbers: a CUDA graph's learning rate is a tensor."""
+    if isinstance(value, dict):
+        return {k: v if k == "state" else _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
 def write(content: dict[str, Any], path: Path) -> None:

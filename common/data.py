@@ -8,6 +8,7 @@ it there.
 import argparse
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,8 +176,9 @@ def scoring_split(root: Path, split: str, classes: list[str]) -> Tiles:
 
 
 def training_loader(tiles: Tiles, args: argparse.Namespace, process: Process) -> DataLoader:
-    """Shuffled global batches, shared out over the processes."""
-    batches = GlobalBatches(len(tiles), args.batch_size, process, args.seed)
+    """Shuffled global batches, shared out over the processes: a loader's batch is a step's."""
+    per_step = args.batch_size * args.grad_accum
+    batches = GlobalBatches(len(tiles), per_step, process, args.seed)
     return _loader(tiles, batches, args.workers, process.device)
 
 
@@ -211,6 +213,27 @@ def _as_it_is(batch: Any) -> Batch:
 
 def _one_thread(_worker: int) -> None:
     cv2.setNumThreads(0)  # torch's own threads are already set to one by the DataLoader
+
+
+def prefetch(batches: DataLoader, device: torch.device) -> Iterator[Batch]:
+    """The batches of a loader on `device`, each copied there while the step before it computes."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    copies = torch.cuda.Stream(device)
+    ahead: Batch | None = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            following = batch.to(device)
+        if ahead is not None:
+            yield ahead
+        # After the yield: by now the step on `ahead` is queued, and only its successor waits.
+        torch.cuda.current_stream(device).wait_stream(copies)
+        for tensor in following:
+            tensor.record_stream(torch.cuda.current_stream(device))
+        ahead = following
+    if ahead is not None:
+        yield ahead
 
 
 def semantic_target(batch: Batch) -> Tensor:

@@ -36,12 +36,15 @@ class Process:
 
 
 @contextmanager
-def process_group(device: str, timeout_seconds: float = 300) -> Iterator[Process]:
+def process_group(
+    device: str, cuda_graphs: bool = False, timeout_seconds: float = 300
+) -> Iterator[Process]:
     """Join the process group torchrun announces, if any, and leave it on the way out.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`. With several processes on one machine each takes
             the GPU of its local rank.
+        cuda_graphs: Whether NCCL's collectives will be captured.
         timeout_seconds: How long a collective may wait for a silent peer.
     """
     rank = int(os.environ.get("RANK", 0))
@@ -52,6 +55,10 @@ def process_group(device: str, timeout_seconds: float = 300) -> Iterator[Process
     if world_size == 1:
         yield Process(0, 1, where)
         return
+    if cuda_graphs:
+        # PyTorch's first condition for capturing collectives (notes/cuda.html, "Usage with
+        # DistributedDataParallel"): NCCL's watchdog must not query events during a capture.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     dist.init_process_group(
         "nccl" if where.type == "cuda" else "gloo",
         timeout=timedelta(seconds=timeout_seconds),
@@ -94,6 +101,26 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def check_equal(process: Process, **values: int) -> None:
+    """Refuse to start where processes differ in `values`: the first collective would hang.
+
+    Raises:
+        UserError: On all processes; names the value and who has which.
+    """
+    if process.world_size == 1:
+        return
+    mine = torch.tensor(list(values.values()), device=process.device)
+    everyone = [torch.empty_like(mine) for _ in range(process.world_size)]
+    dist.all_gather(everyone, mine)
+    for name, found in zip(values, torch.stack(everyone, 1).tolist(), strict=True):
+        if len(set(found)) > 1:
+            odd = next(rank for rank, value in enumerate(found) if value != found[0])
+            raise UserError(
+                f"the processes disagree about the number of {name}: {found[0]} on rank 0, "
+                f"{found[odd]} on rank {odd}; give all the same data and options."
+            )
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The only loops: `fit` over epochs, `train_one_epoch` over steps, `evaluate` over a set."""
 
+import argparse
 import json
 import math
 import sys
@@ -14,12 +15,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, default_collate
 
-from common import metrics
+from common import args as arguments
+from common import checkpoint, metrics
 from common.augment import normalise
-from common.checkpoint import Run
 from common.cli import UserError
-from common.data import Batch, Tiles, semantic_target
-from common.distributed import Process, all_reduce_sum, average_buffers
+from common.data import Batch, prefetch, scoring_loader, scoring_split, semantic_target
+from common.distributed import (
+    Process,
+    all_reduce_sum,
+    average_buffers,
+    check_equal,
+    process_group,
+)
+from common.log import Log, describe, memory
 from common.overlay import curves, sheet
 from common.progress import progress, say
 from common.sampling import GlobalBatches
@@ -30,7 +38,7 @@ T = TypeVar("T")
 
 
 def fit(
-    run: Run,
+    run: checkpoint.Run,
     step: Step,
     batches: DataLoader,
     prepare: Prepare,
@@ -50,7 +58,11 @@ def fit(
     Args:
         prepare: (batch on the device, epoch) → (images, targets) of `step`.
         score: Scores of the bare model; nothing where there is no validation set.
+
+    Raises:
+        UserError: The processes disagree about data or steps, or the loss is not finite.
     """
+    check_equal(process, tiles=len(batches.dataset), steps=total_steps)  # type: ignore[arg-type]
     log = Log(output_dir / "log.jsonl", process, run.step)
     while run.step < total_steps:
         train_one_epoch(run, step, batches, prepare, process, log, total_steps, print_freq)
@@ -72,12 +84,12 @@ def fit(
 
 
 def train_one_epoch(
-    run: Run,
+    run: checkpoint.Run,
     step: Step,
     batches: DataLoader,
     prepare: Prepare,
     process: Process,
-    log: "Log",
+    log: Log,
     total_steps: int,
     print_freq: int,
 ) -> None:
@@ -93,9 +105,9 @@ def train_one_epoch(
     shown = process.is_main and sys.stderr.isatty()
     bar = progress(total=total_steps, initial=run.step, desc="train", enabled=shown)
     batch: Batch
-    for number, (batch, wait) in enumerate(timed(batches), start=1):
+    for number, (batch, wait) in enumerate(timed(prefetch(batches, process.device)), start=1):
         waited += wait
-        images, targets = prepare(batch.to(process.device), run.epoch)
+        images, targets = prepare(batch, run.epoch)
         # Added up on the device and read once per log line: reading it waits for the step.
         total_loss += step(images, targets)
         run.step += 1
@@ -137,59 +149,74 @@ def train_one_epoch(
 def evaluate(
     model: nn.Module,
     predict: Callable[[nn.Module, Tensor], Tensor],
-    batches: DataLoader,
+    batches: DataLoader | None,
     classes: list[str],
     process: Process,
     speedups: Speedups,
 ) -> dict[str, float]:
-    """Semantic scores of the bare `model` over all tiles, each counted once over all processes."""
+    """Semantic scores of the bare `model` over all tiles, each counted once over all processes.
+
+    None without `batches`: a data set of one airport has no validation tiles.
+    """
+    if batches is None:
+        return {}
     was_training = model.training
     model.eval()
     matrix = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=process.device)
-    for batch in progress(batches, desc="score", enabled=process.is_main):
-        batch = batch.to(process.device)
+    bar = progress(total=len(batches), desc="score", enabled=process.is_main)
+    for batch in prefetch(batches, process.device):
         images = normalise(batch.images).contiguous(memory_format=speedups.layout)
         with speedups.autocast(process.device):
             predicted = predict(model, images)
         matrix += metrics.confusion(predicted, semantic_target(batch), len(classes))
+        bar.update()
+    bar.close()
     model.train(was_training)
     return metrics.scores(all_reduce_sum(matrix), classes)
 
 
 def test(
-    model: nn.Module,
+    args: argparse.Namespace,
+    model_name: str,
+    from_checkpoint: Callable[[dict[str, Any]], nn.Module],
     predict: Callable[[nn.Module, Tensor], Tensor],
-    batches: DataLoader,
-    process: Process,
-    speedups: Speedups,
-    output_dir: Path,
-) -> dict[str, float]:
-    """Score `model` on a split and write `<split>_scores.json` and `<split>_sheet.jpg`.
+) -> None:
+    """What `--test-only` does: score `--resume` on a split of the data, without training.
 
-    The sheet shows eight tiles with aircraft, spread evenly over the set: a sample, not a choice.
+    Writes `<split>_scores.json` and `<split>_sheet.jpg` beside the checkpoint. The sheet shows
+    eight tiles with aircraft, spread evenly over the set: a sample, not a choice.
     """
-    tiles = batches.dataset
-    assert isinstance(tiles, Tiles)
-    result = evaluate(model, predict, batches, tiles.classes, process, speedups)
-    if not process.is_main:
-        return result
-    split = tiles.folder.name
-    positive = [i for i, found in enumerate(tiles.instances) if found]
-    shown = min(8, len(positive))
-    rows = []
-    for i in (positive[k * len(positive) // shown] for k in range(shown)):
-        tile = default_collate([tiles[i]])
-        image = normalise(tile.images.to(process.device))
-        with torch.inference_mode():
-            mask = predict(model.eval(), image.contiguous(memory_format=speedups.layout))
-        truth = semantic_target(tile)[0].to(torch.uint8)
-        rows.append((tile.images[0].numpy(), truth.numpy(), mask[0].cpu().numpy()))
-    (output_dir / f"{split}_scores.json").write_text(json.dumps(result, indent=1) + "\n")
-    process.print(f"{split}: {describe(result)}\n({metrics.DEFINITION})")
-    if rows:
-        sheet(rows, output_dir / f"{split}_sheet.jpg", f"{len(rows)} of {len(tiles)} {split} tiles")
-        process.print(f"wrote {output_dir / f'{split}_sheet.jpg'}")
-    return result
+    if args.resume is None:
+        raise UserError(
+            f"--test-only scores a checkpoint; add --resume {args.output_dir}/model_best.pth."
+        )
+    saved = checkpoint.load(args.resume, model_name)
+    split, folder = args.test_only, args.resume.parent
+    tiles = scoring_split(args.data_path, split, saved["classes"])
+    with process_group(args.device) as process:
+        speedups = arguments.speedups(args, process)
+        model = from_checkpoint(saved).to(process.device).to(memory_format=speedups.layout)
+        batches = scoring_loader(tiles, args, process)
+        process.print(speedups.banner(process))
+        result = evaluate(model, predict, batches, tiles.classes, process, speedups)
+        if not process.is_main:
+            return
+        positive = [i for i, found in enumerate(tiles.instances) if found]
+        shown = min(8, len(positive))
+        rows = []
+        for i in (positive[k * len(positive) // shown] for k in range(shown)):
+            tile = default_collate([tiles[i]])
+            image = normalise(tile.images.to(process.device))
+            with torch.inference_mode():
+                mask = predict(model.eval(), image.contiguous(memory_format=speedups.layout))
+            truth = semantic_target(tile)[0].to(torch.uint8)
+            rows.append((tile.images[0].numpy(), truth.numpy(), mask[0].cpu().numpy()))
+        (folder / f"{split}_scores.json").write_text(json.dumps(result, indent=1) + "\n")
+        process.print(f"{split}: {describe(result)}\n({metrics.DEFINITION})")
+        if rows:
+            path = folder / f"{split}_sheet.jpg"
+            sheet(rows, path, f"{len(rows)} of {len(tiles)} {split} tiles")
+            process.print(f"wrote {path}")
 
 
 def polynomial_schedule(optimizer: Optimizer, steps: int, warmup: int) -> LambdaLR:
@@ -204,28 +231,6 @@ def polynomial_schedule(optimizer: Optimizer, steps: int, warmup: int) -> Lambda
     return LambdaLR(optimizer, factor)
 
 
-class Log:
-    """`log.jsonl`: one JSON object per line, from rank 0; a resumed run drops what it repeats."""
-
-    def __init__(self, path: Path, process: Process, step: int) -> None:
-        self.path, self.enabled = path, process.is_main
-        if not self.enabled:
-            return
-        kept = [line for line in read_log(path) if line["step"] <= step] if step else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    def write(self, **values: float) -> None:
-        if self.enabled:
-            with self.path.open("a") as file:
-                file.write(json.dumps(values) + "\n")
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-
-
 def timed(items: Iterator[T] | DataLoader) -> Iterator[tuple[T, float]]:
     """Each item with the seconds its consumer waited for it."""
     iterator = iter(items)
@@ -236,13 +241,3 @@ def timed(items: Iterator[T] | DataLoader) -> Iterator[tuple[T, float]]:
         except StopIteration:
             return
         yield item, time.perf_counter() - start
-
-
-def describe(scores: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-
-
-def memory(device: torch.device) -> str:
-    if device.type != "cuda":
-        return ""
-    return f" max mem: {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB"

@@ -1,20 +1,26 @@
 """The speed-ups, each resolved once into an object that is harmless when off.
 
-`place` decides where the model lives (device, memory layout, DDP) and `make_step` what a training
-step is (autocast, scaler). The loop that calls them has no branch for any of them.
+`place` decides where the model lives (device, memory layout, compiled or not, DDP) and `make_step`
+what a training step is (autocast, scaler, accumulation, graph). The loop that calls them has no
+branch for any of them.
 """
 
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from common import graphs
 from common.distributed import Process
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -26,6 +32,10 @@ class Speedups:
 
     amp_dtype: torch.dtype | None = None
     channels_last: bool = False
+    cuda_graphs: bool = False
+    compile: bool = False
+    grad_accum: int = 1
+    sync_bn: bool = False
 
     @property
     def layout(self) -> torch.memory_format:
@@ -38,33 +48,85 @@ class Speedups:
         """fp16 has five bits of exponent and loses small gradients unscaled; bf16 has fp32's."""
         return GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
 
-    def banner(self, process: Process) -> str:
-        """What this run resolved its flags to: the first line it prints."""
+    def banner(self, process: Process, batch_size: int | None = None) -> str:
+        """What this run resolved its flags to: the first line it prints.
+
+        Args:
+            batch_size: Of one forward pass of one process, when training.
+        """
         device = process.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        dtype = str(self.amp_dtype or torch.float32).removeprefix("torch.")
-        layout = "channels-last" if self.channels_last else "contiguous"
-        threads = f"{torch.get_num_threads()} threads, " if device.type == "cpu" else ""
-        return (
-            f"device {name}, {threads}{dtype}, {layout}, world size {process.world_size}, "
-            f"torch {torch.__version__}, torchvision {torchvision.__version__};"
-        )
+        words = [torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"]
+        if device.type == "cpu":
+            words.append(f"{torch.get_num_threads()} threads")
+        words.append(str(self.amp_dtype or torch.float32).removeprefix("torch."))
+        if device.type == "cuda" and _tf32_convolutions():
+            words[-1] += " (float32 convolutions in TF32)"
+        words.append("channels-last" if self.channels_last else "contiguous")
+        words += ["compiled"] * self.compile
+        words += [f"CUDA graph after {graphs.WARMUP_STEPS} steps"] * self.cuda_graphs
+        words.append(f"world size {process.world_size}" + ", synchronised BN" * self.sync_bn)
+        words += [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
+        if batch_size:
+            parts = f"{batch_size} x {process.world_size} x {self.grad_accum}"
+            total = batch_size * process.world_size * self.grad_accum
+            words.append(f"global batch {total} ({parts} accumulated)")
+        return "device " + ", ".join(words)
 
 
-def place(model: nn.Module, process: Process, speedups: Speedups) -> nn.Module:
-    """Move `model` to its device and layout and, among several processes, into DDP.
+def _tf32_convolutions() -> bool:
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+class Objective(nn.Module):
+    """A model and its loss as one module, `(images, targets) -> loss`.
+
+    It is what DDP wraps and what is compiled: the loss, which reads every pixel's logits in
+    float32, is then fused like the rest, and DDP has one scalar to watch instead of a dict of maps.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model, self.loss_fn = model, loss_fn
+
+    def forward(self, images: Tensor, targets: Any) -> Tensor:
+        return self.loss_fn(self.model, images, targets)
+
+
+def place(
+    model: nn.Module, loss_fn: Callable[..., Tensor], process: Process, speedups: Speedups
+) -> nn.Module:
+    """Move `model` to its device and layout; compile it with its loss; wrap both into DDP.
 
     The layout comes before DDP and before the optimizer, whose buckets and state take over the
-    parameters' strides. The argument itself is the bare module, for evaluation and checkpoints.
+    parameters' strides. `model` itself stays the bare module, for evaluation and checkpoints:
+    its names carry neither `module.` nor `_orig_mod.`.
+
+    Args:
+        loss_fn: (model, images, targets) → scalar.
+
+    Returns:
+        (images, targets) → loss, an `Objective` or DDP around one.
     """
-    model = model.to(process.device).to(memory_format=speedups.layout)
+    device = process.device
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all training batches have one shape
+    if speedups.cuda_graphs:
+        graphs.own_stream(device)
+    if speedups.sync_bn:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, names and all
+    model = model.to(device).to(memory_format=speedups.layout)
+    objective = Objective(model, loss_fn)
+    if speedups.compile:
+        # In place, so that no wrapper gets into the names. One shape: nothing to generalise over.
+        objective.compile(fullgraph=True, dynamic=False)
     if process.world_size == 1:
-        return model
+        return objective
     ddp = DistributedDataParallel(
-        model,
-        device_ids=[process.device.index] if process.device.type == "cuda" else None,
+        objective,
+        device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,  # gradients live in the buckets: one copy of them less
-        static_graph=True,
+        # A static graph's first backward pass reduces its gradients even under `no_sync`.
+        static_graph=speedups.grad_accum == 1,
     )
     # Not rank 0's BatchNorm statistics before each forward, two collectives a step: see
     # `average_buffers`. Set as an attribute, because the argument's name differs between releases.
@@ -73,29 +135,98 @@ def place(model: nn.Module, process: Process, speedups: Speedups) -> nn.Module:
 
 
 def make_step(
-    model: nn.Module,
-    loss_fn: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    objective: nn.Module,
     optimizer: Optimizer,
     lr_scheduler: LRScheduler,
     scaler: GradScaler,
     speedups: Speedups,
     device: torch.device,
+    clip_grad_norm: float | None = None,
 ) -> Step:
     """One training step, `step(images, targets) -> loss`.
 
-    `images` are float32 [B,3,H,W], `targets` what `loss_fn` takes; the loss is a detached scalar on
-    the device: reading it is a sync, and the caller's choice. Nothing in here waits for the device.
-    """
+    `images` are float32 [B·grad_accum,3,H,W], `targets` what the objective takes, as many; they go
+    through in `grad_accum` equal parts and the optimizer steps once. The loss is a detached scalar
+    on the device, good until the next step: reading it is a sync, and the caller's choice. Nothing
+    in here waits for the device.
 
-    def step(images: Tensor, targets: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=speedups.layout)
-        with speedups.autocast(device):
-            loss = loss_fn(model, images, targets)
-        scaler.scale(loss).backward()
+    Args:
+        objective: What `place` returned.
+        clip_grad_norm: Scale gradients down to this global norm.
+    """
+    parts = speedups.grad_accum
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def whole_step(images: Tensor, targets: Tensor) -> Tensor:
+        optimizer.zero_grad()  # to None: the first part's gradients are then not added to zeros
+        losses = []
+        for i, part in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
+            with _reduced_after(i == parts - 1, objective):
+                with speedups.autocast(device):
+                    loss = objective(*part) / parts
+                scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        if clip_grad_norm is not None:
+            scaler.unscale_(optimizer)
+            clip_grad_norm_(parameters, clip_grad_norm)
         scaler.step(optimizer)  # no sync: fused optimizers skip a step of infinities on the device
         scaler.update()
-        optimizer.zero_grad()
+        return torch.stack(losses).sum()
+
+    if speedups.cuda_graphs:
+        _make_capturable(optimizer, device)
+    run = graphs.Graphed(whole_step, graphs.CudaGraph()) if speedups.cuda_graphs else whole_step
+
+    def step(images: Tensor, targets: Tensor) -> Tensor:
+        loss = run(images.contiguous(memory_format=speedups.layout), targets)
         lr_scheduler.step()
-        return loss.detach()
+        return loss
 
     return step
+
+
+def _reduced_after(last: bool, objective: nn.Module) -> AbstractContextManager[None]:
+    """DDP averages the gradients once a step, during the backward pass of its last part."""
+    if last or not isinstance(objective, DistributedDataParallel):
+        return nullcontext()
+    return objective.no_sync()
+
+
+def _make_capturable(optimizer: Optimizer, device: torch.device) -> None:
+    """Let `optimizer` be captured: its learning rate becomes a tensor that the schedule writes to.
+
+    A number would be baked into the graph. Schedulers fill a tensor in place; only the fused
+    optimizers read one without a sync.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        if "capturable" in group:  # Adam and its kin count their steps on the device
+            group["capturable"] = True
+    # The warm-up runs uncaptured by design; the optimizer would warn about it once.
+    optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies bf16 itself; others convert to float32 and back."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    can = torch.cpu.get_capabilities()
+    return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def slowdown_of(dtype: torch.dtype, device: torch.device) -> float:
+    """Time of two training steps of a few convolutions under autocast, over that without."""
+    layers = [nn.Conv2d(32, 32, 3, padding=1) for _ in range(4)]
+    network = nn.Sequential(*layers).to(device)
+    images = torch.randn(2, 32, 64, 64, device=device)
+
+    def seconds(enabled: bool) -> float:
+        start = 0.0
+        for step in range(3):
+            start = time.perf_counter() if step == 1 else start  # the first one warms up
+            with torch.autocast(device.type, dtype, enabled=enabled):
+                loss = network(images).sum()
+            loss.backward()
+        return time.perf_counter() - start
+
+    return seconds(True) / seconds(False)

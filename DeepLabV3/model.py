@@ -1,0 +1,82 @@
+"""DeepLabV3 (Chen et al. 2017): atrous pooling on a dilated backbone, as torchvision builds it."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.segmentation import (
+    deeplabv3_mobilenet_v3_large,
+    deeplabv3_resnet50,
+    deeplabv3_resnet101,
+)
+
+from common.backbones import imagenet_weights, load_backbone, normalised_by, with_dropout
+from common.checkpoint import load_weights
+from common.semantic import likeliest, softmax, two_head_loss
+
+STRIDE = 16  # sides of a training crop must be multiples of it; the ResNets' is 8
+BACKBONES = {
+    "resnet50": deeplabv3_resnet50,
+    "resnet101": deeplabv3_resnet101,
+    "mobilenet_v3_large": deeplabv3_mobilenet_v3_large,
+}
+
+
+def build_model(
+    backbone: str,
+    num_classes: int,
+    weights_backbone: str = "none",
+    norm: str = "batch",
+    dropout: float | None = None,
+) -> nn.Module:
+    """A DeepLabV3 that maps float [B,3,H,W] to `{"out", "aux"}`, logits [B,num_classes,H,W] each.
+
+    Args:
+        backbone: A key of `BACKBONES`. Dilation in place of strides leaves the ResNets' features
+            at an eighth of the image's size, MobileNet's at a sixteenth.
+        num_classes: The ground included.
+        weights_backbone: `imagenet` (downloaded once), `none` (random), or a file, see
+            `common.backbones.load_backbone`.
+        norm: `batch` or `group`.
+        dropout: In both heads; None is torchvision's: 0.5 behind the pooling, 0.1 in the
+            auxiliary head.
+
+    Raises:
+        UserError: No network for the weights, or a file that does not fit.
+    """
+    pretrained = "IMAGENET1K_V1" if weights_backbone == "imagenet" else None
+    with imagenet_weights(weights_backbone, backbone):
+        model = BACKBONES[backbone](
+            weights=None, weights_backbone=pretrained, num_classes=num_classes, aux_loss=True
+        )
+    load_backbone(model.backbone, weights_backbone, "backbone")
+    return with_dropout(dropout, normalised_by(norm, model))
+
+
+def from_checkpoint(content: dict[str, Any]) -> nn.Module:
+    """The trained network of a checkpoint that `common.checkpoint.load` returned."""
+    args = content["args"]
+    model = build_model(args["backbone"], len(content["classes"]), norm=args["norm"])
+    load_weights(model, content)
+    return model
+
+
+def loss_fn(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """The loss of both heads on float [B,3,H,W] and int64 [B,H,W]: a float32 scalar."""
+    return two_head_loss(model(images), targets)
+
+
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """The likeliest class of every pixel: float [B,3,H,W] → uint8 [B,H,W]."""
+    return likeliest(_logits(model, images))
+
+
+def probabilities(model: nn.Module, images: Tensor) -> Tensor:
+    """What `common.windows` blends: float [B,3,H,W] → float32 [B,C,H,W] that sums to 1 over C."""
+    return softmax(_logits(model, images))
+
+
+def _logits(model: Any, images: Tensor) -> Tensor:
+    """Of the main head alone: `model(images)` would compute the auxiliary one for nothing."""
+    coarse = model.classifier(model.backbone(images)["out"])
+    return F.interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False)

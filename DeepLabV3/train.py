@@ -1,0 +1,91 @@
+"""Train DeepLabV3 on the tiles of `preprocess.py`.
+
+python DeepLabV3/train.py --data-path data --output-dir runs/deeplabv3 --amp --channels-last
+torchrun --nproc-per-node=2 DeepLabV3/train.py --data-path data --output-dir runs/deeplabv3
+python DeepLabV3/train.py --data-path data --test-only --resume runs/deeplabv3/model_best.pth
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from common import args as arguments
+from common import checkpoint, data, engine
+from common.cli import fraction
+from common.cli import run as run_main
+from common.distributed import process_group
+from common.semantic import training_views
+from common.speedups import make_step, place
+from DeepLabV3.model import BACKBONES, STRIDE, build_model, from_checkpoint, loss_fn, predict
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments.train_parser(
+        "Train DeepLabV3: every pixel is ground or a class of aircraft.",
+        output_dir="runs/deeplabv3",
+    )
+    parser.add_argument("--backbone", choices=BACKBONES, default="resnet50")
+    parser.add_argument("--dropout", type=fraction, help="default: torchvision's, 0.5 and 0.1")
+    args = parser.parse(argv)
+    if args.test_only:
+        return engine.test(args, "DeepLabV3", from_checkpoint, predict)
+    train_tiles, val_tiles = data.training_splits(args.data_path)
+    arguments.check(args, STRIDE, train_tiles.size, min_batch=2)
+    saved = checkpoint.load(args.resume, "DeepLabV3") if args.resume else None
+
+    with process_group(args.device, args.cuda_graphs) as process:
+        speedups = arguments.speedups(args, process)
+        batches = data.training_loader(train_tiles, args, process)
+        val_batches = data.scoring_loader(val_tiles, args, process) if val_tiles else None
+        total_steps = args.max_steps or args.epochs * len(batches)
+
+        torch.manual_seed(args.seed)  # the same weights on every rank
+        model = build_model(
+            args.backbone,
+            len(train_tiles.classes),
+            args.weights_backbone,
+            args.norm,
+            args.dropout,
+        )
+        torch.manual_seed(args.seed + process.rank)  # and another dropout
+        objective = place(model, loss_fn, process, speedups)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
+        )
+        schedule = engine.polynomial_schedule(optimizer, total_steps, args.warmup_steps)
+        scaler = speedups.scaler(process.device)
+        step = make_step(
+            objective, optimizer, schedule, scaler, speedups, process.device, args.clip_grad_norm
+        )
+        run = checkpoint.Run(
+            "DeepLabV3",
+            train_tiles.classes,
+            arguments.plain(args),
+            model,
+            optimizer,
+            schedule,
+            scaler,
+        )
+        if saved:
+            run.restore(saved)
+        process.print(speedups.banner(process, args.batch_size))
+        engine.fit(
+            run,
+            step,
+            batches,
+            training_views(args),
+            partial(engine.evaluate, model, predict, val_batches, run.classes, process, speedups),
+            process,
+            args.output_dir,
+            total_steps,
+            args.print_freq,
+            args.eval_freq,
+        )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,68 @@
+"""A training step of any semantic model on tiles of noise, put together as its train.py does it."""
+
+import argparse
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from common.data import Batch
+from common.distributed import Process
+from common.engine import polynomial_schedule
+from common.metrics import IGNORE
+from common.semantic import training_views
+from common.speedups import Speedups, make_step, place
+
+# The models' folders, and the backbone each train.py takes by default.
+BACKBONES = {"fcn": "resnet50", "DeepLabV3": "resnet50", "unet": "resnet34"}
+
+
+def model_module(name: str) -> ModuleType:
+    """The model.py of a model's folder."""
+    return importlib.import_module(f"{name}.model")
+
+
+def noise_tiles(count: int, side: int, device: torch.device, aircraft: int = 3) -> Batch:
+    """A batch as the loader gives it: noise, blocks for aircraft, a part of it ignored."""
+    images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, device=device)
+    ids = torch.zeros(count, side, side, dtype=torch.uint8, device=device)
+    block = side // (2 * aircraft)
+    for i in range(aircraft):
+        ids[:, block : 2 * block, 2 * i * block : (2 * i + 1) * block] = i + 1
+    ids[:, -block:] = IGNORE
+    classes = torch.zeros(count, IGNORE + 1, dtype=torch.uint8, device=device)
+    classes[:, 1 : aircraft + 1] = 1
+    classes[:, IGNORE] = IGNORE
+    return Batch(images, ids, classes, torch.arange(count, device=device))
+
+
+def training_step(
+    name: str,
+    process: Process,
+    speedups: Speedups,
+    crop: int,
+    backbone: str | None = None,
+    clip_grad_norm: float | None = None,
+    norm: str = "batch",
+) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
+    """The bare model, in training mode, and the step from a loader's batch to its loss."""
+    module = model_module(name)
+    torch.manual_seed(0)
+    with torch.device(process.device):
+        model = module.build_model(backbone or BACKBONES[name], 2, norm=norm)
+    objective = place(model.train(), module.loss_fn, process, speedups)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    schedule = polynomial_schedule(optimizer, 10_000, 50)
+    scaler = speedups.scaler(process.device)
+    step = make_step(
+        objective, optimizer, schedule, scaler, speedups, process.device, clip_grad_norm
+    )
+    views = training_views(argparse.Namespace(crop_size=crop, seed=0, scale_jitter=0.0))
+    total = torch.zeros((), device=process.device)
+
+    def whole(batch: Batch) -> Tensor:
+        return total.add_(step(*views(batch, 0)))
+
+    return model, whole

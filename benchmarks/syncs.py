@@ -1,0 +1,109 @@
+"""Count what makes a training step wait for the device, and where.
+
+    python benchmarks/syncs.py
+    python benchmarks/syncs.py --models fcn --grad-accum 2
+
+A step of each model runs on the CPU under a dispatch mode that sees every operator. Those that have
+to know a value to go on (`.item()`, `nonzero`, a boolean index, …) would each stop the CPU on a GPU
+until the device has caught up, and cannot be captured in a CUDA graph at all.
+"""
+
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.steps import BACKBONES, noise_tiles, training_step
+from common.cli import Parser, positive, run
+from common.distributed import Process
+from common.speedups import Speedups
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Operators whose result's shape, or the next Python line, depends on values.
+SYNCS = {
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::unique_consecutive",
+    "aten::repeat_interleave.Tensor",
+    "aten::bincount",
+    "torchvision::nms",
+}
+
+
+class SyncCensus(TorchDispatchMode):
+    """Counts, while active, the operators that force a sync, by operator and calling line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        name = func.name()
+        if name in SYNCS or (name.startswith("aten::index") and _by_mask(args)):
+            self.found[name, _caller()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _by_mask(args: tuple) -> bool:
+    """An index of booleans has to be counted before the result can be allocated."""
+    return any(isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:2]))
+
+
+def _caller() -> str:
+    """The innermost line outside torch itself; autograd's own threads of execution have none."""
+    for frame in reversed(traceback.extract_stack()[:-2]):
+        inside = "/torch/" in frame.filename or frame.filename.endswith("benchmarks/syncs.py")
+        if not inside:
+            path = Path(frame.filename)
+            name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(*path.parts[-3:])
+            return f"{name}:{frame.lineno}"
+    return "?"
+
+
+def census(step: Callable[[], Any]) -> Counter[tuple[str, str]]:
+    """What `step()` makes wait: (operator, file:line) → how often."""
+    with SyncCensus() as mode:
+        step()
+    return mode.found
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=BACKBONES, default=list(BACKBONES))
+    parser.add_argument("--amp-dtype", choices=("bf16", "fp16"), help="default: float32")
+    parser.add_argument("--grad-accum", type=positive, default=1)
+    parser.add_argument("--clip-grad-norm", type=float)
+    args = parser.parse(argv)
+    dtypes = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    speedups = Speedups(amp_dtype=dtypes[args.amp_dtype], grad_accum=args.grad_accum)
+    process = Process(0, 1, torch.device("cpu"))
+    for name in args.models:
+        _, step = training_step(name, process, speedups, 64, clip_grad_norm=args.clip_grad_norm)
+        batch = noise_tiles(2 * args.grad_accum, 96, process.device)
+        step(batch)  # the first one makes constants and the optimizer's state
+        found = census(partial(step, batch))
+        print(f"{name}: {found.total()} syncs in a step")
+        for (operator, line), count in found.most_common():
+            print(f"  {count:5} {operator}  {line}")
+
+
+if __name__ == "__main__":
+    run(main)

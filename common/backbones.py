@@ -1,0 +1,85 @@
+"""What a network is given before training: somebody's weights, another norm, another dropout."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.cli import UserError
+
+
+@contextmanager
+def imagenet_weights(weights_backbone: str, backbone: str) -> Iterator[None]:
+    """Around the construction of a model: a download that fails becomes a sentence."""
+    try:
+        yield
+    except Exception as error:  # no two libraries below name a missing network alike
+        if weights_backbone != "imagenet":
+            raise
+        raise UserError(
+            f"the ImageNet weights of {backbone} could not be had ({type(error).__name__}): "
+            "without a network use --weights-backbone none, or a file."
+        ) from error
+
+
+def load_backbone(backbone: nn.Module, weights_backbone: str, name: str) -> None:
+    """Load `--weights-backbone FILE`; `imagenet` and `none` have been seen to by the constructor.
+
+    Args:
+        backbone: Takes the weights.
+        weights_backbone: A state dict of the backbone, of torchvision's classifier with the same
+            backbone, or a checkpoint of this repository whose model holds it under `name`.
+        name: The backbone's attribute in the model.
+
+    Raises:
+        UserError: There is no such file, or it does not fit.
+    """
+    if weights_backbone in ("imagenet", "none"):
+        return
+    file = Path(weights_backbone)
+    if not file.is_file():
+        raise UserError(f"--weights-backbone: '{file}' is neither imagenet, none nor a file.")
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        if "model" in weights:
+            found = weights["model"]
+            weights = {k[len(name) + 1 :]: found[k] for k in found if k.startswith(f"{name}.")}
+        weights = {
+            key.removeprefix("features."): tensor
+            for key, tensor in weights.items()
+            if not key.startswith(("fc.", "classifier."))
+        }
+        backbone.load_state_dict(weights)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"--weights-backbone: '{file}' does not fit this backbone: {reason}"
+        ) from error
+
+
+def normalised_by(norm: str, module: nn.Module) -> nn.Module:
+    """`batch` leaves `module` alone; `group` puts GroupNorm in place of every BatchNorm.
+
+    GroupNorm (Wu and He 2018) with 16 channels a group, their best. Its statistics are each image's
+    own, so it does not care how small a process's batch is.
+    """
+    if norm == "batch":
+        return module
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            channels = child.num_features
+            groups = channels // 16 if channels % 16 == 0 else 1
+            setattr(module, name, nn.GroupNorm(groups, channels))
+        else:
+            normalised_by(norm, child)
+    return module
+
+
+def with_dropout(probability: float | None, module: nn.Module) -> nn.Module:
+    """Set every dropout in `module`; None leaves its own values."""
+    for child in module.modules():
+        if isinstance(child, nn.Dropout) and probability is not None:
+            child.p = probability
+    return module

@@ -1,0 +1,77 @@
+"""What the semantic models share: what they train on, their loss, and the class of a pixel."""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.augment import random_view
+from common.data import Batch, semantic_target
+from common.metrics import IGNORE
+
+# Of a class's pixels against the ground's, which are some forty times as many.
+AIRCRAFT_WEIGHT = 3.0
+# Of the auxiliary head, which hangs on the backbone's last but one stage and is gone in prediction
+# (Zhao et al. 2017, PSPNet; torchvision's references use 0.5).
+AUXILIARY_WEIGHT = 0.5
+
+
+def training_views(args: argparse.Namespace) -> Callable[[Batch, int], tuple[Tensor, Tensor]]:
+    """(batch on the device, epoch) → images float32 [B,3,crop,crop] and targets int64."""
+
+    def prepare(batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+        images, view = random_view(batch, args.crop_size, args.seed, epoch, args.scale_jitter)
+        return images, semantic_target(view)
+
+    return prepare
+
+
+def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy plus Dice (Milletari et al. 2016), both averages over the images.
+
+    Every term is a mean over the B images of something each image has by itself. So the loss of a
+    global batch is the mean of its parts' losses, however many processes share it; a mean over the
+    valid pixels of each part, as `cross_entropy` takes it, would weigh the parts unequally.
+
+    Args:
+        logits: [B,C,H,W], of any float type.
+        targets: int64 [B,H,W], class ids, `IGNORE` where nothing is learnt.
+
+    Returns:
+        A float32 scalar; 0 for a batch of nothing but `IGNORE`.
+    """
+    logits = logits.float()  # sums over 10^5 pixels leave the range of 16-bit floats
+    valid = targets != IGNORE
+    known = torch.where(valid, targets, 0)
+    log_p = F.log_softmax(logits, 1)
+    weight = torch.where(known > 0, AIRCRAFT_WEIGHT, 1.0) * valid
+    cross_entropy = -(log_p.gather(1, known[:, None])[:, 0] * weight).mean()
+
+    # Compared, as `F.one_hot` reads the largest id back from the device. `IGNORE` is no class.
+    classes = torch.arange(1, logits.shape[1], device=logits.device)[:, None, None]
+    truth = targets[:, None] == classes
+    p = log_p[:, 1:].exp() * valid[:, None]
+    overlap = (p * truth).sum((2, 3))
+    pixels = truth.sum((2, 3))
+    total = p.sum((2, 3)) + pixels
+    # Only where the class occurs: an empty image has no overlap to gain.
+    dice = torch.where(pixels > 0, 1 - (2 * overlap + 1) / (total + 1), 0.0)
+    return cross_entropy + dice.mean()
+
+
+def two_head_loss(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+    """The loss of torchvision's segmentation models, whose outputs are `out` and `aux`."""
+    auxiliary = segmentation_loss(outputs["aux"], targets)
+    return segmentation_loss(outputs["out"], targets) + AUXILIARY_WEIGHT * auxiliary
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """[B,C,H,W] → uint8 [B,H,W]."""
+    return logits.argmax(1).to(torch.uint8)
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """[B,C,H,W] → float32 that sums to 1 over C."""
+    return logits.float().softmax(1)

@@ -1,0 +1,288 @@
+"""What a training step may not do on a GPU, proven without one; and how a graph keeps its books."""
+
+import pytest
+import torch
+from conftest import ENCODER
+from standin import CpuGraph
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from benchmarks.steps import model_module, noise_tiles, training_step
+from benchmarks.syncs import census
+from common import args as arguments
+from common import augment, graphs, speedups
+from common.checkpoint import restore_optimizer
+from common.cli import UserError
+from common.data import semantic_target
+from common.distributed import Process
+from common.speedups import Speedups, make_step, place
+
+CPU = Process(0, 1, torch.device("cpu"))
+# Light enough for a CPU; FCN has no light backbone, which costs the tests seconds, not minutes.
+LIGHT = {"fcn": "resnet50", "DeepLabV3": "mobilenet_v3_large", "unet": ENCODER}
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Tensors without values, and so without the possibility of reading one."""
+    monkeypatch.setattr(augment, "_STATISTICS", {})
+    monkeypatch.setattr(augment, "_FIELDS", {})
+    # Fake parameters cannot be moved; the tests build them where they belong.
+    monkeypatch.setattr(nn.Module, "to", lambda self, *args, **kwargs: self)
+    with FakeTensorMode() as mode:
+        yield mode
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    """CUDA graphs whose recording and replaying is done by the CPU: the list of those made."""
+    made = []
+
+    def make():
+        made.append(CpuGraph())
+        return made[-1]
+
+    monkeypatch.setattr(graphs, "CudaGraph", make)
+    monkeypatch.setattr(graphs, "own_stream", lambda device: None)
+    return made
+
+
+@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_whole_step_reads_nothing_back(fake, name, dtype):
+    settings = Speedups(amp_dtype=DTYPES[dtype], channels_last=True, grad_accum=2)
+    _, step = training_step(name, CPU, settings, 64, LIGHT[name], clip_grad_norm=1.0)
+    for _ in range(2):
+        loss = step(noise_tiles(4, 96, CPU.device))
+    assert loss.shape == ()
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_real_step_holds_no_operator_that_syncs(name):
+    settings = Speedups(amp_dtype=torch.bfloat16, channels_last=True)
+    _, step = training_step(name, CPU, settings, 64, LIGHT[name], clip_grad_norm=1.0)
+    batch = noise_tiles(2, 96, CPU.device)
+    step(batch)
+    assert census(lambda: step(batch)) == {}
+
+
+def test_the_census_is_red_for_a_step_that_reads_its_loss():
+    batch = noise_tiles(2, 96, CPU.device)
+    _, step = training_step("unet", CPU, Speedups(), 64, ENCODER)
+    found = census(lambda: step(batch).item())
+    assert [operator for operator, _ in found] == ["aten::_local_scalar_dense"]
+    assert "test_speedups.py" in next(iter(found))[1]
+
+
+def test_a_fake_step_is_red_when_it_reads_its_loss(fake):
+    _, step = training_step("unet", CPU, Speedups(), 64, ENCODER)
+    with pytest.raises(DataDependentOutputException):
+        step(noise_tiles(2, 96, CPU.device)).item()
+
+
+def test_an_optimizer_that_is_not_fused_makes_the_scaler_wait(fake):
+    """Why every train.py says `fused=True`."""
+    model = nn.Conv2d(3, 2, 1)
+    settings = Speedups(amp_dtype=torch.float16)
+    objective = place(model, lambda m, x, y: (m(x) - y).square().mean(), CPU, settings)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    scaler = settings.scaler(CPU.device)
+    step = make_step(objective, optimizer, schedule, scaler, settings, CPU.device)
+    with pytest.raises(DataDependentOutputException):
+        step(torch.empty(2, 3, 8, 8), torch.empty(2, 2, 8, 8))
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_on_a_gpu_no_operator_mixes_devices(fake, monkeypatch, name):
+    # Autocast asks the driver, which fake tensors do without.
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    device = torch.device("cuda")
+    module = model_module(name)
+    with device:
+        model = module.build_model(LIGHT[name], 2).train()
+    images, view = augment.random_view(noise_tiles(2, 96, device), 64, 0, 0)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert torch.is_autocast_enabled("cuda")
+        loss = module.loss_fn(model, images, semantic_target(view))
+        assert loss.device.type == "cuda"
+        assert loss.dtype == torch.float32
+        found = module.predict(model.eval(), augment.normalise(noise_tiles(2, 96, device).images))
+    assert found.device.type == "cuda"
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_channels_last_goes_through_every_layer(name):
+    settings = Speedups(channels_last=True)
+    seen, broken = [], []
+
+    def look(module, _inputs, output):
+        if isinstance(output, torch.Tensor) and output.ndim == 4:
+            seen.append(module)
+            if not output.is_contiguous(memory_format=torch.channels_last):
+                broken.append(f"{type(module).__name__} {list(output.shape)}")
+
+    model, step = training_step(name, CPU, settings, 64, LIGHT[name])
+    leaves = [m for m in model.modules() if not list(m.children())]
+    for leaf in leaves:
+        leaf.register_forward_hook(look)
+    step(noise_tiles(2, 96, CPU.device))
+    assert len(seen) > 25
+    assert broken == []
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            assert parameter.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+# --- CUDA graphs -------------------------------------------------------------------------------
+
+
+def losses_of(name, settings, steps, **kwargs):
+    model, step = training_step(name, CPU, settings, 32, LIGHT[name], **kwargs)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    found, total = [], 0.0
+    for i in range(steps):
+        torch.manual_seed(i)
+        now = step(noise_tiles(4, 48, CPU.device)).item()
+        found.append(now - total)
+        total = now
+    return model, found
+
+
+@pytest.mark.parametrize(
+    ("settings", "clip"),
+    [
+        ({}, None),
+        ({"channels_last": True}, 1.0),
+        ({"amp_dtype": torch.bfloat16}, None),
+        ({"amp_dtype": torch.float16}, 1.0),
+        ({"grad_accum": 2}, None),
+    ],
+)
+def test_a_replayed_step_is_the_step(standin, settings, clip):
+    plain, expected = losses_of("unet", Speedups(**settings), 15, clip_grad_norm=clip)
+    graphed, found = losses_of(
+        "unet", Speedups(**settings, cuda_graphs=True), 15, clip_grad_norm=clip
+    )
+    (graph,) = standin
+    assert (graph.captures, graph.replays) == (1, 15 - graphs.WARMUP_STEPS)
+    # A learning rate in a float32 tensor is not to the last bit the number it was made from.
+    assert found == pytest.approx(expected, rel=0.02)
+    for (key, a), b in zip(plain.state_dict().items(), graphed.state_dict().values(), strict=True):
+        if "num_batches" in key:
+            assert a == b
+
+
+def test_the_graph_trains_the_model_and_not_a_copy(standin):
+    model, step = training_step("unet", CPU, Speedups(cuda_graphs=True), 64, ENCODER)
+    batch = noise_tiles(2, 96, CPU.device)
+    for _ in range(graphs.WARMUP_STEPS + 1):
+        step(batch)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    gradients = {name: p.grad.data_ptr() for name, p in model.named_parameters()}
+    statistics = model.encoder.state_dict()
+    counted = {k: v.clone() for k, v in statistics.items() if "num_batches" in k}
+    step(batch)
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+        assert parameter.grad.data_ptr() == gradients[name]
+    for name, count in counted.items():
+        assert statistics[name] == count + 1
+
+
+def test_capturing_is_no_step(standin):
+    """Twelve calls are twelve steps, although the twelfth is seen by Python twice."""
+    model, step = training_step("unet", CPU, Speedups(cuda_graphs=True), 64, ENCODER)
+    batch = noise_tiles(2, 96, CPU.device)
+    for _ in range(graphs.WARMUP_STEPS + 1):
+        step(batch)
+    counted = [v for k, v in model.state_dict().items() if "num_batches" in k]
+    assert counted
+    assert {int(count) for count in counted} == {graphs.WARMUP_STEPS + 1}
+
+
+def test_the_schedule_reaches_the_graph(standin):
+    model = nn.Conv2d(1, 1, 1, bias=False)
+    settings = Speedups(cuda_graphs=True)
+    objective = place(model, lambda m, x, y: (m(x) * y).mean(), CPU, settings)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+    # The gradient is always 1, so that a step moves the weight by the rate alone.
+    rates = [0.5] * (graphs.WARMUP_STEPS + 2) + [0.25, 0.0, 0.125]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rates[min(i, len(rates) - 1)])
+    scaler = settings.scaler(CPU.device)
+    step = make_step(objective, optimizer, schedule, scaler, settings, CPU.device)
+    ones = torch.ones(2, 1, 4, 4)
+    moved = []
+    for _ in rates:
+        before = model.weight.item()
+        step(ones, ones)
+        moved.append(before - model.weight.item())
+    assert moved == pytest.approx(rates, abs=1e-6)
+
+
+def test_a_new_shape_is_refused(standin):
+    _, step = training_step("unet", CPU, Speedups(cuda_graphs=True), 64, ENCODER)
+    step(noise_tiles(4, 96, CPU.device))
+    with pytest.raises(UserError, match=r"captured for float32 \[4, 3, 64, 64\] and was given .*3"):
+        step(noise_tiles(3, 96, CPU.device))
+
+
+def test_what_syncs_cannot_be_captured(standin):
+    step = graphs.Graphed(lambda x: x * x.sum().item(), CpuGraph(), warmup=1)
+    step(torch.ones(3))
+    with pytest.raises(RuntimeError, match="not permitted"):
+        step(torch.ones(3))
+
+
+def test_an_optimizers_state_moves_between_a_graph_and_a_plain_run(standin):
+    def run(settings, saved=None):
+        model = nn.Conv2d(1, 1, 1)
+        objective = place(model, lambda m, x, y: (m(x) * y).mean(), CPU, settings)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5)
+        scaler = settings.scaler(CPU.device)
+        step = make_step(objective, optimizer, schedule, scaler, settings, CPU.device)
+        if saved:
+            restore_optimizer(optimizer, saved)
+        ones = torch.ones(2, 1, 4, 4)
+        for _ in range(graphs.WARMUP_STEPS + 2):
+            step(ones, ones)
+        return optimizer
+
+    graphed, plain = run(Speedups(cuda_graphs=True)), run(Speedups())
+    onward = run(Speedups(), graphed.state_dict()).param_groups[0]
+    assert not onward["capturable"]
+    assert float(onward["lr"]) == pytest.approx(0.05)
+    onward = run(Speedups(cuda_graphs=True), plain.state_dict()).param_groups[0]
+    assert onward["capturable"]
+    assert isinstance(onward["lr"], torch.Tensor)
+
+
+# --- What is said ------------------------------------------------------------------------------
+
+
+def test_a_processor_without_bf16_is_told_what_amp_costs(monkeypatch, capsys):
+    monkeypatch.setattr(arguments, "has_native_bf16", lambda device: False)
+    parser = arguments.train_parser("")
+    settings = arguments.speedups(parser.parse(["--amp"]), CPU)
+    assert settings.amp_dtype == torch.bfloat16
+    assert "times as long as in float32" in capsys.readouterr().out
+    monkeypatch.setattr(arguments, "has_native_bf16", lambda device: True)
+    arguments.speedups(parser.parse(["--amp"]), CPU)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_probe_measures_the_type_it_is_asked_about():
+    assert 0.05 < speedups.slowdown_of(torch.bfloat16, CPU.device) < 200
+
+
+def test_the_banner_says_what_was_resolved():
+    settings = Speedups(torch.bfloat16, True, cuda_graphs=True, compile=True, grad_accum=3)
+    banner = settings.banner(Process(0, 2, CPU.device), batch_size=4)
+    for words in ("bfloat16", "channels-last", "compiled", "CUDA graph after 11", "world size 2"):
+        assert words in banner
+    assert "global batch 24 (4 x 2 x 3" in banner
