@@ -32,8 +32,9 @@ quickstart: install
 	@echo "look at runs/quickstart/test_sheet.jpg (image, truth, prediction),"
 	@echo "        runs/quickstart/curves.png (loss and score) and runs/quickstart/predictions/"
 
+# Two processes; the tests of a file stay together, as they share what they made.
 test: install
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from common import graphs
 from common.cli import Parser, UserError, fraction, number, positive, whole
 from common.distributed import Process, pick_device
 from common.speedups import Speedups, has_native_bf16, slowdown_of
@@ -128,7 +129,7 @@ def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int 
 def _check_speedups(args: argparse.Namespace, device: torch.device) -> None:
     if args.amp_dtype and not args.amp:
         raise UserError(f"--amp-dtype {args.amp_dtype} does nothing without --amp; add --amp.")
-    if args.cuda_graphs and device.type != "cuda":
+    if args.cuda_graphs and not graphs.available(device):
         raise UserError(
             f"--cuda-graphs needs a CUDA device and this run is on the {device.type}; leave it "
             "out, or try --compile."

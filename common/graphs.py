@@ -47,6 +47,11 @@ class CudaGraph:
         self._graph.replay()
 
 
+def available(device: torch.device) -> bool:
+    """Whether work on `device` can be captured."""
+    return device.type == "cuda"
+
+
 def own_stream(device: torch.device) -> None:
     """Leave the default stream, which cannot be captured, for the rest of this thread's life.
 

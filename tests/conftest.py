@@ -25,6 +25,10 @@ TINY = ["--encoder", ENCODER, "--weights-backbone", "none", "--device", "cpu", "
 TINY += ["-b", "4", "--crop-size", "64", "--print-freq", "1"]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--write-readme", action="store_true", help="renew the table of techniques")
+
+
 @pytest.fixture(scope="session")
 def tiled(tmp_path_factory) -> Path:
     """24 scenes of 384x256 in 128-pixel tiles: train/, val/ and test/. Not to be written to."""

@@ -1,0 +1,177 @@
+"""What a step through our engine costs more than a bare, hand-written loop: at most 3 %.
+
+    python benchmarks/overhead.py
+    python benchmarks/overhead.py --model fcn --crop-size 64 --rounds 20
+
+Both train the same network on the same batch with the same optimizer in one process, in turns, so
+that a drift of the machine falls on both. A round's figure is the mean time from one step's begin
+to the next, so it holds all that lies between: the loader, the loss's sum, the log lines. (Not what
+`fit` does once at its end, the checkpoint and the curves.)
+"""
+
+import csv
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+from torch.utils.data import DataLoader
+
+from benchmarks.machine import provenance
+from benchmarks.steps import BACKBONES, model_module, noise_tiles
+from common import engine
+from common.augment import normalise
+from common.checkpoint import Run
+from common.cli import Parser, positive, run
+from common.data import Batch, semantic_target
+from common.distributed import Process, pick_device
+from common.progress import progress
+from common.sampling import GlobalBatches
+from common.speedups import Speedups, make_step, place
+
+
+class Clock:
+    """Calls a step and notes when: the mean time from begin to begin, seconds."""
+
+    def __init__(self, step: Callable[[], Tensor], device: torch.device) -> None:
+        self.step, self.device = step, device
+        self.begins: list[float] = []
+
+    def __call__(self, *_: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.begins.append(time.perf_counter())
+        return self.step()
+
+    def period(self) -> float:
+        first, *_, last = self.begins
+        count, self.begins = len(self.begins) - 1, []
+        return (last - first) / count
+
+
+class Same(torch.utils.data.Dataset):
+    """One batch over and over, so that no reading is measured."""
+
+    def __init__(self, batch: Batch, steps: int) -> None:
+        self.batch, self.steps = batch, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitems__(self, _: list[int]) -> Batch:
+        return self.batch
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = _parser().parse(argv)
+    process = Process(0, 1, pick_device(args.device))
+    module = model_module(args.model)
+    torch.manual_seed(0)
+    model = module.build_model(args.backbone or BACKBONES[args.model], 2)
+    batch = noise_tiles(args.batch_size, args.crop_size, process.device)
+    images, targets = normalise(batch.images).contiguous(), semantic_target(batch)
+    objective = place(model, module.loss_fn, process, Speedups())
+    optimizer = AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def bare() -> Tensor:
+        optimizer.zero_grad()
+        loss = module.loss_fn(model, images, targets)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    scaler = Speedups().scaler(process.device)
+    ours = make_step(objective, optimizer, schedule, scaler, Speedups(), process.device)
+    clocks = {
+        "bare": Clock(bare, process.device),
+        "fit": Clock(lambda: ours(images, targets), process.device),
+    }
+    loader = DataLoader(
+        Same(Batch(*(t.cpu() for t in batch)), args.steps),
+        batch_sampler=GlobalBatches(args.steps, 1, process, 0),
+        collate_fn=lambda one: one,
+    )
+    model.train()
+
+    def loop() -> None:
+        for _ in range(args.steps):
+            clocks["bare"]()
+
+    def fit() -> None:
+        state = Run(args.model, ["ground", "aircraft"], {}, model, optimizer, schedule, scaler)
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+            engine.fit(
+                state,
+                clocks["fit"],
+                loader,
+                lambda _batch, _epoch: (images, targets),
+                dict,
+                process,
+                Path(folder),
+                args.steps,
+            )
+
+    rounds: dict[str, list[float]] = {"bare": [], "fit": []}
+    for turn in progress(range(args.rounds + 1), desc="measure", unit="round"):
+        # Which goes first changes, as what comes second finds warmer caches.
+        for arm in (loop, fit) if turn % 2 else (fit, loop):
+            arm()
+        for name, clock in clocks.items():
+            period = clock.period()
+            if turn:  # the first round warms up
+                rounds[name].append(period)
+    report(rounds, args.output, provenance(__file__, argv))
+
+
+def report(rounds: dict[str, list[float]], output: Path, origin: dict[str, str]) -> None:
+    """Print and write the paired ratio with a 95 % bootstrap interval of its median."""
+    ratios = [b / a for a, b in zip(rounds["bare"], rounds["fit"], strict=True)]
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(10_000))
+    row = {
+        "bare_ms": round(1e3 * statistics.median(rounds["bare"]), 3),
+        "fit_ms": round(1e3 * statistics.median(rounds["fit"]), 3),
+        "ratio": round(statistics.median(ratios), 4),
+        "ratio_low": round(medians[250], 4),
+        "ratio_high": round(medians[-251], 4),
+        "rounds": len(ratios),
+    }
+    print(
+        f"a step takes {row['bare_ms']} ms in a bare loop and {row['fit_ms']} ms through fit: "
+        f"{row['ratio']} times as long (95 %: {row['ratio_low']} to {row['ratio_high']})"
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*row, *origin])
+        writer.writeheader()
+        writer.writerow(row | origin)
+    print(f"wrote {output}")
+
+
+def _parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--model", choices=BACKBONES, default="unet")
+    add("--backbone", default="resnet18", help="or the UNet's encoder")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--crop-size", type=positive, default=128, help="pixels")
+    add("-b", "--batch-size", type=positive, default=4, help="tiles in a step")
+    add("--steps", type=positive, default=20, help="in a round, of each")
+    add("--rounds", type=positive, default=15, help="pairs, after one that is not counted")
+    add("-o", "--output", type=Path, default="benchmarks/results/overhead.csv")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,189 @@
+"""FCN and DeepLabV3 through their commands, and what the semantic models share."""
+
+import importlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ENCODER, ROOT, TINY, run_script
+from torch import nn
+from torchvision.models import mobilenet_v3_large
+
+from common import checkpoint
+from common.backbones import load_backbone
+from common.cli import UserError
+from common.metrics import IGNORE
+from common.semantic import segmentation_loss, two_head_loss
+from DeepLabV3 import inference, train
+from DeepLabV3.model import build_model, loss_fn, predict, probabilities
+
+LIGHT = ["--backbone", "mobilenet_v3_large", *TINY[2:]]
+
+
+@pytest.fixture(scope="module")
+def deeplab(tiled, tmp_path_factory):
+    """The output folder of a short DeepLabV3 training."""
+    output = tmp_path_factory.mktemp("deeplab") / "run"
+    words = ["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "9"]
+    train.main([*words, *LIGHT, "--clip-grad-norm", "1"])
+    return output
+
+
+def test_a_run_can_be_read_scored_and_used(deeplab, tiled, tmp_path, capsys):
+    assert {path.name for path in deeplab.iterdir()} >= {"checkpoint.pth", "curves.png"}
+    model = str(deeplab / "checkpoint.pth")
+    words = ["--data-path", str(tiled), "--test-only", "--resume", model, "-b", "4", "-j", "0"]
+    train.main([*words, "--device", "cpu"])
+    scores = json.loads((deeplab / "test_scores.json").read_text())
+    assert f"mIoU {scores['mIoU']:.4f}" in capsys.readouterr().out
+    inference.main([model, str(tiled / "test/images"), str(tmp_path), "-i", "0", "--device", "cpu"])
+    report = json.loads((tmp_path / "predictions.json").read_text())
+    assert len(report["images"]) == 1
+    assert (tmp_path / report["images"][0]["overlay"]).stat().st_size > 1000
+
+
+def test_a_resumed_run_keeps_its_step_and_its_options(deeplab, tiled, tmp_path):
+    shutil.copytree(deeplab, tmp_path / "run")
+    saved = tmp_path / "run/checkpoint.pth"
+    words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "run"), *LIGHT]
+    train.main([*words, "--resume", str(saved), "--max-steps", "11"])
+    content = checkpoint.load(saved, "DeepLabV3")
+    assert content["step"] == 11
+    assert content["optimizer"]["param_groups"][0]["fused"]
+
+
+@pytest.mark.parametrize("folder", ["fcn", "DeepLabV3", "unet"])
+def test_a_checkpoint_of_another_model_is_refused(deeplab, trained, folder, tmp_path):
+    other = trained if folder != "unet" else deeplab
+    script = importlib.import_module(f"{folder}.inference")
+    with pytest.raises(UserError, match=r"holds a (unet|DeepLabV3) model.*inference\.py"):
+        script.main([str(other / "checkpoint.pth"), ".", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("folder", "words", "sentence"),
+    [
+        ("DeepLabV3", ["-b", "1"], "use -b 2 or --norm group"),
+        ("DeepLabV3", ["--backbone", "resnet18"], "invalid choice"),
+        ("DeepLabV3", ["--crop-size", "72"], "no multiple of 16"),
+        ("fcn", ["--crop-size", "60"], "no multiple of 8"),
+        ("fcn", ["--weights-backbone", "nowhere.pth"], "neither imagenet, none nor a file"),
+        ("fcn", ["--cuda-graphs"], "--cuda-graphs needs a CUDA device"),
+        ("fcn", ["--sync-bn"], "use --norm group"),
+        ("fcn", ["--grad-accum", "1000"], "lower --batch-size"),
+        ("unet", ["--clip-grad-norm", "-1"], "-1 is not 0 or more"),
+        ("unet", ["--amp-dtype", "fp16"], "add --amp"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_starts(tiled, tmp_path, folder, words, sentence):
+    output = tmp_path / "run"
+    base = ["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "1", *TINY[2:]]
+    base += ["--encoder", ENCODER] if folder == "unet" else []
+    with pytest.raises(UserError) as caught:
+        importlib.import_module(f"{folder}.train").main([*base, *words])
+    assert sentence in str(caught.value)
+    assert not (output / "checkpoint.pth").exists()
+
+
+def test_compiling_without_a_compiler_is_refused(tiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "run"), *LIGHT]
+    with pytest.raises(UserError, match=r"install g\+\+"):
+        train.main([*words, "--compile"])
+
+
+def test_batches_of_one_train_with_group_norm(tiled, tmp_path):
+    words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "run"), *LIGHT]
+    train.main([*words, "-b", "1", "--norm", "group", "--max-steps", "2"])
+    assert (tmp_path / "run/checkpoint.pth").is_file()
+
+
+def test_processes_that_disagree_end_with_a_sentence(tmp_path):
+    """Ranks with data of their own would hang in the first collective that one of them skips."""
+    script = tmp_path / "disagree.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from common.cli import run\n"
+        "from common.distributed import check_equal, process_group\n"
+        "def main():\n"
+        "    with process_group('cpu') as process:\n"
+        "        check_equal(process, tiles=7 + process.rank, steps=3)\n"
+        "run(main)\n"
+    )
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = run_script(script, cwd=tmp_path, launcher=torchrun)
+    assert done.returncode != 0
+    assert "disagree about the number of tiles: 7 on rank 0, 8 on rank 1" in done.stderr
+
+
+def test_the_auxiliary_head_counts_in_training_alone():
+    torch.manual_seed(0)
+    model = build_model("mobilenet_v3_large", 3, norm="group", dropout=0.0).train()
+    images, targets = torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
+    outputs = model(images)
+    expected = segmentation_loss(outputs["out"], targets)
+    expected += 0.5 * segmentation_loss(outputs["aux"], targets)
+    torch.testing.assert_close(loss_fn(model, images, targets), expected)
+    torch.testing.assert_close(two_head_loss(outputs, targets), expected)
+    called = []
+    model.aux_classifier.register_forward_hook(lambda *_: called.append(1))
+    found = predict(model.eval(), images)
+    assert torch.equal(found, outputs["out"].argmax(1).to(torch.uint8))
+    torch.testing.assert_close(
+        probabilities(model, images).sum(1), torch.ones(2, 64, 64), rtol=1e-5, atol=1e-5
+    )
+    assert called == []
+
+
+def test_weights_of_a_classifier_or_a_run_start_the_backbone(deeplab, tmp_path):
+    torch.manual_seed(1)
+    classifier = mobilenet_v3_large(weights=None)
+    torch.save(classifier.state_dict(), tmp_path / "mobilenet.pth")
+    model = build_model("mobilenet_v3_large", 2, str(tmp_path / "mobilenet.pth"))
+    for name, weight in classifier.features.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], weight)
+    saved = deeplab / "checkpoint.pth"
+    model = build_model("mobilenet_v3_large", 5, str(saved))
+    for name, weight in checkpoint.load(saved)["model"].items():
+        if name.startswith("backbone."):
+            assert torch.equal(model.state_dict()[name], weight)
+    with pytest.raises(UserError, match="does not fit this backbone"):
+        load_backbone(nn.Conv2d(1, 1, 1), str(saved), "backbone")
+
+
+def test_dropout_is_what_was_asked_for():
+    def dropouts(model):
+        return sorted(m.p for m in model.modules() if isinstance(m, nn.Dropout))
+
+    assert dropouts(build_model("mobilenet_v3_large", 2)) == [0.1, 0.5]
+    assert dropouts(build_model("mobilenet_v3_large", 2, dropout=0.0)) == [0.0, 0.0]
+
+
+def test_the_loss_ignores_what_is_to_be_ignored():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 3, 32, 32), torch.randint(0, 3, (2, 32, 32))
+    targets[:, :16] = IGNORE
+    changed = logits.clone()
+    changed[:, :, :16] = torch.randn(2, 3, 16, 32) * 100
+    torch.testing.assert_close(
+        segmentation_loss(changed, targets), segmentation_loss(logits, targets)
+    )
+    for dtype in (torch.bfloat16, torch.float16):
+        found = segmentation_loss(logits.to(dtype), targets)
+        assert found.dtype == torch.float32
+        assert np.isclose(found, segmentation_loss(logits, targets), rtol=0.02)
+
+
+@pytest.mark.parametrize("folder", ["fcn", "DeepLabV3"])
+def test_the_scripts_answer_from_any_directory_without_a_traceback(tmp_path, folder):
+    for words in (
+        (ROOT / folder / "train.py", "--data-path", "nowhere"),
+        (ROOT / folder / "inference.py", "nothing.pth", ".", "out"),
+    ):
+        result = run_script(*words, cwd=tmp_path)
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.startswith("error: ")
+        assert len(result.stderr.strip().splitlines()) == 1

@@ -1,0 +1,125 @@
+"""Every technique with every model, through train.py: the same losses as without; and the README's
+table of what was tried here.
+
+After a change of the table: `python -m pytest tests/test_techniques.py --write-readme`.
+"""
+
+import importlib
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import ENCODER, ROOT, run_script
+from standin import CpuGraph
+from torch import nn
+
+from common import checkpoint, graphs
+
+STEPS = 20
+MODELS = {
+    "FCN": ("fcn", ["--backbone", "resnet50", "--dropout", "0"]),
+    "DeepLabV3": ("DeepLabV3", ["--backbone", "mobilenet_v3_large", "--dropout", "0"]),
+    "UNet": ("unet", ["--encoder", ENCODER]),
+}
+# Flags, and how far the losses of 20 steps may be from the plain run's, as a share of them. What
+# one step rounds differently, the next ones multiply; bf16 has three digits to round to.
+TECHNIQUES = {
+    "AMP": (["--amp", "--amp-dtype", "bf16"], 0.1),
+    "channels-last": (["--channels-last"], 0.03),
+    "CUDA graphs": (["--cuda-graphs"], 0.03),
+    "torch.compile": (["--compile"], 0.03),
+    "accumulation": (["-b", "2", "--grad-accum", "2"], 0.03),
+    "DDP": (["-b", "2"], 0.03),
+    "all": (["--amp", "--amp-dtype", "bf16", "--channels-last", "--cuda-graphs"], 0.1),
+    "all, compiled": (["--amp", "--amp-dtype", "bf16", "--channels-last", "--compile"], 0.1),
+}
+for name in ("all", "all, compiled"):
+    TECHNIQUES[name][0].extend(["-b", "2", "--grad-accum", "2"])
+TRIED: set[tuple[str, str]] = set()
+BEGIN, END = "<!-- techniques -->", "<!-- /techniques -->"
+
+
+def words_of(model: str, data: Path, output: Path) -> list[str]:
+    """GroupNorm and no dropout: the others depend on how a batch is shared out."""
+    words = ["--data-path", data, "--output-dir", output, "--max-steps", STEPS, "-b", 4, "-j", 0]
+    words += ["--crop-size", 32, "--norm", "group", "--weights-backbone", "none"]
+    words += ["--print-freq", 1, "--eval-freq", 99, "--device", "cpu", *MODELS[model][1]]
+    return list(map(str, words))
+
+
+def losses_and_score(output: Path) -> tuple[list[float], float]:
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [x["loss"] for x in lines if "loss" in x], lines[-1]["mIoU"]
+
+
+@pytest.fixture(scope="module")
+def plain(tiled, tmp_path_factory):
+    """The plain run of a model: its losses and its score."""
+
+    @cache
+    def run(model):
+        output = tmp_path_factory.mktemp("plain") / "run"
+        train = importlib.import_module(f"{MODELS[model][0]}.train")
+        train.main(words_of(model, tiled, output))
+        return losses_and_score(output)
+
+    return run
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize("model", MODELS)
+def test_the_same_is_learnt(tiled, tmp_path, monkeypatch, plain, model, technique):
+    flags, tolerance = TECHNIQUES[technique]
+    folder, output = MODELS[model][0], tmp_path / "run"
+    words = [*words_of(model, tiled, output), *flags]
+    made = []
+    if "--cuda-graphs" in flags:  # on a CPU, by the stand-in that records and replays
+        monkeypatch.setattr(graphs, "available", lambda device: True)
+        monkeypatch.setattr(graphs, "own_stream", lambda device: None)
+        monkeypatch.setattr(graphs, "CudaGraph", lambda: made.append(CpuGraph()) or made[-1])
+    if "--compile" in flags and (model != "UNet" or not shutil.which("g++")):
+        # The whole graph, traced and differentiated as for the compiler; its code takes minutes.
+        compile_ = nn.Module.compile
+        monkeypatch.setattr(shutil, "which", lambda name: name)
+        monkeypatch.setattr(
+            nn.Module, "compile", lambda self, **how: compile_(self, backend="aot_eager", **how)
+        )
+    if technique == "DDP":
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+        done = run_script(ROOT / folder / "train.py", *words, cwd=tmp_path, launcher=launcher)
+        assert done.returncode == 0, done.stderr
+        assert "world size 2" in done.stdout
+    else:
+        importlib.import_module(f"{folder}.train").main(words)
+    assert [(g.captures, g.replays) for g in made] == [(1, STEPS - graphs.WARMUP_STEPS)] * len(made)
+    assert len(made) == ("--cuda-graphs" in flags)
+    losses, score = losses_and_score(output)
+    expected, expected_score = plain(model)
+    assert losses == pytest.approx(expected, rel=tolerance)
+    assert score == pytest.approx(expected_score, abs=0.1)
+    names = checkpoint.load(output / "checkpoint.pth")["model"]
+    assert not any(name.startswith(("module.", "_orig_mod.", "model.")) for name in names)
+    TRIED.add((model, technique))
+
+
+def table() -> str:
+    shown = [technique for technique in TECHNIQUES if not technique.startswith("all")]
+    rows = [["model", *shown], ["---"] * (1 + len(shown))]
+    for model in MODELS:
+        rows.append([model, *("yes" if (model, t) in TRIED else "no" for t in shown)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def test_the_readme_says_what_was_tried(request):
+    if len(TRIED) < len(MODELS) * len(TECHNIQUES):
+        pytest.skip("not all of them were tried in this run, or not all came through")
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    expected = f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    if request.config.getoption("--write-readme"):
+        readme.write_text(expected)
+    assert readme.read_text() == expected
