@@ -7,7 +7,6 @@ Every round measures all four, one after the other, so that whatever else the ma
 all of them. The page cache is warm after the first round, which is not counted.
 """
 
-import csv
 import os
 import sys
 import time
@@ -27,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 
 from benchmarks.machine import provenance
+from benchmarks.readme import README, read_rows, write_part, write_rows
 from common.args import train_parser
 from common.augment import MEAN, STD
 from common.cli import Parser, UserError, positive, run
@@ -79,16 +79,25 @@ def main(argv: list[str] | None = None) -> None:
         rate = round(median * tile_bytes / 1e6, 1)
         row = {"arm": name, "samples_per_s": median, "p10": p10, "p90": p90, "MB_per_s": rate}
         rows.append(row | {"rounds": len(found)} | provenance(__file__, argv))
-        print(f"{name:10}{median:9.1f} samples/s{rate:10.1f} MB/s  ({p10} to {p90})")
-    speed = {row["arm"]: row["samples_per_s"] for row in rows}
-    print(f"packed is {speed['packed'] / speed['png']:.1f} times as fast as PNG")
-    print(f"packed takes {speed['copy'] / speed['packed']:.2f} times as long as a plain copy")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(args.output, rows)
     print(f"wrote {args.output}")
+    written = table(read_rows(args.output))
+    print(written)
+    if args.write_readme:
+        write_part(README, "loader", written)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The results in Markdown."""
+    speed = {row["arm"]: float(row["samples_per_s"]) for row in rows}
+    lines = ["| form | tiles/s (p10 to p90) | MB/s | against PNG |", "|---|--:|--:|--:|"]
+    for row in rows:
+        name, ratio = row["arm"], speed[row["arm"]] / speed["png"]
+        p10, p90 = (f"{float(row[key]):,.0f}" for key in ("p10", "p90"))
+        rate = f"{float(row['MB_per_s']):,.0f}"
+        lines.append(f"| {name} | {speed[name]:,.0f} ({p10} to {p90}) | {rate} | {ratio:.1f} |")
+    longer = speed["copy"] / speed["packed"]
+    return "\n".join([*lines, "", f"Packed takes {longer:.2f} times as long as the plain copy."])
 
 
 def arms_of(tiles: Tiles, packed: Packed, batch_size: int) -> dict[str, Arm]:
@@ -135,6 +144,7 @@ def _parser() -> Parser:
     add("-b", "--batch-size", type=positive, default=8, help="tiles in a batch")
     add("--rounds", type=positive, default=9, help="passes of each, after one that is not counted")
     add("-o", "--output", type=Path, default="benchmarks/results/loader.csv")
+    add("--write-readme", action="store_true", help="also the table in benchmarks/README.md")
     return parser
 
 

@@ -9,7 +9,6 @@ to the next, so it holds all that lies between: the loader, the loss's sum, the 
 `fit` does once at its end, the checkpoint and the curves.)
 """
 
-import csv
 import random
 import statistics
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,6 +28,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from benchmarks.machine import provenance
+from benchmarks.readme import README, read_rows, write_part, write_rows
 from benchmarks.steps import BACKBONES, model_module, noise_tiles
 from common import engine
 from common.augment import normalise
@@ -131,15 +132,20 @@ def main(argv: list[str] | None = None) -> None:
             period = clock.period()
             if turn:  # the first round warms up
                 rounds[name].append(period)
-    report(rounds, args.output, provenance(__file__, argv))
+    write_rows(args.output, [summary(rounds) | provenance(__file__, argv)])
+    print(f"wrote {args.output}")
+    written = sentence(read_rows(args.output))
+    print(written)
+    if args.write_readme:
+        write_part(README, "overhead", written)
 
 
-def report(rounds: dict[str, list[float]], output: Path, origin: dict[str, str]) -> None:
-    """Print and write the paired ratio with a 95 % bootstrap interval of its median."""
+def summary(rounds: dict[str, list[float]]) -> dict[str, Any]:
+    """The paired ratio, with a 95 % bootstrap interval of its median."""
     ratios = [b / a for a, b in zip(rounds["bare"], rounds["fit"], strict=True)]
     rng = random.Random(0)
     medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(10_000))
-    row = {
+    return {
         "bare_ms": round(1e3 * statistics.median(rounds["bare"]), 3),
         "fit_ms": round(1e3 * statistics.median(rounds["fit"]), 3),
         "ratio": round(statistics.median(ratios), 4),
@@ -147,16 +153,17 @@ def report(rounds: dict[str, list[float]], output: Path, origin: dict[str, str])
         "ratio_high": round(medians[-251], 4),
         "rounds": len(ratios),
     }
-    print(
-        f"a step takes {row['bare_ms']} ms in a bare loop and {row['fit_ms']} ms through fit: "
-        f"{row['ratio']} times as long (95 %: {row['ratio_low']} to {row['ratio_high']})"
+
+
+def sentence(rows: list[dict[str, str]]) -> str:
+    """The results in words."""
+    (row,) = rows
+    return (
+        f"A step took {float(row['bare_ms']):.1f} ms in a bare loop and "
+        f"{float(row['fit_ms']):.1f} ms through `fit`: {float(row['ratio']):.3f} times as long "
+        f"(95 % of {row['rounds']} paired rounds' medians: {float(row['ratio_low']):.3f} to "
+        f"{float(row['ratio_high']):.3f})."
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*row, *origin])
-        writer.writeheader()
-        writer.writerow(row | origin)
-    print(f"wrote {output}")
 
 
 def _parser() -> Parser:
@@ -170,6 +177,7 @@ def _parser() -> Parser:
     add("--steps", type=positive, default=20, help="in a round, of each")
     add("--rounds", type=positive, default=15, help="pairs, after one that is not counted")
     add("-o", "--output", type=Path, default="benchmarks/results/overhead.csv")
+    add("--write-readme", action="store_true", help="also the sentence in benchmarks/README.md")
     return parser
 
 

@@ -5,7 +5,6 @@ python benchmarks/scale.py --write-readme    # also the tables in benchmarks/REA
 """
 
 import argparse
-import csv
 import math
 import sys
 from functools import partial
@@ -21,6 +20,7 @@ import fcn.model
 import unet.model
 from benchmarks import scale_report
 from benchmarks.network import Network, exposed, hidden_from
+from benchmarks.readme import README, read_rows, write_part, write_rows
 from benchmarks.workload import CLASSES, Workload, fake_world, measure
 from common.cli import Parser, UserError, number, positive
 from common.cli import run as run_main
@@ -51,15 +51,11 @@ def main(argv: list[str] | None = None) -> None:
             workload = measure(build, module.loss_fn, process)
             for gpu, gbit in product(PEAK, GBIT_PER_S):
                 rows.append({"model": name, **row(workload, gpu, gbit, args)})
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(args.output, rows)
     print(f"{args.output}: {len(chosen)} models at world size {args.world_size}, computed")
     if args.write_readme:
-        written = scale_report.read(args.output)
-        scale_report.write_readme(written, ROOT / "benchmarks/README.md")
+        written = read_rows(args.output)
+        write_part(README, "scale", scale_report.tables(written))
         scale_report.draw(written, ROOT / "assets/scale.png")
 
 

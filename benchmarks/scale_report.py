@@ -1,13 +1,11 @@
 """The tables and the picture of `scale.py`, from its CSV alone."""
 
-import csv
 import os
 from pathlib import Path
 from typing import Any
 
 from matplotlib.patches import Patch
 
-from common.cli import UserError
 from common.overlay import BLUE, INK, plt
 
 Row = dict[str, str]
@@ -16,12 +14,6 @@ VERMILION, SKY = "#D55E00", "#56B4E9"  # BLUE's neighbours in Okabe and Ito's pa
 FORWARD, BACKWARD = "#D9D9D9", "#A0A0A0"
 TIMELINE = ("fcn-resnet50", "A100")  # the pair whose three bandwidths tell the three cases apart
 MARKS = {"25": (VERMILION, "o"), "100": (SKY, "s"), "400": (BLUE, "D")}  # by Gbit/s
-START, END = "<!-- scale -->", "<!-- /scale -->"
-
-
-def read(path: Path) -> list[Row]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def tables(rows: list[Row]) -> str:
@@ -76,20 +68,6 @@ def _unique(rows: list[Row], *keys: str) -> list[Row]:
         first.setdefault(tuple(row[key] for key in keys), row)
     found = list(first.values())
     return sorted(found, key=lambda row: row[keys[0]]) if len(keys) > 1 else found
-
-
-def write_readme(rows: list[Row], path: Path) -> None:
-    """Put the tables between the markers of the Markdown file `path`.
-
-    Raises:
-        UserError: A marker is missing.
-    """
-    text = path.read_text()
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise UserError(f"'{path}' has no lines {START} and {END} to write the tables between.")
-    path.write_text(f"{before}{start}\n{tables(rows)}\n{end}{after}")
 
 
 def draw(rows: list[Row], path: Path) -> None:

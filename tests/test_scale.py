@@ -6,6 +6,7 @@ from torch import nn
 
 from benchmarks import scale, scale_report, workload
 from benchmarks.network import Network, exposed, hidden_from
+from benchmarks.readme import README, part, read_rows
 from common.cli import UserError
 
 
@@ -17,7 +18,7 @@ def rows(tmp_path_factory) -> list[scale_report.Row]:
         ROOT / "benchmarks/scale.py", "-o", "new/scale.csv", "--models", "unet", cwd=folder
     )
     assert done.returncode == 0, done.stderr
-    return scale_report.read(folder / "new/scale.csv")
+    return read_rows(folder / "new/scale.csv")
 
 
 def test_every_gradient_is_sent_once_and_nothing_else(rows):
@@ -40,11 +41,9 @@ def test_efficiency_rises_with_bandwidth_and_falls_with_faster_gpus(rows):
 
 
 def test_the_readme_shows_the_committed_numbers():
-    committed = scale_report.read(ROOT / "benchmarks/results/scale.csv")
+    committed = read_rows(ROOT / "benchmarks/results/scale.csv")
     assert {row["model"] for row in committed} == set(scale.MODELS)
-    readme = (ROOT / "benchmarks/README.md").read_text()
-    shown = readme.partition(scale_report.START)[2].partition(scale_report.END)[0]
-    assert shown.strip() == scale_report.tables(committed), (
+    assert part(README, "scale") == scale_report.tables(committed), (
         "stale; run: python benchmarks/scale.py --write-readme"
     )
 

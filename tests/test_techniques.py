@@ -15,6 +15,7 @@ from conftest import ENCODER, ROOT, run_script
 from standin import CpuGraph
 from torch import nn
 
+from benchmarks.readme import part, write_part
 from common import checkpoint, graphs
 
 STEPS = 20
@@ -38,7 +39,6 @@ TECHNIQUES = {
 for name in ("all", "all, compiled"):
     TECHNIQUES[name][0].extend(["-b", "2", "--grad-accum", "2"])
 TRIED: set[tuple[str, str]] = set()
-BEGIN, END = "<!-- techniques -->", "<!-- /techniques -->"
 
 
 def words_of(model: str, data: Path, output: Path) -> list[str]:
@@ -116,11 +116,6 @@ def table() -> str:
 def test_the_readme_says_what_was_tried(request):
     if len(TRIED) < len(MODELS) * len(TECHNIQUES):
         pytest.skip("not all of them were tried in this run, or not all came through")
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    expected = f"{before}{BEGIN}\n{table()}\n{END}{after}"
     if request.config.getoption("--write-readme"):
-        readme.write_text(expected)
-    assert readme.read_text() == expected
+        write_part(ROOT / "README.md", "techniques", table())
+    assert part(ROOT / "README.md", "techniques") == table()

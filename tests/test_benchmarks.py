@@ -1,0 +1,45 @@
+"""The small benchmarks: that they run, and that the READMEs show what they found."""
+
+import pytest
+from conftest import ROOT, run_script
+
+from benchmarks import loader, overhead
+from benchmarks.readme import README, part, read_rows, write_part
+
+
+@pytest.mark.parametrize(
+    ("name", "show"), [("loader", loader.table), ("overhead", overhead.sentence)]
+)
+def test_the_readme_shows_the_committed_numbers(name, show):
+    assert part(README, name) == show(read_rows(ROOT / f"benchmarks/results/{name}.csv")), (
+        f"stale; run: python benchmarks/{name}.py --write-readme"
+    )
+
+
+def test_the_overhead_is_measured(tmp_path):
+    output = tmp_path / "overhead.csv"
+    words = ["--model", "unet", "--backbone", "tu-test_resnet", "--crop-size", 64, "--steps", 4]
+    done = run_script(
+        ROOT / "benchmarks/overhead.py", *words, "--rounds", 3, "-o", output, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = read_rows(output)
+    assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
+    assert 0 < float(row["bare_ms"]) < 10_000
+    assert row["command"].startswith("python benchmarks/overhead.py --model unet")
+
+
+def test_the_syncs_of_a_model_are_counted(tmp_path):
+    done = run_script(ROOT / "benchmarks/syncs.py", "--models", "DeepLabV3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "DeepLabV3: 0 syncs in a step" in done.stdout
+
+
+def test_a_part_of_a_readme_is_replaced_and_nothing_else(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- x -->\nold\n<!-- /x -->\nb\n")
+    write_part(readme, "x", "| new |")
+    assert readme.read_text() == "a\n<!-- x -->\n| new |\n<!-- /x -->\nb\n"
+    assert part(readme, "x") == "| new |"
+    with pytest.raises(ValueError, match="no marks"):
+        part(readme, "y")
