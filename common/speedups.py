@@ -210,6 +210,8 @@ def has_native_bf16(device: torch.device) -> bool:
     """Whether `device` multiplies bf16 itself; others convert to float32 and back."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.12
+        return torch.cpu._is_avx512_bf16_supported()
     can = torch.cpu.get_capabilities()
     return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
