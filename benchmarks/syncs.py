@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -44,6 +45,8 @@ SYNCS = {
     "aten::bincount",
     "torchvision::nms",
 }
+# Calls that make a tensor from Python numbers: on a GPU a copy that the CPU waits for.
+CONSTANTS = {torch.tensor: "torch.tensor", torch.as_tensor: "torch.as_tensor"}
 
 
 class SyncCensus(TorchDispatchMode):
@@ -62,9 +65,29 @@ class SyncCensus(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class ConstantCensus(TorchFunctionMode):
+    """Counts the constants made meanwhile into `found`."""
+
+    def __init__(self, found: Counter[tuple[str, str]]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func in CONSTANTS and not isinstance(args[0], Tensor):
+            self.found[CONSTANTS[func], _caller()] += 1
+        return func(*args, **(kwargs or {}))
+
+
 def _by_mask(args: tuple) -> bool:
-    """An index of booleans has to be counted before the result can be allocated."""
-    return any(isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:2]))
+    """An index of booleans has to be counted before the result can be allocated.
+
+    Not where one number goes to all of them: PyTorch fills by the mask then.
+    """
+    filled = len(args) > 2 and isinstance(args[2], Tensor) and args[2].ndim == 0
+    masks = (isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:2]))
+    return any(masks) and not filled
 
 
 def _caller() -> str:
@@ -80,7 +103,7 @@ def _caller() -> str:
 
 def census(step: Callable[[], Any]) -> Counter[tuple[str, str]]:
     """What `step()` makes wait: (operator, file:line) → how often."""
-    with SyncCensus() as mode:
+    with SyncCensus() as mode, ConstantCensus(mode.found):
         step()
     return mode.found
 

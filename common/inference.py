@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,7 @@ def predict_folder(
     images = list_images(args.image_dir, args.index)
     args.prediction_dir.mkdir(parents=True, exist_ok=True)
     report: list[dict[str, Any]] = []
-    for path, name in progress(list(_output_names(images)), desc="predict"):
+    for path, name in progress(output_names(images), desc="predict"):
         image = read_rgb(path)
         pixels = normalise(torch.from_numpy(image).to(device)[None])[0]
         probability = blend(pixels, probabilities, args.window, args.overlap, args.batch_size)
@@ -170,8 +169,10 @@ def regions(mask: np.ndarray, confidence: np.ndarray, min_area: int) -> list[Reg
     return sorted(found, key=lambda region: -region.area)
 
 
-def _output_names(images: list[Path]) -> Iterator[tuple[Path, str]]:
+def output_names(images: list[Path]) -> list[tuple[Path, str]]:
     """`a.png` and `a.jpg` in one folder must not overwrite each other's prediction."""
     stems = [path.stem for path in images]
-    for path in images:
-        yield path, path.stem if stems.count(path.stem) == 1 else path.name.replace(".", "_")
+    return [
+        (path, path.stem if stems.count(path.stem) == 1 else path.name.replace(".", "_"))
+        for path in images
+    ]

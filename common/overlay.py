@@ -60,6 +60,35 @@ def paint(image: np.ndarray, mask: np.ndarray, alpha: float = 0.5) -> np.ndarray
     return painted
 
 
+def outline(
+    image: np.ndarray, instances: list[tuple[np.ndarray, int, int, int, float]]
+) -> np.ndarray:
+    """Draw the outline and the score of each instance in the colour of its class.
+
+    Args:
+        image: uint8 [H,W,3], RGB.
+        instances: Mask bool [h,w], x and y of its top left pixel, class id, score in 0…1.
+
+    Returns:
+        A new uint8 [H,W,3].
+    """
+    drawn = image.copy()
+    width = max(1, round(min(image.shape[:2]) / 500))
+    size = max(0.35, min(image.shape[:2]) / 2400)
+    for mask, x, y, class_id, score in instances:
+        lines, _ = cv2.findContours(
+            np.pad(mask, 1).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+        )
+        cv2.drawContours(
+            drawn, lines, -1, colour(class_id), width, cv2.LINE_AA, offset=(x - 1, y - 1)
+        )
+        text, at = f"{100 * score:.0f}", (x, max(10, y - 3))
+        for ink, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            font = cv2.FONT_HERSHEY_SIMPLEX
+            cv2.putText(drawn, text, at, font, size, ink, thickness, cv2.LINE_AA)
+    return drawn
+
+
 def sheet(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path, title: str) -> None:
     """Write a contact sheet: one row per (image, truth, prediction), each at 320 pixels a side."""
     side, gap, head = 320, 10, 46
@@ -85,10 +114,12 @@ def curves(log: Path, path: Path) -> None:
     if losses:
         axes[0].plot(*zip(*losses, strict=True), color=BLUE, linewidth=1.4)
     axes[0].set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    names = [n for n in (scored[-1] if scored else {}) if n.startswith("IoU.") or n == "mIoU"]
+    main = ("mIoU", "mask_AP")
+    shown = (*main, "mask_AP50", "box_AP")
+    names = [n for n in (scored[-1] if scored else {}) if n.startswith("IoU.") or n in shown]
     for name in names:
         points = [(line["step"], line[name]) for line in scored if name in line]
-        style = {"color": INK, "linewidth": 2.0} if name == "mIoU" else {"linewidth": 1.2}
+        style = {"color": INK, "linewidth": 2.0} if name in main else {"linewidth": 1.2}
         axes[1].plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, **style)
     axes[1].set(xlabel="step", ylabel="validation score", ylim=(0, 1))
     if names:

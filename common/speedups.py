@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from common import graphs
 from common.distributed import Process
 
-Step = Callable[[Tensor, Tensor], Tensor]
+Step = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,16 @@ def make_step(
     parts = speedups.grad_accum
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def whole_step(images: Tensor, targets: Tensor) -> Tensor:
+    def split(values: Any) -> Any:
+        if isinstance(values, Tensor):
+            return values.chunk(parts)
+        size = len(values) // parts  # a list with a target for each image
+        return [values[i : i + size] for i in range(0, len(values), size)]
+
+    def whole_step(images: Tensor, targets: Any) -> Tensor:
         optimizer.zero_grad()  # to None: the first part's gradients are then not added to zeros
         losses = []
-        for i, part in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
+        for i, part in enumerate(zip(split(images), split(targets), strict=True)):
             with _reduced_after(i == parts - 1, objective):
                 with speedups.autocast(device):
                     loss = objective(*part) / parts
@@ -177,7 +183,7 @@ def make_step(
         _make_capturable(optimizer, device)
     run = graphs.Graphed(whole_step, graphs.CudaGraph()) if speedups.cuda_graphs else whole_step
 
-    def step(images: Tensor, targets: Tensor) -> Tensor:
+    def step(images: Tensor, targets: Any) -> Tensor:
         loss = run(images.contiguous(memory_format=speedups.layout), targets)
         lr_scheduler.step()
         return loss

@@ -1,0 +1,109 @@
+"""Find and outline every aircraft in images of any size with a trained Mask R-CNN.
+
+python mask/inference.py runs/mask/model_best.pth data/test/images predictions
+python mask/inference.py runs/mask/model_best.pth photo.jpg predictions --score-threshold 0.7
+"""
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+
+from common import checkpoint
+from common.augment import normalise
+from common.cli import UserError, fraction
+from common.cli import run as run_main
+from common.distributed import pick_device
+from common.inference import inference_parser, list_images, output_names
+from common.overlay import outline, save
+from common.progress import progress
+from mask.model import STRIDE, from_checkpoint, predict
+from mask.scenes import Instance, detect
+from rareplanes.images import read_rgb
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = inference_parser("Find and outline every aircraft in images of any size.")
+    parser.add_argument("--score-threshold", type=fraction, default=0.5, help="less is left out")
+    args = parser.parse(argv)
+    if args.window % STRIDE:
+        raise UserError(
+            f"--window {args.window} is no multiple of {STRIDE}, the network's stride; "
+            f"use {max(STRIDE, args.window // STRIDE * STRIDE)}."
+        )
+    device = pick_device(args.device)
+    saved = checkpoint.load(args.model, "mask")
+    classes = saved["classes"]
+    model = from_checkpoint(saved).to(device).eval()
+    paths = list_images(args.image_dir, args.index)
+    args.prediction_dir.mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (path, name) in enumerate(progress(output_names(paths), desc="predict"), start=1):
+        image = read_rgb(path)
+        pixels = normalise(torch.from_numpy(image).to(device)[None])[0]
+        found = detect(
+            pixels,
+            partial(predict, model),
+            args.window,
+            args.overlap,
+            args.batch_size,
+            args.score_threshold,
+        )
+        found = [one for one in found if one.mask.sum() >= args.min_area]
+        height, width = image.shape[:2]
+        overlay = f"{name}_overlay.jpg"
+        save(
+            outline(image, [(o.mask, o.x, o.y, o.label, o.score) for o in found]),
+            args.prediction_dir / overlay,
+        )
+        images.append(
+            {
+                "id": number,
+                "file_name": path.name,
+                "width": width,
+                "height": height,
+                "overlay": overlay,
+            }
+        )
+        for one in found:
+            annotation = annotate(one, height, width)
+            annotations.append({"id": len(annotations) + 1, "image_id": number} | annotation)
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes[1:], start=1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    target = args.prediction_dir / "predictions.json"
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content) + "\n")
+    temporary.replace(target)
+    print(
+        f"{len(annotations)} aircraft in {len(images)} images; overlays and predictions.json in "
+        f"{args.prediction_dir}"
+    )
+
+
+def annotate(one: Instance, height: int, width: int) -> dict[str, Any]:
+    """An instance as COCO has it, its mask as the run lengths of the whole image."""
+    whole = np.zeros((height, width), np.uint8, order="F")
+    x1, y1, x2, y2 = one.box
+    whole[y1:y2, x1:x2] = one.mask
+    runs = rle.encode(whole)
+    return {
+        "category_id": one.label,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": int(one.mask.sum()),
+        "score": round(one.score, 5),
+        "segmentation": {"size": [height, width], "counts": runs["counts"].decode()},
+        "iscrowd": 0,
+    }
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,444 @@
+"""Mask R-CNN (He et al. 2017) for tiles: torchvision's parts, less what a tile does not need.
+
+torchvision's `MaskRCNN` takes a list of pictures of any size and resizes, normalises and pads them;
+tiles are one batch of one size, normalised already. What is different here:
+
+- the dense part (backbone, FPN, RPN head) is one module with one input and a fixed number of
+  outputs, which can be captured in a CUDA graph or compiled, as NVIDIA's MLPerf entries cut it;
+- anchors are made once per size and in float32, and boxes are coded in float32, also under AMP;
+- boxes that lie on ignored ground are neither positive nor negative;
+- which boxes are trained on is a hash of the tile's key, like all chance in `common/augment.py`:
+  it does not depend on who trains the tile, and no generator's state has to be saved;
+- constants are made once, which with the rest removes most of what waits for the device
+  (`benchmarks/syncs.py`).
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection import _utils as utils
+from torchvision.models.detection import backbone_utils
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import (
+    FastRCNNConvFCHead,
+    FastRCNNPredictor,
+    TwoMLPHead,
+)
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
+from torchvision.models.detection.rpn import (
+    RegionProposalNetwork,
+    RPNHead,
+    concat_box_prediction_layers,
+)
+from torchvision.ops import MultiScaleRoIAlign, batched_nms
+from torchvision.ops.boxes import clip_boxes_to_image
+
+from common.augment import uniform
+from common.backbones import imagenet_weights, load_backbone, normalised_by
+from common.checkpoint import load_weights
+from common.distributed import all_reduce_sum
+from common.speedups import Speedups
+
+STRIDE = 32  # sides of a training crop must be multiples of it
+BACKBONES = ("resnet50", "resnet50_v2", "resnet18", "mobilenet_v3_large")
+# Sides of square anchors on the five levels of the pyramid, whose strides are 4 to 64: from a half
+# to nearly three times of each is within reach of a match, hence aircraft of 7 to 270 pixels.
+ANCHORS = ((12,), (24,), (48,), (96,), (192,))
+RATIOS = (0.7, 1.0, 1.4)
+CHANNELS = 256  # of the pyramid's levels
+
+Targets = list[dict[str, Tensor]]
+
+
+class Dense(nn.Module):
+    """Backbone, FPN and RPN head: everything whose shapes depend on the input's alone.
+
+    Returns a flat tuple of 15 tensors, as a CUDA graph hands out: features [B,256,h,w],
+    objectness [B,A,h,w] and box deltas [B,4A,h,w] of each of the five levels.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = list(self.backbone(images).values())
+        objectness, deltas = self.head(features)
+        return (*features, *objectness, *deltas)
+
+
+class TileMaskRCNN(nn.Module):
+    """Images float [B,3,H,W], normalised, of one size → losses, or detections in eval mode."""
+
+    def __init__(self, dense: Dense, rpn: "Proposals", roi_heads: "Heads") -> None:
+        super().__init__()
+        self.dense, self.rpn, self.roi_heads = dense, rpn, roi_heads
+
+    def forward(self, images: Tensor, targets: Targets | None = None) -> Any:
+        size = (images.shape[-2], images.shape[-1])
+        sizes = [size] * len(images)
+        found = self.dense(images)
+        levels = len(found) // 3
+        features = OrderedDict(zip(("0", "1", "2", "3", "pool"), found[:levels], strict=True))
+        batch = ImageList(images, sizes)
+        boxes, losses = self.rpn(batch, features, targets, found[levels:])
+        detections, more = self.roi_heads(features, boxes, sizes, targets)
+        if self.training:
+            return self._shared(losses | more)
+        for one in detections:
+            masks = paste_masks_in_image(one["masks"].float(), one["boxes"], size)
+            one["masks"] = masks[:, 0] > 0.5
+        return detections
+
+    def _shared(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weigh this process's means by its share of what they are means over.
+
+        Each loss is a mean over the samples of this process, and DDP takes the mean over the
+        processes; a process with few aircraft would count each of them more. One all-reduce of
+        three numbers makes it the mean over the samples of all, as one process would have it.
+        """
+        if not dist.is_initialized():
+            return losses
+        rpn, heads = self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler
+        mine = torch.stack([rpn.taken[0], heads.taken[0], heads.taken[1]]).float()
+        weight = mine * dist.get_world_size() / all_reduce_sum(mine.clone()).clamp(min=1)
+        of_loss = {
+            "loss_objectness": weight[0],
+            "loss_rpn_box_reg": weight[0],
+            "loss_classifier": weight[1],
+            "loss_box_reg": weight[1],
+            "loss_mask": weight[2],
+        }
+        return {name: loss * of_loss[name] for name, loss in losses.items()}
+
+
+class Anchors(AnchorGenerator):
+    """Made once for each size and kept: they depend on nothing else."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.kept: dict[Any, Tensor] = {}
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        grids = tuple(tuple(level.shape[-2:]) for level in feature_maps)
+        key = (tuple(image_list.tensors.shape[-2:]), grids, image_list.tensors.device)
+        if key not in self.kept:
+            # Under autocast the maps are bf16, which cannot tell 257 from 256.
+            self.kept[key] = super().forward(
+                ImageList(image_list.tensors, image_list.image_sizes[:1]),
+                [level.float() for level in feature_maps],
+            )[0]
+        return [self.kept[key]] * len(image_list.image_sizes)
+
+
+class Coder(utils.BoxCoder):
+    """Codes boxes in float32, whatever autocast made of its inputs, without making constants."""
+
+    def __init__(self, weights: tuple[float, float, float, float]) -> None:
+        super().__init__(weights)
+        self.kept: dict[torch.device, Tensor] = {}
+
+    def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
+        device = reference_boxes.device
+        if device not in self.kept:
+            self.kept[device] = torch.tensor(self.weights, device=device)
+        return utils.encode_boxes(reference_boxes.float(), proposals.float(), self.kept[device])
+
+    def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
+        codes = rel_codes.float().unflatten(1, (-1, 4))
+        size = (boxes[:, 2:] - boxes[:, :2])[:, None]
+        centre = boxes[:, None, :2] + 0.5 * size
+        wx, wy, ww, wh = self.weights
+        shift = torch.stack([codes[..., 0] / wx, codes[..., 1] / wy], -1) * size + centre
+        grow = torch.stack([codes[..., 2] / ww, codes[..., 3] / wh], -1)
+        half = 0.5 * (torch.exp(grow.clamp(max=self.bbox_xform_clip)) * size)
+        return torch.cat([shift - half, shift + half], -1).flatten(1)
+
+
+class Sampler:
+    """Chooses the anchors or proposals of each image to train on; torchvision's draws them.
+
+    Args:
+        count: Of an image, positive and negative.
+        share: Of them that may be positive.
+        salt: Part of the hash: another sampler, another choice.
+    """
+
+    def __init__(self, count: int, share: float, salt: int) -> None:
+        self.count, self.positives, self.salt = count, int(count * share), salt
+        self.keys: list[Tensor] = []
+        self.taken: tuple[Tensor, Tensor] = ()  # type: ignore[assignment]  # all, positive
+
+    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Labels [N] (>= 1 positive, 0 negative, -1 neither) → the two choices, masks uint8 [N]."""
+        chosen = [self._choose(*pair) for pair in zip(labels, self.keys, strict=True)]
+        positive, negative = [p for p, _ in chosen], [n for _, n in chosen]
+        found = torch.cat(positive).sum()
+        self.taken = found + torch.cat(negative).sum(), found
+        return positive, negative
+
+    def _choose(self, label: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        chance = uniform(key[None], len(label), self.salt, 0)[0]
+        positive = _first(label >= 1, chance, self.positives)
+        # How many negatives there is room for stays on the device.
+        return positive.byte(), _first(label == 0, chance, self.count - positive.sum()).byte()
+
+
+def _first(candidates: Tensor, chance: Tensor, count: Tensor | int) -> Tensor:
+    """The `count` of bool [N] with the least chance, or all of them: bool [N]."""
+    order = torch.where(candidates, chance, 2.0).argsort()
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    return candidates & (rank < count)
+
+
+class Proposals(RegionProposalNetwork):
+    """torchvision's RPN on outputs of a head that has run already."""
+
+    def forward(  # type: ignore[override]
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        targets: Targets | None,
+        outputs: tuple[Tensor, ...],
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        levels = len(outputs) // 2
+        objectness, deltas = list(outputs[:levels]), list(outputs[levels:])
+        anchors = self.anchor_generator(images, list(features.values()))
+        per_level = [level[0].numel() for level in objectness]
+        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
+        # Sorted in float32, where sigmoid of a bf16 logit has the ties that bf16 gives it.
+        objectness, deltas = objectness.float(), deltas.float()
+        boxes = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
+        boxes, _ = self.filter_proposals(boxes, objectness, images.image_sizes, per_level)
+        if not self.training:
+            return boxes, {}
+        assert targets is not None
+        labels, matched = self.assign_targets_to_anchors(anchors, targets)
+        coded = self.box_coder.encode(matched, anchors)
+        found, place = self.compute_loss(objectness, deltas, labels, coded)
+        return boxes, {"loss_objectness": found, "loss_rpn_box_reg": place}
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[tuple[int, int]],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The best proposals of each image after NMS within each level, as torchvision's.
+
+        One sync per image, NMS's, instead of torchvision's three: no score is below the threshold
+        of 0, and boxes that clipping left without a side are sunk instead of removed.
+        """
+        logits = objectness.detach().reshape(len(proposals), -1)
+        best, level, start = [], [], 0
+        for number, count in enumerate(num_anchors_per_level):
+            kept = min(self.pre_nms_top_n(), count)
+            best.append(logits[:, start : start + count].topk(kept, 1).indices + start)
+            level.append(torch.full((kept,), number, device=logits.device))
+            start += count
+        chosen, levels = torch.cat(best, 1), torch.cat(level)
+        scores = logits.gather(1, chosen).sigmoid()
+        boxes = proposals.gather(1, chosen[..., None].expand(-1, -1, 4))
+        boxes = clip_boxes_to_image(boxes, image_shapes[0])
+        real = ((boxes[..., 2:] - boxes[..., :2]) >= self.min_size).all(-1)
+        scores = torch.where(real, scores, -1.0)
+        found = []
+        for box, score in zip(boxes, scores, strict=True):
+            found.append(
+                box[batched_nms(box, score, levels, self.nms_thresh)[: self.post_nms_top_n()]]
+            )
+        return found, []
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: Targets
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        self.fg_bg_sampler.keys = [target["key"] for target in targets]
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        for label, anchor, target in zip(labels, anchors, targets, strict=True):
+            label.masked_fill_((label == 0) & ignored(anchor, target["ignore"]), -1)
+        return labels, boxes
+
+
+class Heads(RoIHeads):
+    """torchvision's, but that proposals on ignored ground are not negatives."""
+
+    def select_training_samples(self, proposals: list[Tensor], targets: Targets) -> Any:
+        self.ignore = [target["ignore"] for target in targets]
+        self.fg_bg_sampler.keys = [target["key"] for target in targets]
+        return super().select_training_samples(proposals, targets)
+
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+        for label, boxes, ignore in zip(labels, proposals, self.ignore, strict=True):
+            label.masked_fill_((label == 0) & ignored(boxes, ignore), -1)
+        return matched, labels
+
+
+def ignored(boxes: Tensor, ignore: Tensor) -> Tensor:
+    """Which boxes [N,4] lie by more than half on pixels of bool [H,W]: bool [N]."""
+    height, width = ignore.shape
+    table = F.pad(ignore.float().cumsum(0).cumsum(1), (1, 0, 1, 0))  # sums over all above and left
+    x1, x2 = (boxes[:, i].round().long().clamp(0, width) for i in (0, 2))
+    y1, y2 = (boxes[:, i].round().long().clamp(0, height) for i in (1, 3))
+    covered = table[y2, x2] - table[y1, x2] - table[y2, x1] + table[y1, x1]
+    return covered > 0.5 * (x2 - x1) * (y2 - y1)
+
+
+def build_model(
+    backbone: str,
+    num_classes: int,
+    weights_backbone: str = "none",
+    norm: str = "batch",
+    proposals: int = 1000,
+) -> TileMaskRCNN:
+    """A Mask R-CNN on a feature pyramid with strides of 4 to 64.
+
+    Args:
+        backbone: One of `BACKBONES`; `resnet50_v2` has the deeper, normalised heads of Li et al.
+            2021 ("Benchmarking detection transfer learning with vision transformers").
+        num_classes: The ground included.
+        weights_backbone: `imagenet` (downloaded once), `none` (random), or a file, see
+            `common.backbones.load_backbone`.
+        norm: `batch` or `group`.
+        proposals: Kept of an image after NMS; the heads train on a half of as many.
+
+    Raises:
+        UserError: No network for the weights, or a file that does not fit.
+    """
+    v2 = backbone == "resnet50_v2"
+    pretrained = "IMAGENET1K_V1" if weights_backbone == "imagenet" else None
+    with imagenet_weights(weights_backbone, backbone):
+        pyramid = _pyramid(backbone.removesuffix("_v2"), pretrained)
+    load_backbone(pyramid.body, weights_backbone, "dense.backbone.body")
+    norm_layer = nn.BatchNorm2d if v2 else None
+    boxes: nn.Module = TwoMLPHead(CHANNELS * 7**2, 1024)
+    if v2:
+        boxes = FastRCNNConvFCHead((CHANNELS, 7, 7), [256] * 4, [1024], norm_layer=norm_layer)
+    head = RPNHead(CHANNELS, len(RATIOS), conv_depth=2 if v2 else 1)
+    rpn = Proposals(
+        Anchors(ANCHORS, (RATIOS,) * len(ANCHORS)),
+        nn.Identity(),  # the head is in the dense part
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_top_n={"training": 2 * proposals, "testing": proposals},
+        post_nms_top_n={"training": proposals, "testing": proposals},
+        nms_thresh=0.7,
+    )
+    rpn.box_coder, rpn.fg_bg_sampler = Coder((1.0, 1.0, 1.0, 1.0)), Sampler(256, 0.5, salt=1)
+    names = ["0", "1", "2", "3"]
+    heads = Heads(
+        MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
+        boxes,
+        FastRCNNPredictor(1024, num_classes),
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=max(1, proposals // 2),
+        positive_fraction=0.25,
+        bbox_reg_weights=None,
+        score_thresh=0.05,
+        nms_thresh=0.5,
+        detections_per_img=100,
+        mask_roi_pool=MultiScaleRoIAlign(names, output_size=14, sampling_ratio=2),
+        mask_head=MaskRCNNHeads(CHANNELS, [256] * 4, 1, norm_layer=norm_layer),
+        mask_predictor=MaskRCNNPredictor(256, 256, num_classes),
+    )
+    heads.box_coder = Coder((10.0, 10.0, 5.0, 5.0))
+    heads.fg_bg_sampler = Sampler(max(1, proposals // 2), 0.25, salt=2)
+    model = TileMaskRCNN(Dense(pyramid, head), rpn, heads)
+    normalised_by(norm, model)
+    return model
+
+
+def _pyramid(backbone: str, weights: str | None) -> Any:
+    """The backbone with its FPN; every layer trains."""
+    if backbone != "mobilenet_v3_large":
+        return backbone_utils.resnet_fpn_backbone(
+            backbone_name=backbone, weights=weights, norm_layer=nn.BatchNorm2d, trainable_layers=5
+        )
+    return backbone_utils.mobilenet_backbone(
+        backbone_name=backbone,
+        weights=weights,
+        fpn=True,
+        norm_layer=nn.BatchNorm2d,
+        trainable_layers=6,
+        returned_layers=[1, 2, 3, 5],  # the stages with strides 4, 8, 16, 32
+    )
+
+
+def from_checkpoint(content: dict[str, Any]) -> TileMaskRCNN:
+    """The trained network of a checkpoint that `common.checkpoint.load` returned."""
+    args = content["args"]
+    model = build_model(
+        args["backbone"],
+        len(content["classes"]),
+        norm=args["norm"],
+        proposals=args["proposals"],
+    )
+    load_weights(model, content)
+    return model
+
+
+def loss_fn(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
+    """The sum of the five losses: objectness, two of boxes, class and mask. A float32 scalar.
+
+    Args:
+        model: In training mode.
+        images: float32 [B,3,H,W], normalised.
+        targets: Of `common.data.instance_targets`, each with a `key`, an int64 scalar that tells
+            the tile and the epoch from others.
+    """
+    losses = model(images, targets).values()
+    return torch.stack([loss.float() for loss in losses]).sum()
+
+
+def predict(model: nn.Module, images: Tensor) -> Targets:
+    """Detections above a score of 0.05, best first, at most 100 an image.
+
+    Returns:
+        B dicts of `boxes` float32 [N,4] x1, y1, x2, y2, `labels` int64 [N], `scores` float32 [N]
+        and `masks` bool [N,H,W].
+    """
+    return model(images)
+
+
+def speed_up(
+    model: TileMaskRCNN, speedups: Speedups, device: torch.device, batch_size: int, crop: int
+) -> None:
+    """Compile or capture the dense part, before DDP and the optimizer see the model.
+
+    The rest of the network is as large as what it finds, which neither a graph nor a compiled one
+    can be. A captured dense part hands all its gradients to DDP at once, so that their all-reduce
+    no longer hides behind its backward pass. Evaluation runs uncaptured by itself:
+    `make_graphed_callables` replays in training mode alone.
+
+    Args:
+        batch_size: Tiles of every forward pass; a graph knows no other number.
+        crop: Their side, pixels.
+    """
+    if speedups.compile:
+        model.dense.compile(fullgraph=True, dynamic=False)
+    if not speedups.cuda_graphs:
+        return
+    model.to(device).to(memory_format=speedups.layout).train()
+    images = torch.zeros(batch_size, 3, crop, crop, device=device)
+    images = images.contiguous(memory_format=speedups.layout)
+    # The warm-up's zeros would otherwise be in BatchNorm's statistics.
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    # Casts cached outside a graph would be memory that the graph does not refresh.
+    enabled = speedups.amp_dtype is not None
+    with torch.autocast(device.type, speedups.amp_dtype, enabled=enabled, cache_enabled=False):
+        torch.cuda.make_graphed_callables(model.dense, (images,), capture_error_mode="thread_local")
+    for name, buffer in model.named_buffers():
+        buffer.copy_(before[name])
