@@ -1,0 +1,264 @@
+"""COCO's average precision of boxes and masks, and the file from which anybody can compute it.
+
+    python mask/coco.py runs/mask/test_predictions.json data/test/instances_tiled.json
+
+scores a COCO results file against the tiles it is about: ours again, or one of another program.
+"""
+
+import json
+import math
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.distributed as dist
+from faster_coco_eval import COCO, COCOeval_faster
+from pycocotools import mask as rle
+from torch import Tensor
+
+from common.cli import Parser, UserError, run
+from common.data import Tiles
+from common.distributed import Process
+from preprocessing.files import write_atomic
+
+DEFINITION = (
+    "AP = precision averaged over recalls 0, 0.01 … 1, IoUs 0.5, 0.55 … 0.95 and the classes that "
+    "occur, from the 100 surest detections per tile and class; ignored fragments do not count"
+)
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""COCO's twelve numbers in its order; s, m, l: up to 32², up to 96² and more pixels of a tile."""
+
+SHAPES = {"bbox", "segmentation"}
+
+Result = dict[str, Any]
+
+
+def results(predictions: list[dict[str, Tensor]], tiles: list[int], data: Tiles) -> list[Result]:
+    """What COCO's results file says of the predictions for some tiles.
+
+    Args:
+        predictions: For each tile, on any device: `boxes` float32 [N,4] as x1, y1, x2, y2 in
+            pixels, `labels` int64 [N], 1…C of `data.classes`, `scores` float32 [N] and `masks` bool
+            [N,H,W].
+        tiles: Places of these tiles in `data`.
+        data: The set.
+
+    Returns:
+        For each detection `image_id` and `category_id` as in `instances_tiled.json`, `bbox`
+        [x, y, w, h], `score`, and `segmentation`, its mask as compressed run lengths.
+    """
+    categories = _category_ids(data.folder / "instances_tiled.json")
+    found = []
+    for prediction, tile in zip(predictions, tiles, strict=True):
+        corner, opposite = prediction["boxes"].split(2, 1)
+        # Run lengths go down the columns: turned on the device, which is better at it.
+        columns = prediction["masks"].transpose(1, 2).contiguous().view(torch.uint8)
+        for label, bbox, score, runs in zip(
+            prediction["labels"].tolist(),
+            torch.cat([corner, opposite - corner], 1).tolist(),
+            prediction["scores"].tolist(),
+            rle.encode(columns.cpu().numpy().T),
+            strict=True,
+        ):
+            found.append(
+                {
+                    "image_id": data.images[tile]["id"],
+                    "category_id": categories[label],
+                    "bbox": bbox,
+                    "score": score,
+                    "segmentation": {"size": runs["size"], "counts": runs["counts"].decode()},
+                }
+            )
+    return found
+
+
+def gather(mine: list[Result], process: Process) -> list[Result]:
+    """The results of all processes on rank 0, in the same order for any number; [] elsewhere.
+
+    Of a tile that several processes have predicted, the lowest rank's results are kept. Over NCCL
+    the process's device must be torch's current one, as `process_group` leaves it.
+
+    Args:
+        mine: What `results` made of this process's tiles.
+        process: This process.
+    """
+    shares: list[Any] = [mine]
+    if process.world_size > 1:
+        shares = [None] * process.world_size if process.is_main else []
+        dist.gather_object(mine, shares or None)
+    owner: dict[int, int] = {}
+    kept = [
+        result
+        for rank, share in enumerate(shares)
+        for result in share
+        if owner.setdefault(result["image_id"], rank) == rank
+    ]
+    return sorted(kept, key=_order)
+
+
+def _order(result: Result) -> tuple:
+    """By image, then falling score; COCO takes equal scores as they come, so no two stay equal."""
+    runs = result["segmentation"]
+    first = result["image_id"], -result["score"], result["category_id"]
+    return *first, str(result["bbox"]), runs["size"], runs["counts"]  # as text: -0.0 is not 0.0
+
+
+def score(results: list[Result], data: Tiles) -> dict[str, float]:
+    """COCO's numbers of `results`, which stay as they are, over all tiles of `data`.
+
+    Returns:
+        As `evaluate`.
+    """
+    return evaluate(results, _read_truth(data.folder / "instances_tiled.json"))
+
+
+def evaluate(results: list[Result], coco: dict[str, Any]) -> dict[str, float]:
+    """COCO's numbers (https://cocodataset.org/#detection-eval), equal to pycocotools' `COCOeval`.
+
+    Its AP can be lower by up to 2**-52, which it adds to TP + FP so as never to divide by 0. As
+    there, an unmatched mask counts against the small, the medium or the large by the area of its
+    result's `bbox`, if it has one.
+
+    Args:
+        results: COCO results with boxes, masks or both, about images and categories of `coco`.
+        coco: Content of a COCO file. It is used up: the evaluation leaves notes in it.
+
+    Returns:
+        `box_AP` … `box_ARl`, and `mask_AP` … `mask_ARl` unless the results have boxes alone; of
+        masks also `mask_AP.<class>` where there are several classes, and `mask_AP.airport.<name>`,
+        from the tiles of one airport, where there are several. All in 0…1; a number without truth
+        to it, for which COCO says -1, is left out.
+    """
+    truth = COCO(coco, print_function=_silent)
+    if results:
+        found = truth.loadRes([dict(result) for result in results])
+    else:
+        found = COCO({**coco, "annotations": []}, print_function=_silent)
+    numbers = {f"box_{name}": value for name, value in _run(truth, found, "bbox")[0].items()}
+    if not results or "segmentation" in results[0]:
+        total, by_class = _run(truth, found, "segm")
+        numbers |= {f"mask_{name}": value for name, value in total.items()}
+        if len(by_class) > 1:
+            numbers |= {f"mask_AP.{name}": value for name, value in by_class.items()}
+        airports = _airports(coco["images"])
+        for name in sorted(airports) if len(airports) > 1 else []:
+            numbers[f"mask_AP.airport.{name}"] = _run(truth, found, "segm", airports[name])[0]["AP"]
+    return {name: value for name, value in numbers.items() if value >= 0}
+
+
+def _run(
+    truth: COCO, found: COCO, kind: str, images: list[int] | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """`NAMES` and AP by class, from all images or some; -1 where there is no truth."""
+    evaluation = COCOeval_faster(truth, found, kind, print_function=_silent)
+    evaluation.params.imgIds = images or evaluation.params.imgIds
+    evaluation.run()
+    # [IoU, recall, class, size, number of detections]: any size, 100 detections.
+    by_class = evaluation.eval["precision"][..., 0, -1].mean((0, 1)).tolist()
+    classes = [truth.cats[category]["name"] for category in evaluation.params.catIds]
+    numbers = dict(zip(NAMES, map(float, evaluation.stats), strict=True))
+    return numbers, dict(zip(classes, by_class, strict=True))
+
+
+def _airports(images: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Image ids of each airport; of a scene that is its own airport nobody knows the place."""
+    airports: dict[str, list[int]] = {}
+    for image in images:
+        if image.get("airport") != image.get("scene"):
+            airports.setdefault(image["airport"], []).append(image["id"])
+    return airports
+
+
+def _silent(*_words: object) -> None:
+    pass
+
+
+def write(results: list[Result], path: Path) -> None:
+    """Write a COCO results file; whatever happens, what was at `path` or all of the new is there.
+
+    Raises:
+        ValueError: A score or a box is not finite, which JSON cannot say.
+    """
+    write_atomic(path, json.dumps(results, separators=(",", ":"), allow_nan=False).encode())
+
+
+@lru_cache(maxsize=8)
+def _category_ids(path: Path) -> dict[int, int]:
+    """The file's id of each class 1…C, kept as every batch asks for them."""
+    ids = sorted(category["id"] for category in _read_truth(path)["categories"])
+    return dict(enumerate(ids, start=1))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"there is no file '{path}'; check the path.") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"'{path}' is not JSON, or is cut short; write it again.") from None
+
+
+def _read_truth(path: Path) -> dict[str, Any]:
+    coco = _read(path)
+    if not isinstance(coco, dict) or not {"images", "annotations", "categories"} <= coco.keys():
+        raise UserError(f"'{path}' is not a COCO file; name an instances_tiled.json.")
+    return coco
+
+
+def _read_results(path: Path, coco: dict[str, Any]) -> list[Result]:
+    """A results file of any origin; what COCO would pass over in silence is refused."""
+    found = _read(path)
+    if not isinstance(found, list):
+        raise UserError(f"'{path}' holds no list of COCO results; name a predictions file.")
+    sizes = {image["id"]: [image["height"], image["width"]] for image in coco["images"]}
+    categories = {category["id"] for category in coco["categories"]}
+    for number, result in enumerate(found, start=1):
+        try:
+            wrong = _what_is_wrong(result, sizes, categories)
+        except (KeyError, TypeError, ValueError):
+            wrong = "lacks or garbles image_id, category_id, score, bbox or segmentation"
+        if not wrong and SHAPES & result.keys() != SHAPES & found[0].keys():
+            wrong = "has not the same of bbox and segmentation as the first"
+        if wrong:
+            raise UserError(
+                f"'{path}': detection {number} {wrong}; name results for the tiles of that set."
+            )
+    return found
+
+
+def _what_is_wrong(result: Result, sizes: dict[int, list[int]], categories: set[int]) -> str | None:
+    image, category = result["image_id"], result["category_id"]
+    if image not in sizes:
+        return f"has the image id {image!r}, which is not in the set"
+    if category not in categories:
+        return f"has the category id {category!r}, which is not in the set"
+    if not SHAPES & result.keys():
+        return "has neither bbox nor segmentation"
+    x, y, w, h = result.get("bbox", [0, 0, 0, 0])
+    if not all(map(math.isfinite, (result["score"], x, y, w, h))):
+        return "has a score or a bbox that is not finite"
+    runs = result.get("segmentation", {"size": sizes[image], "counts": ""})
+    if runs["size"] != sizes[image] or not isinstance(runs["counts"], str):
+        return "has a mask that is not compressed run lengths of its tile's size"
+    return None
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description="Score a COCO results file against a set of tiles.")
+    parser.add_argument("predictions", type=Path, help="COCO results file")
+    parser.add_argument("truth", type=Path, help="instances_tiled.json of the tiles")
+    args = parser.parse(argv)
+    coco = _read_truth(args.truth)
+    numbers = evaluate(_read_results(args.predictions, coco), coco)
+    print(DEFINITION)
+    for name, value in numbers.items():
+        print(f"{name} {value:.4f}")
+
+
+if __name__ == "__main__":
+    run(main)
