@@ -1,8 +1,8 @@
-"""COCO's average precision of boxes and masks, from predictions to a file anybody can check.
+"""COCO's average precision of boxes and masks, and the file from which anybody can compute it.
 
     python mask/coco.py runs/mask/test_predictions.json data/test/instances_tiled.json
 
-scores any COCO results file against a set of tiles: our own again, or those of another program.
+scores a COCO results file against the tiles it is about: ours again, or one of another program.
 """
 
 import json
@@ -27,11 +27,13 @@ from preprocessing.files import write_atomic
 
 DEFINITION = (
     "AP = precision averaged over recalls 0, 0.01 … 1, IoUs 0.5, 0.55 … 0.95 and the classes that "
-    "occur, from the 100 surest detections of each tile and class; ignored fragments do not count"
+    "occur, from the 100 surest detections per tile and class; ignored fragments do not count"
 )
 
-NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
-"""COCO's twelve numbers in its own order; s, m and l: below 32², below 96² and above, in pixels."""
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""COCO's twelve numbers in its order; s, m, l: up to 32², up to 96² and more pixels of a tile."""
+
+SHAPES = {"bbox", "segmentation"}
 
 Result = dict[str, Any]
 
@@ -41,25 +43,24 @@ def results(predictions: list[dict[str, Tensor]], tiles: list[int], data: Tiles)
 
     Args:
         predictions: For each tile, on any device: `boxes` float32 [N,4] as x1, y1, x2, y2 in
-            pixels, `labels` int64 [N], the index into `data.classes`, `scores` float32 [N] and
-            `masks` bool [N,H,W].
+            pixels, `labels` int64 [N], 1…C of `data.classes`, `scores` float32 [N] and `masks` bool
+            [N,H,W].
         tiles: Places of these tiles in `data`.
         data: The set.
 
     Returns:
-        For each of their aircraft `image_id` and `category_id` as in `instances_tiled.json`, `bbox`
-        [x, y, w, h], `score`, and `segmentation`, the mask as compressed run lengths.
+        For each detection `image_id` and `category_id` as in `instances_tiled.json`, `bbox`
+        [x, y, w, h], `score`, and `segmentation`, its mask as compressed run lengths.
     """
     categories = _category_ids(data.folder / "instances_tiled.json")
     found = []
     for prediction, tile in zip(predictions, tiles, strict=True):
-        boxes = prediction["boxes"].float()
-        boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+        corner, opposite = prediction["boxes"].split(2, 1)
         # Run lengths go down the columns: turned on the device, which is better at it.
         columns = prediction["masks"].transpose(1, 2).contiguous().view(torch.uint8)
         for label, bbox, score, runs in zip(
             prediction["labels"].tolist(),
-            boxes.tolist(),
+            torch.cat([corner, opposite - corner], 1).tolist(),
             prediction["scores"].tolist(),
             rle.encode(columns.cpu().numpy().T),
             strict=True,
@@ -77,100 +78,91 @@ def results(predictions: list[dict[str, Tensor]], tiles: list[int], data: Tiles)
 
 
 def gather(mine: list[Result], process: Process) -> list[Result]:
-    """The results of all processes on rank 0, the same list for any number of them; [] elsewhere.
+    """The results of all processes on rank 0, in the same order for any number; [] elsewhere.
 
-    They are in order of image, then falling score; a tile that two processes have predicted counts
-    as the lower rank has it.
+    Of a tile that several processes have predicted, the lowest rank's results are kept. Over NCCL
+    the process's device must be torch's current one, as `process_group` leaves it.
 
     Args:
         mine: What `results` made of this process's tiles.
-        process: This process. Over NCCL its device must be torch's current one, as
-            `process_group` sets it.
+        process: This process.
     """
-    shares: list[list[Result]] | None = [mine]
+    shares: list[Any] = [mine]
     if process.world_size > 1:
-        shares = [[]] * process.world_size if process.is_main else None
-        dist.gather_object(mine, shares)
+        shares = [None] * process.world_size if process.is_main else []
+        dist.gather_object(mine, shares or None)
     owner: dict[int, int] = {}
-    return sorted(
-        (
-            result
-            for rank, share in enumerate(shares or [])
-            for result in share
-            if owner.setdefault(result["image_id"], rank) == rank
-        ),
-        key=_order,
-    )
+    kept = [
+        result
+        for rank, share in enumerate(shares)
+        for result in share
+        if owner.setdefault(result["image_id"], rank) == rank
+    ]
+    return sorted(kept, key=_order)
 
 
 def _order(result: Result) -> tuple:
-    """COCO takes equal scores as they come, so that even these need an order of their own."""
-    first = result["image_id"], -result["score"], result["category_id"], result["bbox"]
-    return (*first, result["segmentation"]["counts"])
+    """By image, then falling score; COCO takes equal scores as they come, so no two stay equal."""
+    runs = result["segmentation"]
+    first = result["image_id"], -result["score"], result["category_id"]
+    return *first, str(result["bbox"]), runs["size"], runs["counts"]  # as text: -0.0 is not 0.0
 
 
 def score(results: list[Result], data: Tiles) -> dict[str, float]:
-    """COCO's numbers of `results`, those of all the set's tiles, which stay as they are.
+    """COCO's numbers of `results`, which stay as they are, over all tiles of `data`.
 
     Returns:
         As `evaluate`.
     """
-    return evaluate(results, _read(data.folder / "instances_tiled.json"))
+    return evaluate(results, _read_truth(data.folder / "instances_tiled.json"))
 
 
 def evaluate(results: list[Result], coco: dict[str, Any]) -> dict[str, float]:
     """COCO's numbers (https://cocodataset.org/#detection-eval), equal to pycocotools' `COCOeval`.
 
-    As there, a result has the size of its `bbox` where it has one, for masks too: an unmatched mask
-    is charged to the small, medium or large by its box.
+    Its AP can be lower by up to 2**-52, which it adds to TP + FP so as never to divide by 0. As
+    there, an unmatched mask counts against the small, the medium or the large by the area of its
+    result's `bbox`, if it has one.
 
     Args:
-        results: COCO results, boxes and masks or either; ids must be those of `coco`.
+        results: COCO results with boxes, masks or both, about images and categories of `coco`.
         coco: Content of a COCO file. It is used up: the evaluation leaves notes in it.
 
     Returns:
         `box_AP` … `box_ARl`, and `mask_AP` … `mask_ARl` unless the results have boxes alone; of
-        the masks also `mask_AP.<class>` where there are several classes, and
-        `mask_AP.airport.<name>`, AP of an airport's tiles alone, where there are several airports.
-        All in 0…1. A number without truth to it, for which COCO says -1, is left out.
+        masks also `mask_AP.<class>` where there are several classes, and `mask_AP.airport.<name>`,
+        from the tiles of one airport, where there are several. All in 0…1; a number without truth
+        to it, for which COCO says -1, is left out.
     """
     truth = COCO(coco, print_function=_silent)
-    found = (
-        truth.loadRes([dict(result) for result in results])
-        if results
-        else COCO({**coco, "annotations": []}, print_function=_silent)
-    )
-    numbers = _run(truth, found, "bbox")[1]
-    numbers = {f"box_{name}": value for name, value in numbers.items()}
-    if results and "segmentation" not in results[0]:
-        return numbers
-    by_class, masks = _run(truth, found, "segm")
-    numbers |= {f"mask_{name}": value for name, value in masks.items()}
-    if len(by_class) > 1:
-        numbers |= {f"mask_AP.{name}": value for name, value in by_class.items() if value >= 0}
-    airports = _airports(coco["images"])
-    for name in sorted(airports) if len(airports) > 1 else []:
-        alone = _run(truth, found, "segm", airports[name])[1]
-        numbers |= {f"mask_AP.airport.{name}": alone["AP"]} if "AP" in alone else {}
-    return numbers
+    if results:
+        found = truth.loadRes([dict(result) for result in results])
+    else:
+        found = COCO({**coco, "annotations": []}, print_function=_silent)
+    numbers = {f"box_{name}": value for name, value in _run(truth, found, "bbox")[0].items()}
+    if not results or "segmentation" in results[0]:
+        total, by_class = _run(truth, found, "segm")
+        numbers |= {f"mask_{name}": value for name, value in total.items()}
+        if len(by_class) > 1:
+            numbers |= {f"mask_AP.{name}": value for name, value in by_class.items()}
+        airports = _airports(coco["images"])
+        for name in sorted(airports) if len(airports) > 1 else []:
+            numbers[f"mask_AP.airport.{name}"] = _run(truth, found, "segm", airports[name])[0]["AP"]
+    return {name: value for name, value in numbers.items() if value >= 0}
 
 
 def _run(
     truth: COCO, found: COCO, kind: str, images: list[int] | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """AP of each class, -1 where it does not occur, and those of `NAMES` that are defined."""
+    """`NAMES` and AP by class, from all images or some; -1 where there is no truth."""
     evaluation = COCOeval_faster(truth, found, kind, print_function=_silent)
-    if images is not None:
-        evaluation.params.imgIds = images
+    evaluation.params.imgIds = images or evaluation.params.imgIds
     evaluation.run()
-    # [IoU, recall, class, size, number of detections]: all sizes, 100 detections.
-    precision = evaluation.eval["precision"][..., 0, -1]
-    by_class = {
-        truth.cats[category]["name"]: float(precision[..., k].mean())
-        for k, category in enumerate(evaluation.params.catIds)
-    }
-    numbers = zip(NAMES, map(float, evaluation.stats), strict=True)
-    return by_class, {name: value for name, value in numbers if value >= 0}
+    # [IoU, recall, class, size, number of detections]: any size, 100 detections.
+    by_class = evaluation.eval["precision"][..., 0, -1].mean((0, 1)).tolist()
+    classes = [truth.cats[category]["name"] for category in evaluation.params.catIds]
+    numbers = dict(zip(NAMES, map(float, evaluation.stats), strict=True))
+    return numbers, dict(zip(classes, by_class, strict=True))
 
 
 def _airports(images: list[dict[str, Any]]) -> dict[str, list[int]]:
@@ -187,10 +179,10 @@ def _silent(*_words: object) -> None:
 
 
 def write(results: list[Result], path: Path) -> None:
-    """Write a COCO results file, which is either complete or as it was.
+    """Write a COCO results file; whatever happens, what was at `path` or all of the new is there.
 
     Raises:
-        ValueError: A score or box is not a finite number, which JSON cannot say.
+        ValueError: A score or a box is not finite, which JSON cannot say.
     """
     write_atomic(path, json.dumps(results, separators=(",", ":"), allow_nan=False).encode())
 
@@ -198,7 +190,7 @@ def write(results: list[Result], path: Path) -> None:
 @lru_cache(maxsize=8)
 def _category_ids(path: Path) -> dict[int, int]:
     """The file's id of each class 1…C, kept as every batch asks for them."""
-    ids = sorted(category["id"] for category in _read(path)["categories"])
+    ids = sorted(category["id"] for category in _read_truth(path)["categories"])
     return dict(enumerate(ids, start=1))
 
 
@@ -206,16 +198,15 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"there is no file '{path}'; a test or training run writes it.") from None
+        raise UserError(f"there is no file '{path}'; check the path.") from None
     except (ValueError, RecursionError):
-        raise UserError(f"'{path}' is not JSON, or cut short; write it again.") from None
+        raise UserError(f"'{path}' is not JSON, or is cut short; write it again.") from None
 
 
 def _read_truth(path: Path) -> dict[str, Any]:
     coco = _read(path)
-    keys = ("images", "annotations", "categories")
-    if not isinstance(coco, dict) or not all(isinstance(coco.get(key), list) for key in keys):
-        raise UserError(f"'{path}' is not a COCO file of tiles; name an instances_tiled.json.")
+    if not isinstance(coco, dict) or not {"images", "annotations", "categories"} <= coco.keys():
+        raise UserError(f"'{path}' is not a COCO file; name an instances_tiled.json.")
     return coco
 
 
@@ -223,38 +214,38 @@ def _read_results(path: Path, coco: dict[str, Any]) -> list[Result]:
     """A results file of any origin; what COCO would pass over in silence is refused."""
     found = _read(path)
     if not isinstance(found, list):
-        raise UserError(f"'{path}' is not a COCO results file, which is a list of detections.")
+        raise UserError(f"'{path}' holds no list of COCO results; name a predictions file.")
     sizes = {image["id"]: [image["height"], image["width"]] for image in coco["images"]}
     categories = {category["id"] for category in coco["categories"]}
     for number, result in enumerate(found, start=1):
-        if wrong := _what_is_wrong(result, found[0], sizes, categories):
+        try:
+            wrong = _what_is_wrong(result, sizes, categories)
+        except (KeyError, TypeError, ValueError):
+            wrong = "lacks or garbles image_id, category_id, score, bbox or segmentation"
+        if not wrong and SHAPES & result.keys() != SHAPES & found[0].keys():
+            wrong = "has not the same of bbox and segmentation as the first"
+        if wrong:
             raise UserError(
-                f"'{path}': detection {number} {wrong}; name the results for these tiles."
+                f"'{path}': detection {number} {wrong}; name results for the tiles of that set."
             )
     return found
 
 
-def _what_is_wrong(
-    result: Result, first: Result, sizes: dict[int, list[int]], categories: set[int]
-) -> str | None:
-    shapes = {"bbox", "segmentation"}
-    try:
-        image, category = result["image_id"], result["category_id"]
-        x, y, w, h = result.get("bbox", [0, 0, 0, 0])
-        runs = result.get("segmentation", {"size": sizes.get(image), "counts": ""})
-        if not all(map(math.isfinite, (result["score"], x, y, w, h))):
-            return "has a score or a bbox that is not finite"
-        if not isinstance(runs["counts"], str):
-            return "has a segmentation that is not compressed run lengths"
-        if not shapes & result.keys() or shapes & result.keys() != shapes & first.keys():
-            return "has not what all must have, a bbox or a segmentation or both"
-        if image not in sizes:
-            return f"has the image id {image!r}, which is not in the set"
-        if category not in categories:
-            return f"has the category id {category!r}, which is not in the set"
-        return None if runs["size"] == sizes[image] else "has a mask of another size than its tile"
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return "lacks or garbles image_id, category_id, score, bbox or segmentation"
+def _what_is_wrong(result: Result, sizes: dict[int, list[int]], categories: set[int]) -> str | None:
+    image, category = result["image_id"], result["category_id"]
+    if image not in sizes:
+        return f"has the image id {image!r}, which is not in the set"
+    if category not in categories:
+        return f"has the category id {category!r}, which is not in the set"
+    if not SHAPES & result.keys():
+        return "has neither bbox nor segmentation"
+    x, y, w, h = result.get("bbox", [0, 0, 0, 0])
+    if not all(map(math.isfinite, (result["score"], x, y, w, h))):
+        return "has a score or a bbox that is not finite"
+    runs = result.get("segmentation", {"size": sizes[image], "counts": ""})
+    if runs["size"] != sizes[image] or not isinstance(runs["counts"], str):
+        return "has a mask that is not compressed run lengths of its tile's size"
+    return None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -266,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     numbers = evaluate(_read_results(args.predictions, coco), coco)
     print(DEFINITION)
     for name, value in numbers.items():
-        print(f"{name:<12} {value:.4f}")
+        print(f"{name} {value:.4f}")
 
 
 if __name__ == "__main__":
