@@ -169,7 +169,7 @@ def sentence(rows: list[dict[str, str]]) -> str:
 def _parser() -> Parser:
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", choices=BACKBONES, default="unet")
+    add("--model", choices=("fcn", "DeepLabV3", "unet"), default="unet")
     add("--backbone", default="resnet18", help="or the UNet's encoder")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--crop-size", type=positive, default=128, help="pixels")

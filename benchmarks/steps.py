@@ -1,9 +1,10 @@
-"""A training step of any semantic model on tiles of noise, put together as its train.py does it."""
+"""A training step of any model on tiles of noise, put together as its train.py does it."""
 
 import argparse
 import importlib
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ from common.engine import polynomial_schedule
 from common.metrics import IGNORE
 from common.semantic import training_views
 from common.speedups import Speedups, make_step, place
+from mask.views import training_views as mask_views
 
 # The models' folders, and the backbone each train.py takes by default.
-BACKBONES = {"fcn": "resnet50", "DeepLabV3": "resnet50", "unet": "resnet34"}
+BACKBONES = {"fcn": "resnet50", "DeepLabV3": "resnet50", "unet": "resnet34", "mask": "resnet50"}
 
 
 def model_module(name: str) -> ModuleType:
@@ -59,7 +61,9 @@ def training_step(
     step = make_step(
         objective, optimizer, schedule, scaler, speedups, process.device, clip_grad_norm
     )
-    views = training_views(argparse.Namespace(crop_size=crop, seed=0, scale_jitter=0.0))
+    options = argparse.Namespace(crop_size=crop, seed=0, scale_jitter=0.0)
+    views: Callable[[Batch, int], tuple[Tensor, Any]]
+    views = (mask_views if name == "mask" else training_views)(options)
     total = torch.zeros((), device=process.device)
 
     def whole(batch: Batch) -> Tensor:

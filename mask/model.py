@@ -44,6 +44,7 @@ from common.backbones import imagenet_weights, load_backbone, normalised_by
 from common.checkpoint import load_weights
 from common.distributed import all_reduce_sum
 from common.speedups import Speedups
+from mask.views import Targets
 
 STRIDE = 32  # sides of a training crop must be multiples of it
 BACKBONES = ("resnet50", "resnet50_v2", "resnet18", "mobilenet_v3_large")
@@ -52,8 +53,6 @@ BACKBONES = ("resnet50", "resnet50_v2", "resnet18", "mobilenet_v3_large")
 ANCHORS = ((12,), (24,), (48,), (96,), (192,))
 RATIOS = (0.7, 1.0, 1.4)
 CHANNELS = 256  # of the pyramid's levels
-
-Targets = list[dict[str, Tensor]]
 
 
 class Dense(nn.Module):

@@ -13,19 +13,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor
 
 from common import args as arguments
 from common import checkpoint, data, engine
-from common.augment import random_view
 from common.cli import positive
 from common.cli import run as run_main
 from common.distributed import process_group
 from common.speedups import make_step, place
 from mask.evaluate import evaluate, test
-from mask.model import BACKBONES, STRIDE, Targets, build_model, loss_fn, speed_up
+from mask.model import BACKBONES, STRIDE, build_model, loss_fn, speed_up
+from mask.views import training_views
 
-MIN_PIXELS = 16  # a crop cuts some aircraft to slivers that nobody could outline
 PER_LR = 8  # tiles in the global batch that --lr is meant for
 
 
@@ -79,19 +77,11 @@ def main(argv: list[str] | None = None) -> None:
             f"learning rate {lr:g} = {args.lr:g} x global batch {global_batch} / {PER_LR}"
         )
 
-        def prepare(batch: data.Batch, epoch: int) -> tuple[Tensor, Targets]:
-            images, view = random_view(batch, args.crop_size, args.seed, epoch, args.scale_jitter)
-            targets = data.instance_targets(view, MIN_PIXELS)
-            keys = view.tile + (epoch << 24) + (args.seed << 44)
-            for target, key in zip(targets, keys, strict=True):
-                target["key"] = key
-            return images, targets
-
         engine.fit(
             run,
             step,
             batches,
-            prepare,
+            training_views(args),
             partial(evaluate, model, val_batches, process, speedups, args.output_dir),
             process,
             args.output_dir,
