@@ -76,8 +76,11 @@ def own_stream(device: torch.device) -> None:
     Everything then happens on one stream, from the construction of DDP over the warm-up to the
     capture, and no gradient's accumulation is tied to another.
     """
-    if torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
-        torch.cuda.set_stream(torch.cuda.Stream(device))
+    default = torch.cuda.default_stream(device)
+    if torch.cuda.current_stream(device) == default:
+        own = torch.cuda.Stream(device)
+        own.wait_stream(default)  # for what was begun there, as the initialisation of weights
+        torch.cuda.set_stream(own)
 
 
 class Graphed:
