@@ -1,5 +1,7 @@
 """What a training step may not do on a GPU, proven without one; and how a graph keeps its books."""
 
+import copy
+
 import pytest
 import torch
 from conftest import ENCODER
@@ -260,6 +262,26 @@ def test_an_optimizers_state_moves_between_a_graph_and_a_plain_run(standin):
     onward = run(Speedups(cuda_graphs=True), plain.state_dict()).param_groups[0]
     assert onward["capturable"]
     assert isinstance(onward["lr"], torch.Tensor)
+
+
+def test_an_optimizers_state_moves_between_layouts():
+    """The fused kernel goes by addresses: state in another order would meet the wrong weights."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 4, 8, 8)
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        optimizer.step()
+        return model.weight.detach()
+
+    plain = nn.Conv2d(4, 4, 3)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.1, fused=True)
+    step(plain, optimizer)
+    other = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    onward = torch.optim.AdamW(other.parameters(), lr=0.1, fused=True)
+    restore_optimizer(onward, copy.deepcopy(optimizer.state_dict()))
+    torch.testing.assert_close(step(other, onward), step(plain, optimizer))
 
 
 def test_graphs_end_before_the_process_group(monkeypatch):
