@@ -36,8 +36,9 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
 
+# A signal would not reach a test that hangs inside CUDA or NCCL.
 test-gpu: install
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu --timeout-method=thread
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -70,7 +70,7 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load `state`, whichever device and speed-ups it was saved under.
 
     How the optimizer computes (`fused`, `capturable`, the learning rate as a number or as the
-    tensor a CUDA graph reads) stays as this run has it.
+    tensor a CUDA graph reads, the memory layout) stays as this run has it.
     """
     how = ("fused", "foreach", "capturable")
     mine = [{k: v for k, v in group.items() if k in how} for group in optimizer.param_groups]
@@ -80,6 +80,12 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(rate, Tensor):
             group["lr"] = rate.fill_(group["lr"])
+    # A fused optimizer walks through parameter, gradient and state in step: the state of a run with
+    # the other layout would meet the wrong weights on a CPU, and is refused on a GPU.
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter).copy_(value)
 
 
 def _numbers(value: Any) -> Any:

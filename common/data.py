@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -220,7 +221,7 @@ def prefetch(batches: DataLoader, device: torch.device) -> Iterator[Batch]:
     if device.type != "cuda":
         yield from batches
         return
-    copies = torch.cuda.Stream(device)
+    copies = _copying(device)
     ahead: Batch | None = None
     for batch in batches:
         with torch.cuda.stream(copies):
@@ -234,6 +235,12 @@ def prefetch(batches: DataLoader, device: torch.device) -> Iterator[Batch]:
         ahead = following
     if ahead is not None:
         yield ahead
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all epochs: memory is pooled by stream, and the 33rd is the first again."""
+    return torch.cuda.Stream(device)
 
 
 def semantic_target(batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from common import graphs
 from common.cli import UserError
 
 
@@ -67,7 +68,10 @@ def process_group(
     try:
         yield Process(rank, world_size, where)
     finally:
-        dist.destroy_process_group()
+        graphs.release()  # on the way out NCCL waits for them
+    # Only after success: NCCL's farewell is collective, and a process that fails alone would wait
+    # in it for peers who wait for the process. torchrun ends them when this one has ended.
+    dist.destroy_process_group()
 
 
 def pick_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.device:

@@ -8,6 +8,7 @@ number that came from Python (https://docs.pytorch.org/docs/stable/notes/cuda.ht
 
 from collections.abc import Callable
 from typing import Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class CudaGraph:
 
     def __init__(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
+        _LIVE.add(self)
 
     def capture(self, function: Callable[[], Tensor]) -> Tensor:
         # thread_local: the loader's pinning thread and NCCL's watchdog make CUDA calls of their
@@ -45,6 +47,22 @@ class CudaGraph:
 
     def replay(self) -> None:
         self._graph.replay()
+
+    def release(self) -> None:
+        self._graph.reset()
+
+
+_LIVE: WeakSet[CudaGraph] = WeakSet()
+
+
+def release() -> None:
+    """Destroy all graphs there are; none can be replayed any more.
+
+    NCCL does not let go of a communicator, but waits, while a graph holds one of its kernels
+    (https://docs.nvidia.com/dl-cuda-graph/latest/troubleshooting/process-hang.html).
+    """
+    for graph in _LIVE:
+        graph.release()
 
 
 def available(device: torch.device) -> bool:
@@ -58,8 +76,11 @@ def own_stream(device: torch.device) -> None:
     Everything then happens on one stream, from the construction of DDP over the warm-up to the
     capture, and no gradient's accumulation is tied to another.
     """
-    if torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
-        torch.cuda.set_stream(torch.cuda.Stream(device))
+    default = torch.cuda.default_stream(device)
+    if torch.cuda.current_stream(device) == default:
+        own = torch.cuda.Stream(device)
+        own.wait_stream(default)  # for what was begun there, as the initialisation of weights
+        torch.cuda.set_stream(own)
 
 
 class Graphed:

@@ -1,18 +1,21 @@
 """What only a GPU can show: real captures, real streams, real NCCL. `make test-gpu` runs these."""
 
+import gc
 import importlib
 import json
-import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partialmethod
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import ENCODER, ROOT
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.steps import noise_tiles, training_step
 from common import data, graphs
@@ -26,8 +29,8 @@ pytestmark = [
 ]
 CUDA = Process(0, 1, torch.device("cuda", 0))
 LIGHT = {"fcn": "resnet50", "DeepLabV3": "mobilenet_v3_large", "unet": "resnet18"}
+# FCN compiles for a minute, and differs from DeepLabV3 in a layer or two.
 OPTIONS = {
-    "fcn": ["--backbone", "resnet50", "--dropout", "0"],
     "DeepLabV3": ["--backbone", "mobilenet_v3_large", "--dropout", "0"],
     "unet": ["--encoder", ENCODER],
 }
@@ -41,6 +44,7 @@ def back_to_the_default_stream():
     yield
     torch.cuda.synchronize()
     torch.cuda.set_stream(torch.cuda.default_stream())
+    gc.collect()  # a scheduler and its optimizer hold each other, and with it the model
     torch.cuda.empty_cache()
 
 
@@ -60,40 +64,62 @@ def without_dropout(model):
             module.p = 0.0
 
 
-def losses_of(name, settings, process=CUDA, **kwargs):
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+class Run(NamedTuple):
+    losses: np.ndarray
+    moved: Tensor  # how far training took each weight
+    step: Callable  # holds the graph
+
+
+def trained(name, settings, process=CUDA, **kwargs):
     model, step = training_step(name, process, settings, 96, LIGHT[name], norm="group", **kwargs)
     without_dropout(model)
+    start = weights(model)
     totals = [step(batch).clone() for batch in batches_of(STEPS)]
-    return model, np.diff([0.0, *(total.item() for total in totals)])
+    losses = np.diff([0.0, *(total.item() for total in totals)])
+    return Run(losses, (weights(model) - start).cpu(), step)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", LIGHT)
+def assert_moved_alike(found, expected):
+    """Had the graph kept the learning rate it was captured at, the ratio would be 0.88.
+
+    On a CPU bf16 and float32 have a cosine of 0.92 to 0.95 and a ratio of 0.998.
+    """
+    assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.8
+    assert (found.norm() / expected.norm()).item() == pytest.approx(1, abs=0.05)
+
+
+# Kernels that add in any order differ a little between two runs of the same thing.
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "fp16") for name in LIGHT), ("unet", "fp32"), ("unet", "bf16")]
+)
 def test_a_replayed_step_is_the_step(name, dtype):
     settings = {"amp_dtype": DTYPES[dtype], "channels_last": True}
-    plain, expected = losses_of(name, Speedups(**settings))
-    graphed, found = losses_of(name, Speedups(**settings, cuda_graphs=True))
-    # Kernels that add in any order and what cuDNN chooses differ; the learnt function may not.
-    np.testing.assert_allclose(found, expected, rtol=0.02 if dtype == "fp32" else 0.1)
-    assert np.isfinite(found).all()
-    a, b = (torch.cat([p.flatten() for p in m.parameters()]) for m in (plain, graphed))
-    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.99
+    plain = trained(name, Speedups(**settings))
+    graphed = trained(name, Speedups(**settings, cuda_graphs=True))
+    rtol = 0.02 if dtype == "fp32" else 0.05
+    np.testing.assert_allclose(graphed.losses, plain.losses, rtol=rtol)
+    assert_moved_alike(graphed.moved, plain.moved)
 
 
 @pytest.mark.parametrize("grad_accum", [1, 2])
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_accumulation_and_clipping_are_captured(grad_accum, clip):
     settings = {"grad_accum": grad_accum, "amp_dtype": torch.float16}
-    _, expected = losses_of("unet", Speedups(**settings), clip_grad_norm=clip)
-    _, found = losses_of("unet", Speedups(**settings, cuda_graphs=True), clip_grad_norm=clip)
-    np.testing.assert_allclose(found, expected, rtol=0.1)
+    plain = trained("unet", Speedups(**settings), clip_grad_norm=clip)
+    graphed = trained("unet", Speedups(**settings, cuda_graphs=True), clip_grad_norm=clip)
+    np.testing.assert_allclose(graphed.losses, plain.losses, rtol=0.05)
+    assert_moved_alike(graphed.moved, plain.moved)
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", LIGHT)
-def test_no_step_waits_for_the_device(name, dtype, cuda_graphs):
-    settings = Speedups(DTYPES[dtype], True, cuda_graphs=cuda_graphs)
+def test_no_step_waits_for_the_device(name, cuda_graphs):
+    """In fp16, which has all the operators of the others and the scaler's."""
+    settings = Speedups(torch.float16, True, cuda_graphs=cuda_graphs)
     _, step = training_step(name, CUDA, settings, 96, LIGHT[name], clip_grad_norm=1.0)
     batches = batches_of(STEPS)
     for batch in batches:
@@ -110,10 +136,9 @@ def test_no_step_waits_for_the_device(name, dtype, cuda_graphs):
     assert total.isfinite()
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_replaying_takes_no_memory(name):
+def test_replaying_takes_no_memory():
     settings = Speedups(torch.bfloat16, True, cuda_graphs=True)
-    _, step = training_step(name, CUDA, settings, 96, LIGHT[name])
+    _, step = training_step("unet", CUDA, settings, 96, "resnet18")
     batches = batches_of(STEPS)
     for batch in batches:
         step(batch)
@@ -128,6 +153,7 @@ def test_a_captured_model_can_be_scored_and_trained_on():
     settings = Speedups(torch.bfloat16, True, cuda_graphs=True)
     model, step = training_step("unet", CUDA, settings, 96, "resnet18", norm="group")
     undisturbed, quiet = training_step("unet", CUDA, settings, 96, "resnet18", norm="group")
+    start = weights(model)
     for i, batch in enumerate(batches_of(STEPS + 6)):
         step(batch)
         quiet(batch)
@@ -136,34 +162,38 @@ def test_a_captured_model_can_be_scored_and_trained_on():
                 found = model.eval()(torch.randn(3, 3, 160, 128, device="cuda"))
             model.train()
             assert found.isfinite().all()
-    for a, b in zip(model.parameters(), undisturbed.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0.05, atol=5e-3)
+    assert_moved_alike(weights(model) - start, weights(undisturbed) - start)
 
 
 @pytest.fixture
-def nccl():
-    """A process group of one, over NCCL."""
+def nccl(monkeypatch):
+    """A process group of one, over NCCL; and a list for what is to outlive it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     torch.cuda.set_device(0)
     dist.init_process_group(
         "nccl", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1, device_id=CUDA.device
     )
-    yield
+    kept = []
+    yield kept
+    graphs.release()  # as `process_group` does it: NCCL would wait for the graph for ever
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", LIGHT)
-@pytest.mark.parametrize("grad_accum", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "grad_accum"), [("fcn", 1), ("DeepLabV3", 1), ("unet", 1), ("unet", 2)]
+)
 def test_collectives_are_captured_with_the_step(nccl, name, grad_accum):
     """DDP over one GPU: `place` wraps where a world has two, and NCCL reduces all the same."""
     settings = {"amp_dtype": torch.bfloat16, "channels_last": True, "grad_accum": grad_accum}
-    _, expected = losses_of(name, Speedups(**settings))
+    plain = trained(name, Speedups(**settings))
     world = Process(0, 2, CUDA.device)
-    _, found = losses_of(name, Speedups(**settings, cuda_graphs=True), process=world)
-    np.testing.assert_allclose(found, expected, rtol=0.1)
+    graphed = trained(name, Speedups(**settings, cuda_graphs=True), process=world)
+    nccl.append(graphed.step)  # train.py still holds its step when the group ends
+    np.testing.assert_allclose(graphed.losses, plain.losses, rtol=0.05)
+    assert_moved_alike(graphed.moved, plain.moved)
 
 
 def run_of(tiled, folder, output, *flags):
@@ -178,6 +208,7 @@ def losses_in(output):
     return [line["loss"] for line in lines if "loss" in line]
 
 
+@pytest.mark.timeout(600)  # where few cores compile
 @pytest.mark.parametrize("folder", OPTIONS)
 def test_all_techniques_together_through_the_command(tiled, tmp_path, folder):
     train = importlib.import_module(f"{folder}.train")
@@ -198,22 +229,34 @@ def test_two_gpus_learn_what_one_does(tiled, tmp_path, flags):
     two = run_of(tiled, "unet", tmp_path / "two", *flags, "-b", 2)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for words in ([script, *one], [*torchrun, script, *two]):
-        command = [sys.executable, *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+        # By a signal that torchrun hands on: killed, it would leave its processes behind.
+        command = ["timeout", "140", sys.executable, *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(losses_in(tmp_path / "two"), losses_in(tmp_path / "one"), rtol=0.05)
+    rtol = 0.1 if flags else 0.05
+    np.testing.assert_allclose(losses_in(tmp_path / "two"), losses_in(tmp_path / "one"), rtol=rtol)
 
 
-def test_prefetched_batches_are_the_loaders(tiled):
+def test_prefetched_batches_are_the_loaders(tiled, monkeypatch):
     tiles = data.Tiles(tiled / "train")
     args = train_parser("").parse(["-b", "4", "-j", "1"])
     loader = data.scoring_loader(tiles, args, CUDA)
     expected = [data.Batch(*(t.clone() for t in batch)) for batch in loader]
-    busy = torch.randn(2048, 2048, device="cuda")
-    for batch, truth in zip(data.prefetch(loader, CUDA.device), expected, strict=True):
-        for _ in range(20):
-            busy = busy @ busy  # so that the copy of the next batch runs beside something
-            busy = busy / busy.norm()
-        for found, wanted in zip(batch, truth, strict=True):
-            assert found.is_cuda
-            assert torch.equal(found.cpu(), wanted)
+    at_once = data.Batch.to
+
+    def late(batch, device, cycles):
+        torch.cuda._sleep(cycles)
+        return at_once(batch, device)
+
+    # A late copy would be read too early if nobody waited for it; a late reader would find the
+    # next copies in its batch's memory if nobody kept it.
+    for copying, reading in ((20_000_000, 0), (0, 20_000_000)):
+        monkeypatch.setattr(data.Batch, "to", partialmethod(late, cycles=copying))
+        found = []
+        for batch in data.prefetch(loader, CUDA.device):
+            torch.cuda._sleep(reading)
+            found.append(data.Batch(*(t.clone() for t in batch)))
+        for batch, truth in zip(found, expected, strict=True):
+            for tensor, wanted in zip(batch, truth, strict=True):
+                assert tensor.is_cuda
+                assert torch.equal(tensor.cpu(), wanted)

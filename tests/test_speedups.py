@@ -1,5 +1,7 @@
 """What a training step may not do on a GPU, proven without one; and how a graph keeps its books."""
 
+import copy
+
 import pytest
 import torch
 from conftest import ENCODER
@@ -10,11 +12,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from benchmarks.steps import model_module, noise_tiles, training_step
 from benchmarks.syncs import census
 from common import args as arguments
-from common import augment, graphs, speedups
+from common import augment, distributed, graphs, speedups
 from common.checkpoint import restore_optimizer
 from common.cli import UserError
 from common.data import semantic_target
-from common.distributed import Process
+from common.distributed import Process, process_group
 from common.speedups import Speedups, make_step, place
 
 CPU = Process(0, 1, torch.device("cpu"))
@@ -260,6 +262,42 @@ def test_an_optimizers_state_moves_between_a_graph_and_a_plain_run(standin):
     onward = run(Speedups(cuda_graphs=True), plain.state_dict()).param_groups[0]
     assert onward["capturable"]
     assert isinstance(onward["lr"], torch.Tensor)
+
+
+def test_an_optimizers_state_moves_between_layouts():
+    """The fused kernel goes by addresses: state in another order would meet the wrong weights."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 4, 8, 8)
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        optimizer.step()
+        return model.weight.detach()
+
+    plain = nn.Conv2d(4, 4, 3)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.1, fused=True)
+    step(plain, optimizer)
+    other = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    onward = torch.optim.AdamW(other.parameters(), lr=0.1, fused=True)
+    restore_optimizer(onward, copy.deepcopy(optimizer.state_dict()))
+    torch.testing.assert_close(step(other, onward), step(plain, optimizer))
+
+
+def test_graphs_end_before_the_process_group(monkeypatch):
+    """NCCL waits for them; and where a process fails alone, for its peers."""
+    ended = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: ended.append("group"))
+    monkeypatch.setattr(graphs, "release", lambda: ended.append("graphs"))
+    with process_group("cpu"):
+        pass
+    assert ended == ["graphs", "group"]
+    ended.clear()
+    with pytest.raises(UserError), process_group("cpu"):
+        raise UserError("alone")
+    assert ended == ["graphs"]
 
 
 # --- What is said ------------------------------------------------------------------------------
