@@ -221,6 +221,24 @@ def test_all_techniques_together_through_the_command(tiled, tmp_path, folder):
     )
 
 
+@pytest.mark.parametrize(
+    "flags", [["--cuda-graphs"], ["--amp", "--channels-last", "--cuda-graphs"]]
+)
+def test_the_dense_part_of_mask_rcnn_is_captured(tiled, tmp_path, flags):
+    """The first steps: what later ones are trained on depends on what these propose."""
+    from mask import train
+
+    words = ["--data-path", tiled, "--max-steps", 6, "-b", 4, "-j", 0, "--crop-size", 64]
+    words += ["--backbone", "resnet18", "--weights-backbone", "none", "--proposals", 60]
+    words += ["--norm", "group", "--print-freq", 1, "--eval-freq", 99, "--device", "cuda"]
+    train.main([*map(str, words), "--output-dir", str(tmp_path / "plain")])
+    train.main([*map(str, words), "--output-dir", str(tmp_path / "graph"), *flags])
+    plain, graph = losses_in(tmp_path / "plain"), losses_in(tmp_path / "graph")
+    assert np.isfinite(graph).all()
+    assert graph[0] == pytest.approx(plain[0], rel=0.05)
+    assert (tmp_path / "graph/val_predictions.json").is_file()
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL wants a GPU for each process")
 @pytest.mark.parametrize("flags", [[], ["--amp", "--channels-last", "--cuda-graphs"]])
 def test_two_gpus_learn_what_one_does(tiled, tmp_path, flags):
