@@ -18,10 +18,12 @@ from conftest import ENCODER, ROOT
 from torch import Tensor, nn
 
 from benchmarks.steps import noise_tiles, training_step
-from common import data, graphs
+from common import checkpoint, data, graphs
 from common.args import train_parser
 from common.distributed import Process
 from common.speedups import Speedups
+from mask import train as mask_train
+from mask.model import build_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -226,17 +228,21 @@ def test_all_techniques_together_through_the_command(tiled, tmp_path, folder):
 )
 def test_the_dense_part_of_mask_rcnn_is_captured(tiled, tmp_path, flags):
     """The first steps: what later ones are trained on depends on what these propose."""
-    from mask import train
-
     words = ["--data-path", tiled, "--max-steps", 6, "-b", 4, "-j", 0, "--crop-size", 64]
     words += ["--backbone", "resnet18", "--weights-backbone", "none", "--proposals", 60]
     words += ["--norm", "group", "--print-freq", 1, "--eval-freq", 99, "--device", "cuda"]
-    train.main([*map(str, words), "--output-dir", str(tmp_path / "plain")])
-    train.main([*map(str, words), "--output-dir", str(tmp_path / "graph"), *flags])
+    mask_train.main([*map(str, words), "--output-dir", str(tmp_path / "plain")])
+    mask_train.main([*map(str, words), "--output-dir", str(tmp_path / "graph"), *flags])
     plain, graph = losses_in(tmp_path / "plain"), losses_in(tmp_path / "graph")
     assert np.isfinite(graph).all()
     assert graph[0] == pytest.approx(plain[0], rel=0.05)
     assert (tmp_path / "graph/val_predictions.json").is_file()
+    torch.manual_seed(0)
+    fresh = build_model("resnet18", 2, norm="group", proposals=60).state_dict()
+    learnt = checkpoint.load(tmp_path / "graph/checkpoint.pth", "mask")["model"]
+    for key in fresh:
+        if key.startswith("dense.") and key.endswith("weight"):
+            assert not torch.equal(fresh[key], learnt[key]), key
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL wants a GPU for each process")
