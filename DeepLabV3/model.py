@@ -3,7 +3,6 @@
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.segmentation import (
     deeplabv3_mobilenet_v3_large,
     deeplabv3_resnet50,
@@ -12,7 +11,7 @@ from torchvision.models.segmentation import (
 
 from common.backbones import imagenet_weights, load_backbone, normalised_by, with_dropout
 from common.checkpoint import load_weights
-from common.semantic import likeliest, softmax, two_head_loss
+from common.semantic import likeliest, main_head, softmax, two_head_loss
 
 STRIDE = 16  # sides of a training crop must be multiples of it; the ResNets' is 8
 BACKBONES = {
@@ -68,15 +67,9 @@ def loss_fn(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """The likeliest class of every pixel: float [B,3,H,W] → uint8 [B,H,W]."""
-    return likeliest(_logits(model, images))
+    return likeliest(main_head(model, images))
 
 
 def probabilities(model: nn.Module, images: Tensor) -> Tensor:
     """What `common.windows` blends: float [B,3,H,W] → float32 [B,C,H,W] that sums to 1 over C."""
-    return softmax(_logits(model, images))
-
-
-def _logits(model: Any, images: Tensor) -> Tensor:
-    """Of the main head alone: `model(images)` would compute the auxiliary one for nothing."""
-    coarse = model.classifier(model.backbone(images)["out"])
-    return F.interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    return softmax(main_head(model, images))

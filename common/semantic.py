@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,15 @@ def two_head_loss(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
     """The loss of torchvision's segmentation models, whose outputs are `out` and `aux`."""
     auxiliary = segmentation_loss(outputs["aux"], targets)
     return segmentation_loss(outputs["out"], targets) + AUXILIARY_WEIGHT * auxiliary
+
+
+def main_head(model: Any, images: Tensor) -> Tensor:
+    """Logits [B,C,H,W] of torchvision's segmentation models without the auxiliary head's.
+
+    `model(images)` would compute both, and prediction has no use for the second.
+    """
+    coarse = model.classifier(model.backbone(images)["out"])
+    return F.interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def likeliest(logits: Tensor) -> Tensor:

@@ -3,12 +3,11 @@
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.segmentation import fcn_resnet50, fcn_resnet101
 
 from common.backbones import imagenet_weights, load_backbone, normalised_by, with_dropout
 from common.checkpoint import load_weights
-from common.semantic import likeliest, softmax, two_head_loss
+from common.semantic import likeliest, main_head, softmax, two_head_loss
 
 STRIDE = 8  # sides of a training crop must be multiples of it
 BACKBONES = {"resnet50": fcn_resnet50, "resnet101": fcn_resnet101}
@@ -58,15 +57,9 @@ def loss_fn(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """The likeliest class of every pixel: float [B,3,H,W] → uint8 [B,H,W]."""
-    return likeliest(_logits(model, images))
+    return likeliest(main_head(model, images))
 
 
 def probabilities(model: nn.Module, images: Tensor) -> Tensor:
     """What `common.windows` blends: float [B,3,H,W] → float32 [B,C,H,W] that sums to 1 over C."""
-    return softmax(_logits(model, images))
-
-
-def _logits(model: Any, images: Tensor) -> Tensor:
-    """Of the main head alone: `model(images)` would compute the auxiliary one for nothing."""
-    coarse = model.classifier(model.backbone(images)["out"])
-    return F.interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    return softmax(main_head(model, images))
