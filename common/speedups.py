@@ -67,9 +67,11 @@ class Speedups:
         words.append(f"world size {process.world_size}" + ", synchronised BN" * self.sync_bn)
         words += [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
         if batch_size:
-            parts = f"{batch_size} x {process.world_size} x {self.grad_accum}"
+            parts = (
+                f"{batch_size} tiles x {process.world_size} processes x {self.grad_accum} passes"
+            )
             total = batch_size * process.world_size * self.grad_accum
-            words.append(f"global batch {total} ({parts} accumulated)")
+            words.append(f"global batch {total} ({parts})")
         return "device " + ", ".join(words)
 
 

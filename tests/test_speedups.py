@@ -323,4 +323,4 @@ def test_the_banner_says_what_was_resolved():
     banner = settings.banner(Process(0, 2, CPU.device), batch_size=4)
     for words in ("bfloat16", "channels-last", "compiled", "CUDA graph after 11", "world size 2"):
         assert words in banner
-    assert "global batch 24 (4 x 2 x 3" in banner
+    assert "global batch 24 (4 tiles x 2 processes x 3 passes)" in banner
