@@ -54,6 +54,7 @@ class FakeS3(ThreadingHTTPServer):
         self.storm_until = 0.0  # 503 to everything before this time
         self.chunk_delay = 0.0
         self.object_bytes = 0
+        self.counting = threading.Lock()
         self.log: list[tuple[str, dict[str, str]]] = []
         self.over = threading.Event()
 
@@ -152,8 +153,10 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         for at in range(0, len(body), 4096):
+            # Counted first: the client may be done, and the test go on, once the last is written.
+            with server.counting:
+                server.object_bytes += len(body[at : at + 4096])
             self.wfile.write(body[at : at + 4096])
-            server.object_bytes += len(body[at : at + 4096])
             if server.chunk_delay:
                 time.sleep(server.chunk_delay)
         return None
