@@ -212,7 +212,6 @@ class Proposals(RegionProposalNetwork):
         anchors = self.anchor_generator(images, list(features.values()))
         per_level = [level[0].numel() for level in objectness]
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-        # Sorted in float32, where sigmoid of a bf16 logit has the ties that bf16 gives it.
         objectness, deltas = objectness.float(), deltas.float()
         boxes = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
         boxes, _ = self.filter_proposals(boxes, objectness, images.image_sizes, per_level)
@@ -234,7 +233,8 @@ class Proposals(RegionProposalNetwork):
         """The best proposals of each image after NMS within each level, as torchvision's.
 
         One sync per image, NMS's, instead of torchvision's three: no score is below the threshold
-        of 0, and boxes that clipping left without a side are sunk instead of removed.
+        of 0, and boxes that clipping left without a side are sunk instead of removed. (Where less
+        than enough are left, they stay; no aircraft overlaps them.)
         """
         logits = objectness.detach().reshape(len(proposals), -1)
         best, level, start = [], [], 0
