@@ -34,11 +34,12 @@ from common import engine
 from common.augment import normalise
 from common.checkpoint import Run
 from common.cli import Parser, positive, run
-from common.data import Batch, semantic_target
+from common.data import Batch
 from common.distributed import Process, pick_device
 from common.progress import progress
 from common.sampling import GlobalBatches
 from common.speedups import Speedups, make_step, place
+from common.targets import semantic_target
 
 
 class Clock:

@@ -19,7 +19,7 @@ from common import args as arguments
 from common import checkpoint, metrics
 from common.augment import normalise
 from common.cli import UserError
-from common.data import Batch, prefetch, scoring_loader, scoring_split, semantic_target
+from common.data import Batch, prefetch, scoring_loader, scoring_split
 from common.distributed import (
     Process,
     all_reduce_sum,
@@ -32,6 +32,7 @@ from common.overlay import curves, sheet
 from common.progress import progress, say
 from common.sampling import GlobalBatches
 from common.speedups import Speedups, Step
+from common.targets import semantic_target
 
 Prepare = Callable[[Batch, int], tuple[Tensor, Any]]
 T = TypeVar("T")

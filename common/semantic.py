@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.augment import random_view
-from common.data import Batch, semantic_target
+from common.data import Batch
 from common.metrics import IGNORE
+from common.targets import semantic_target
 
 # Of a class's pixels against the ground's, which are some forty times as many.
 AIRCRAFT_WEIGHT = 3.0

@@ -13,12 +13,13 @@ from common import args as arguments
 from common import checkpoint
 from common.augment import normalise
 from common.cli import UserError
-from common.data import Tiles, instance_targets, prefetch, scoring_loader, scoring_split
+from common.data import Tiles, prefetch, scoring_loader, scoring_split
 from common.distributed import Process, process_group
 from common.log import describe
 from common.overlay import sheet
 from common.progress import progress
 from common.speedups import Speedups
+from common.targets import instance_targets
 from mask import coco
 from mask.model import from_checkpoint, predict
 

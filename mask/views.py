@@ -6,7 +6,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from common.augment import random_view
-from common.data import Batch, instance_targets
+from common.data import Batch
+from common.targets import instance_targets
 
 MIN_PIXELS = 16  # a crop cuts some aircraft to slivers that nobody could outline
 

@@ -16,18 +16,17 @@ from benchmarks.syncs import census
 from common import checkpoint
 from common.augment import normalise
 from common.cli import UserError
-from common.data import instance_targets
+from common.targets import instance_targets
 from mask import inference, train
 from mask.model import (
     ANCHORS,
     BACKBONES,
     RATIOS,
-    Sampler,
     build_model,
-    ignored,
     loss_fn,
     predict,
 )
+from mask.parts import Sampler, ignored
 from mask.scenes import Instance, detect, merge
 
 CPU = torch.device("cpu")
@@ -234,6 +233,37 @@ def test_two_processes_learn_what_one_does(tiled, tmp_path):
     two = run_script(script, *words, cwd=tmp_path, launcher=torchrun)
     assert two.returncode == 0, two.stderr
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=0.02)
+
+
+def test_a_rank_that_sees_only_ground_keeps_up(tmp_path):
+    """It takes part in the all-reduces, and ends with the weights of the other."""
+    script = tmp_path / "empty.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "import torch\n"
+        "from test_mask import batch_of\n"
+        "from common.distributed import process_group\n"
+        "from common.speedups import Speedups, place\n"
+        "from mask.model import build_model, loss_fn\n"
+        "with process_group('cpu') as process:\n"
+        "    torch.manual_seed(0)\n"
+        "    model = build_model('resnet18', 2, norm='group', proposals=40).train()\n"
+        "    objective = place(model, loss_fn, process, Speedups())\n"
+        "    images, targets = batch_of(2)\n"
+        "    if process.rank == 1:\n"
+        "        for target in targets:\n"
+        "            target |= {k: target[k][:0] for k in ('boxes', 'labels', 'masks')}\n"
+        "    for _ in range(2):\n"
+        "        objective(images, targets).backward()\n"
+        "    total = sum(p.grad.double().abs().sum() for p in model.parameters())\n"
+        "    print('gradients', total.isfinite().item(), total.item(), flush=True)\n"
+    )
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = run_script(script, cwd=tmp_path, launcher=torchrun)
+    assert done.returncode == 0, done.stderr
+    first, second = (s for s in done.stdout.splitlines() if s.startswith("gradients"))
+    assert first == second
+    assert "True" in first
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from common.cli import UserError
-from common.data import Tiles, instance_targets
+from common.data import Tiles
 from common.distributed import Process
+from common.targets import instance_targets
 from mask.coco import DEFINITION, NAMES, evaluate, gather, main, results, score, write
 
 ALONE = Process(0, 1, torch.device("cpu"))

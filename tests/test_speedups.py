@@ -15,9 +15,9 @@ from common import args as arguments
 from common import augment, distributed, graphs, speedups
 from common.checkpoint import restore_optimizer
 from common.cli import UserError
-from common.data import semantic_target
 from common.distributed import Process, process_group
 from common.speedups import Speedups, make_step, place
+from common.targets import semantic_target
 
 CPU = Process(0, 1, torch.device("cpu"))
 # Light enough for a CPU; FCN has no light backbone, which costs the tests seconds, not minutes.

@@ -1,0 +1,53 @@
+"""What a model is trained towards, made from a batch's instance ids on its device."""
+
+import torch
+from torch import Tensor
+
+from common.data import Batch
+
+
+def semantic_target(batch: Batch) -> Tensor:
+    """The class of every pixel: int64 [B,H,W], `IGNORE` where a pixel does not count."""
+    return batch.classes.gather(1, batch.ids.flatten(1).long()).view_as(batch.ids).long()
+
+
+def instance_targets(batch: Batch, min_pixels: int = 1) -> list[dict[str, Tensor]]:
+    """Per tile what a detection model trains on, made on the batch's device.
+
+    Args:
+        batch: On any device.
+        min_pixels: An aircraft of which a tile shows fewer is ignored: a crop cuts some to slivers.
+
+    Returns:
+        B dicts: `boxes` float32 [N,4] as x1, y1, x2, y2 around whole pixels (x2 and y2 are outside,
+        so an aircraft of one pixel has an area of 1), `labels` int64 [N], `masks` uint8 [N,H,W],
+        and `ignore` bool [H,W], pixels that neither train nor count. N is the number of aircraft
+        left in view, 0 included. Finding N takes two syncs, however many tiles there are.
+    """
+    ids = batch.ids.long()
+    flat = ids.flatten(1)
+    pixels = torch.zeros(batch.classes.shape, dtype=torch.long, device=ids.device)
+    pixels.scatter_add_(1, flat, torch.ones_like(flat))
+    kept = pixels >= min_pixels
+    kept[:, 0] = kept[:, -1] = False
+    ignore = (~kept.gather(1, flat) & (flat > 0)).view_as(ids)
+    tile, number = kept.nonzero().unbind(1)
+    counts = kept.sum(1).tolist()
+    targets = []
+    for one, hidden, found, label in zip(
+        ids, ignore, number.split(counts), batch.classes[tile, number].split(counts), strict=True
+    ):
+        masks = one[None] == found[:, None, None]
+        x1, x2 = _extent(masks.any(1))
+        y1, y2 = _extent(masks.any(2))
+        boxes = torch.stack([x1, y1, x2, y2], 1).float()
+        targets.append(
+            {"boxes": boxes, "labels": label.long(), "masks": masks.byte(), "ignore": hidden}
+        )
+    return targets
+
+
+def _extent(line: Tensor) -> tuple[Tensor, Tensor]:
+    """First true place of each row of bool [N,L], and one past the last."""
+    line = line.byte()
+    return line.argmax(1), line.shape[1] - line.flip(1).argmax(1)
