@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-gpu lint format clean
+.PHONY: install quickstart test test-gpu test-hosts torture benchmark-gpu lint format clean
 
 install: $(VENV)/installed
 
@@ -34,11 +34,36 @@ quickstart: install
 
 # Two processes; the tests of a file stay together, as they share what they made.
 test: install
-	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not gpu and not hosts" -n 2 --dist loadfile
 
 # A signal would not reach a test that hangs inside CUDA or NCCL.
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu --timeout-method=thread
+
+# Goes on where the results end; MINUTES=600 for a night of it.
+MINUTES ?= 60
+torture: install
+	$(BIN)/python tests/torture/run.py --budget $(MINUTES)
+
+# Two hosts out of network namespaces, so as root; some minutes.
+test-hosts: install
+	$(BIN)/python -m pytest -m hosts
+
+# On a rented machine: GPU tests, a first table and its pictures in nine minutes, and all of it as few
+# files in one folder to carry home. What fails is written down there and does not end it.
+OUTPUT ?= runs/benchmark_gpu
+GPU_CSV := benchmarks/results/speed_cuda.csv
+benchmark-gpu: install
+	mkdir -p $(OUTPUT)
+	test -d sample_data/train || $(BIN)/python rareplanes/sample.py -o sample_data -n 24 -j 8
+	test -f sample_data/train/instances_tiled.json || \
+	    $(BIN)/python preprocessing/preprocess.py sample_data -s 512 -n 8 --pack
+	-timeout 230 $(BIN)/python -m pytest -m gpu --timeout-method=thread >$(OUTPUT)/tests.txt 2>&1
+	@tail -n 3 $(OUTPUT)/tests.txt
+	-$(BIN)/python benchmarks/run.py --quick --budget 4.5 --device cuda -o $(GPU_CSV) 2>&1 | tee $(OUTPUT)/run.txt
+	-$(BIN)/python benchmarks/table.py
+	-$(BIN)/python benchmarks/table.py --print >$(OUTPUT)/tables.md
+	-cp $(GPU_CSV) assets/*_benchmark.png assets/scaling.png $(OUTPUT)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import torch
 from common import graphs
 from common.cli import Parser, UserError, fraction, number, positive, whole
 from common.distributed import Process, pick_device
+from common.ends import interval
 from common.speedups import Speedups, has_native_bf16, slowdown_of
 
 
@@ -26,7 +27,28 @@ def train_parser(description: str, **defaults: Any) -> Parser:
     add("-j", "--workers", type=whole, default=workers, help="loader processes per process")
     add("--seed", type=whole, default=0, help="of weights, order and augmentation")
     add("--print-freq", type=positive, default=20, help="steps between log lines")
-    add("--resume", type=Path, metavar="CHECKPOINT", help="continue the run that wrote this file")
+    add(
+        "--resume",
+        type=Path,
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="continue the run that wrote this file; auto, or no name: that of --output-dir",
+    )
+    add(
+        "--save-every",
+        type=interval,
+        default="10m",
+        metavar="STEPS|MINUTES",
+        help="save within epochs: 500 (steps), 10m (minutes), 0 (only after epochs)",
+    )
+    add(
+        "--dist-timeout",
+        type=number(float, 1),
+        default=300,
+        metavar="SECONDS",
+        help="end the run when a process has been silent for so long",
+    )
     add(
         "--test-only",
         nargs="?",
@@ -118,10 +140,11 @@ def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int 
             f"per channel, which has no variance; use -b {min_batch} or --norm group."
         )
     _check_speedups(args, pick_device(args.device))
-    if not args.resume and (args.output_dir / "checkpoint.pth").exists():
+    mine = not args.resume or (args.resume.name != "auto" and args.resume.parent != args.output_dir)
+    if mine and (args.output_dir / "checkpoint.pth").exists():
         raise UserError(
-            f"'{args.output_dir}' holds a run already; continue it with --resume "
-            f"{args.output_dir}/checkpoint.pth or choose another --output-dir."
+            f"'{args.output_dir}' holds a run already; continue it with --resume auto or choose "
+            "another --output-dir."
         )
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -148,23 +171,29 @@ def _check_speedups(args: argparse.Namespace, device: torch.device) -> None:
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:
     """The options as a checkpoint holds them: numbers, strings, truth values and None."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    texts = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in texts.items()}
+
+
+def amp_dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype | None:
+    """What `--amp` and `--amp-dtype` mean on `device`; None without `--amp`."""
+    if not args.amp:
+        return None
+    native = device.type == "cpu" or has_native_bf16(device)
+    name = args.amp_dtype or ("bf16" if native else "fp16")
+    return torch.bfloat16 if name == "bf16" else torch.float16
 
 
 def speedups(args: argparse.Namespace, process: Process) -> Speedups:
     """Resolve the speed-up flags for the device of `process`."""
-    device = process.device
-    dtype = None
-    if args.amp:
-        native = device.type == "cpu" or has_native_bf16(device)
-        name = args.amp_dtype or ("bf16" if native else "fp16")
-        dtype = torch.bfloat16 if name == "bf16" else torch.float16
-        if device.type == "cpu" and not (name == "bf16" and has_native_bf16(device)):
-            process.print(
-                f"this processor has no {name} arithmetic, so --amp will be slow: two steps of a "
-                f"few convolutions took {slowdown_of(dtype, device):.1f} times as long as in "
-                "float32."
-            )
+    device, dtype = process.device, amp_dtype(args, process.device)
+    slow = dtype == torch.float16 or not has_native_bf16(device)
+    if dtype and device.type == "cpu" and slow:
+        process.print(
+            f"this processor has no {str(dtype).removeprefix('torch.')} arithmetic, so --amp will "
+            f"be slow: two steps of a few convolutions took {slowdown_of(dtype, device):.1f} times "
+            "as long as in float32."
+        )
     return Speedups(
         amp_dtype=dtype,
         channels_last=args.channels_last,

@@ -1,10 +1,9 @@
-"""One checkpoint format: plain tensors, dicts, strings and numbers, written whole or not at all."""
+"""A run between two steps: what is saved of it, and how it is brought back to the bit."""
 
-import hashlib
-import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,12 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from common import archive, finite
 from common.cli import UserError
+from common.distributed import Process, gather, wait_for_all
+
+T = TypeVar("T")
+LATEST, PREVIOUS, BEST = "checkpoint.pth", "checkpoint.previous.pth", "model_best.pth"
 
 
 @dataclass
@@ -20,7 +24,11 @@ class Run:
     """What a run is, between two steps: all that a checkpoint saves and `restore` brings back.
 
     `model` is the bare module, so that names carry neither `module.` nor `_orig_mod.`. `args` are
-    plain values and rebuild the model; `model_name` and `classes` say what it is.
+    plain values and rebuild the model; `model_name` and `classes` say what it is. `settings` is
+    what else decides the bits, see `common.resume`. `seen` counts the tiles of the global batches
+    that the open epoch has trained on; the order of an epoch and what happens to a tile are
+    functions of seed and epoch, so that this is the loader's whole state. Nothing in a run draws
+    from Python's or numpy's generators.
     """
 
     model_name: str
@@ -30,40 +38,102 @@ class Run:
     optimizer: Optimizer
     lr_scheduler: LRScheduler
     scaler: GradScaler
+    settings: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
     step: int = 0
+    seen: int = 0
     best: float = -1.0
     scores: dict[str, float] = field(default_factory=dict)
+    tally: finite.Tally = field(default_factory=finite.Tally)
 
-    def save(self, path: Path) -> None:
-        content = {
-            "format": 1,
-            "model_name": self.model_name,
-            "classes": self.classes,
-            "args": self.args,
-            "model": self.model.state_dict(),
-            "optimizer": _numbers(self.optimizer.state_dict()),
-            "lr_scheduler": _numbers(self.lr_scheduler.state_dict()),
-            "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "best": self.best,
-            "scores": self.scores,
-            "rng": torch.get_rng_state(),
-            "software": {"torch": str(torch.__version__)},
-        }
-        content["sha256"] = digest(content)
-        write(content, path)
+    def save(self, paths: Iterable[Path], process: Process) -> None:
+        """Save into all `paths`, from rank 0; every process takes part and waits for the disk.
 
-    def restore(self, content: dict[str, Any]) -> None:
-        """Continue from `content`, which `load` returned."""
+        Raises:
+            UserError: A weight is not finite, or the disk is full; what is on disk is untouched.
+        """
+        finite.mend(self.model, self.tally)
+        finite.check(self.model)
+        mine = _own(self.model, process.device) | {"tally": self.tally.sums.cpu()}
+        ranks = {name: gather(process, value) for name, value in mine.items()}
+        if process.is_main:
+            content = {
+                "format": archive.FORMATS[-1],
+                "model_name": self.model_name,
+                "classes": self.classes,
+                "args": self.args,
+                "settings": self.settings,
+                "model": self.model.state_dict(),
+                "optimizer": _numbers(self.optimizer.state_dict()),
+                "lr_scheduler": _numbers(self.lr_scheduler.state_dict()),
+                "scaler": self.scaler.state_dict(),
+                "epoch": self.epoch,
+                "step": self.step,
+                "seen": self.seen,
+                "best": self.best,
+                "scores": self.scores,
+                "ranks": ranks,
+                "software": {"torch": str(torch.__version__)},
+            }
+            for path in paths:
+                # One model is the best; of the latest two are kept, should one be lost.
+                previous = path.with_name(PREVIOUS) if path.name == LATEST else None
+                archive.write(content, path, previous)
+        # Who went on and ended would have torchrun end rank 0 in the middle of its writing.
+        wait_for_all(process)
+
+    def restore(self, content: dict[str, Any], process: Process) -> None:
+        """Continue from `content`, which `load` returned.
+
+        Raises:
+            UserError: It is not this model's, or was saved by a version that could not resume.
+        """
+        if content["format"] < archive.FORMATS[-1]:
+            raise UserError(
+                "the checkpoint was written before runs could be resumed in the middle of an "
+                "epoch; it can be scored and used for prediction, but not trained on."
+            )
         load_weights(self.model, content)
-        restore_optimizer(self.optimizer, content["optimizer"])
-        self.lr_scheduler.load_state_dict(content["lr_scheduler"])
-        self.scaler.load_state_dict(content["scaler"])
-        self.epoch, self.step = content["epoch"], content["step"]
-        self.best, self.scores = content["best"], content["scores"]
-        torch.set_rng_state(content["rng"])
+        try:
+            restore_optimizer(self.optimizer, content["optimizer"])
+            self.lr_scheduler.load_state_dict(content["lr_scheduler"])
+            if self.scaler.is_enabled() and content["scaler"]:  # switching --amp is allowed
+                self.scaler.load_state_dict(content["scaler"])
+            self.epoch, self.step = int(content["epoch"]), int(content["step"])
+            self.seen, self.best = int(content["seen"]), float(content["best"])
+            self.scores = content["scores"]
+            ranks = content["ranks"]
+            if len(ranks["rng"]) == process.world_size:
+                _set_own(self.model, process, {k: v[process.rank] for k, v in ranks.items()})
+                self.tally.restore(ranks["tally"][process.rank])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the checkpoint does not fit this run: {reason}") from error
+
+
+def _own(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """What only this process knows: its generators, and its BatchNorms' statistics in an epoch."""
+    cuda = device.type == "cuda"
+    return {
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state(device) if cuda else torch.empty(0, dtype=torch.uint8),
+        "buffers": torch.cat([torch.empty(0), *(b.cpu().flatten() for b in _floats(model))]),
+    }
+
+
+def _set_own(model: nn.Module, process: Process, saved: dict[str, Tensor]) -> None:
+    torch.set_rng_state(saved["rng"])
+    if process.device.type == "cuda" and saved["cuda_rng"].numel():
+        torch.cuda.set_rng_state(saved["cuda_rng"], process.device)
+    buffers = _floats(model)
+    for buffer, values in zip(
+        buffers, saved["buffers"].split([b.numel() for b in buffers]), strict=True
+    ):
+        buffer.copy_(values.view(buffer.shape))
+
+
+def _floats(model: nn.Module) -> list[Tensor]:
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -71,6 +141,9 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
     How the optimizer computes (`fused`, `capturable`, the learning rate as a number or as the
     tensor a CUDA graph reads, the memory layout) stays as this run has it.
+
+    Raises:
+        ValueError: It is the state of other parameters.
     """
     how = ("fused", "foreach", "capturable")
     mine = [{k: v for k, v in group.items() if k in how} for group in optimizer.param_groups]
@@ -86,6 +159,8 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         for key, value in values.items():
             if value.shape == parameter.shape:
                 values[key] = torch.empty_like(parameter).copy_(value)
+            elif value.ndim:
+                raise ValueError(f"{key} {list(value.shape)} of a weight {list(parameter.shape)}")
 
 
 def _numbers(value: Any) -> Any:
@@ -97,88 +172,62 @@ def _numbers(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
-def write(content: dict[str, Any], path: Path) -> None:
-    """Write beside `path`, flush to the disk, rename: whatever happens, `path` stays loadable."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except RuntimeError as error:
-        # torch.save says "unexpected pos" when the disk is full, and nothing of the disk.
-        raise UserError(
-            f"'{path}' could not be written ({str(error).splitlines()[0]}): is the disk full? "
-            "The previous checkpoint is untouched."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def load(path: Path, model_name: str | None = None) -> dict[str, Any]:
     """Read a checkpoint onto the CPU and check that it is whole and of the right model.
 
     Raises:
         UserError: Missing, damaged, not one of ours, or of another model than `model_name`.
     """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint '{path}'; a training run writes checkpoint.pth.")
-    try:
-        # Explicit: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in the environment must not undo it.
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # its errors range from EOFError to KeyError(1785425525)
-        raise UserError(
-            f"'{path}' is damaged or no checkpoint of plain tensors ({type(error).__name__})."
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != 1:
-        raise UserError(f"'{path}' was not written by this repository's train.py.")
-    stored = content.pop("sha256", None)
-    if stored != digest(content):
-        raise UserError(
-            f"'{path}' has changed since it was written (its checksum is wrong); take another copy."
-        )
+    content = archive.read(path)
     found = content["model_name"]
     if model_name and found != model_name:
+        # A stranger's name may be anything.
+        known = found in ("unet", "fcn", "DeepLabV3", "mask")
         raise UserError(
-            f"'{path}' holds a {found} model, and this is {model_name}; use `python "
-            f"{found}/inference.py` or `python {found}/train.py` with it."
+            f"{str(path)!r} holds a {found} model, and this is "
+            f"{model_name}; use `python {found}/inference.py` or `python {found}/train.py` with it."
+            if known
+            else f"{str(path)!r} holds a model of {found[:40]!r}, and this is {model_name}."
         )
     return content
 
 
+def rebuild(content: dict[str, Any], from_checkpoint: Callable[[dict[str, Any]], T]) -> T:
+    """The model that `content` describes: a stranger's description may be of none.
+
+    Raises:
+        UserError: There is no such model, or the weights are another's.
+    """
+    try:
+        args = content["args"]
+        if not all(value.isprintable() for value in args.values() if isinstance(value, str)):
+            raise ValueError("an option holds control characters")
+        if ":" in str(args.get("encoder")):
+            raise ValueError("its encoder would be fetched from the network")
+        return from_checkpoint(content)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the checkpoint describes no model of ours: {reason}") from error
+
+
 def load_weights(model: nn.Module, content: dict[str, Any]) -> None:
-    """Copy the weights of a checkpoint into `model`.
+    """Copy the weights of a checkpoint into `model`, once all of them are known to fit.
 
     Raises:
         UserError: They are not this model's.
     """
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the checkpoint's weights do not fit this model: {reason}") from error
+    found, wanted = content["model"], model.state_dict()
+    for name in wanted.keys() | found.keys():
+        here, there = (_form(values.get(name)) for values in (wanted, found))
+        if here != there:
+            raise UserError(
+                f"the checkpoint's weights do not fit this model: {str(name)[:80]!r} is {there} "
+                f"there and {here} here."
+            )
+    model.load_state_dict(found)
 
 
-def digest(content: Any) -> str:
-    """SHA-256 over all keys, numbers and tensor bytes (0.5 s per 400 MB)."""
-    sha = hashlib.sha256()
-
-    def walk(value: Any) -> None:
-        if isinstance(value, Tensor):
-            plain = value.detach().cpu().contiguous()
-            sha.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-            sha.update(plain.flatten().view(torch.uint8).numpy().data)
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                sha.update(f"{key!r}:".encode())
-                walk(item)
-        elif isinstance(value, list | tuple):
-            sha.update(f"[{len(value)}".encode())
-            for item in value:
-                walk(item)
-        else:
-            sha.update(repr(value).encode())
-
-    walk(content)
-    return sha.hexdigest()
+def _form(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return "missing" if value is None else type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

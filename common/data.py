@@ -6,8 +6,9 @@ it there.
 """
 
 import argparse
-import json
 import math
+import multiprocessing
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from common import ends
 from common.cli import UserError
+from common.coco import is_id, read_coco
 from common.distributed import Process
 from common.metrics import IGNORE
 from common.sampling import GlobalBatches, Shard
@@ -63,7 +66,7 @@ class Tiles(Dataset):
                 f"{IGNORE - 1}; preprocess again with another --attribute."
             )
         place = {category: i for i, category in enumerate(sorted(names), start=1)}
-        aircraft = [a for a in coco["annotations"] if not a["iscrowd"]]
+        aircraft = [a for a in coco["annotations"] if not a.get("iscrowd", 0)]
         aircraft.sort(key=lambda a: a["instance"])
         of_image: dict[int, list[int]] = {image["id"]: [] for image in self.images}
         for a in aircraft:
@@ -136,15 +139,30 @@ def _read_index(folder: Path) -> dict:
             f"'{folder}' holds no tiles ('{index.name}' is not there); cut its scenes first with "
             f"{command}."
         )
-    try:
-        coco = json.loads(index.read_text())
-        tiles = len(coco["images"])
-        coco["annotations"], coco["categories"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"'{index}' is not a COCO file; make the tiles again.") from None
-    if not tiles:
+    coco = read_coco(index)
+    _check_tiles(coco, index)
+    if not coco["images"]:
         raise UserError(f"'{index}' lists no tiles; check the scenes and preprocess again.")
     return coco
+
+
+def _check_tiles(coco: dict, index: Path) -> None:
+    """What a tiled set's COCO file has beyond any other: `instance`, and names without folders."""
+    numbers: dict[int, list[int]] = {image["id"]: [] for image in coco["images"]}
+    for a in coco["annotations"]:
+        if not a.get("iscrowd", 0):
+            numbers[a["image_id"]].append(a.get("instance"))
+    for image in coco["images"]:
+        found = numbers[image["id"]]
+        if not all(map(is_id, found)) or sorted(found) != list(range(1, len(found) + 1)):
+            raise UserError(
+                f"{str(index)!r} does not number the aircraft of {image['file_name'][:99]!r} from "
+                f"1 to {len(found)}; make the tiles again."
+            )
+        if "/" in image["file_name"] or "\0" in image["file_name"]:
+            raise UserError(
+                f"{str(index)!r} names a tile outside its folder: {image['file_name'][:99]!r}."
+            )
 
 
 def training_splits(root: Path) -> tuple[Tiles, Tiles | None]:
@@ -203,8 +221,11 @@ def _loader(tiles: Tiles, batches: Sampler, workers: int, device: torch.device) 
         multiprocessing_context="spawn" if workers else None,
         persistent_workers=workers > 0,
         timeout=120 if workers else 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_at_start,
         collate_fn=_as_it_is,
+        # A loader draws a seed whenever it is begun: from the global generator it would change the
+        # dropout of a run that is resumed within an epoch.
+        generator=torch.Generator(),
     )
 
 
@@ -212,18 +233,61 @@ def _as_it_is(batch: Any) -> Batch:
     return batch  # `Tiles.__getitems__` has put the tiles together
 
 
-def _one_thread(_worker: int) -> None:
+def _at_start(_worker: int) -> None:
     cv2.setNumThreads(0)  # torch's own threads are already set to one by the DataLoader
+    for number in ends.SIGNALS:  # a scheduler sends them to all processes; the run answers them
+        signal.signal(number, signal.SIG_IGN)
+
+
+def names(tiles: Any, indices: list[int]) -> str:
+    """The files of some tiles, for a sentence; negative indices are none."""
+    return ", ".join(repr(tiles.images[i]["file_name"]) for i in indices if i >= 0)
+
+
+def lost_worker(error: Exception, where: str = "") -> UserError:
+    """What to say when a loader process died or hung. Torch raises it wherever the loop then is."""
+    for worker in multiprocessing.active_children():
+        worker.kill()  # one that hangs would be waited for at the end
+    what = "hung for two minutes" if "timed out" in str(error) else "died (out of memory?)"
+    near = f" at or soon after the tiles {where}; check them, or" if where else ";"
+    return UserError(
+        f"a loader process {what}{near} lower --workers. The last checkpoint is untouched: "
+        "--resume continues from it."
+    )
+
+
+def _delivered(batches: DataLoader) -> Iterator[Batch]:
+    """The batches of a loader; where its processes fail, one sentence that says over which tiles.
+
+    Raises:
+        UserError: A loader process died or hung, or met a damaged tile.
+    """
+    order = iter(batches.batch_sampler or ())
+    delivered = iter(batches)
+    while True:
+        following = next(order, [])
+        try:
+            batch = next(delivered)
+        except StopIteration:
+            return
+        except UserError as error:  # from a process it comes with that process's traceback
+            sentence = str(error).strip().splitlines()[-1]
+            raise UserError(sentence.removeprefix("common.cli.UserError: ")) from None
+        except (RuntimeError, OSError, EOFError) as error:
+            if not batches.num_workers:
+                raise
+            raise lost_worker(error, names(batches.dataset, following[:4])) from error
+        yield batch
 
 
 def prefetch(batches: DataLoader, device: torch.device) -> Iterator[Batch]:
     """The batches of a loader on `device`, each copied there while the step before it computes."""
     if device.type != "cuda":
-        yield from batches
+        yield from _delivered(batches)
         return
     copies = _copying(device)
     ahead: Batch | None = None
-    for batch in batches:
+    for batch in _delivered(batches):
         with torch.cuda.stream(copies):
             following = batch.to(device)
         if ahead is not None:

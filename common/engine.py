@@ -2,10 +2,11 @@
 
 import argparse
 import json
-import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,15 +17,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, default_collate
 
 from common import args as arguments
-from common import checkpoint, metrics
+from common import checkpoint, ends, files, finite, heartbeat, metrics, resume
 from common.augment import normalise
 from common.cli import UserError
-from common.data import Batch, prefetch, scoring_loader, scoring_split
+from common.data import Batch, lost_worker, names, prefetch, scoring_loader, scoring_split
 from common.distributed import (
     Process,
     all_reduce_sum,
     average_buffers,
     check_equal,
+    gather,
     process_group,
 )
 from common.log import Log, describe, memory
@@ -50,38 +52,78 @@ def fit(
     print_freq: int = 20,
     eval_freq: int = 1,
     select: str = "mIoU",
+    save_every: tuple[str, float] | None = None,
 ) -> None:
     """Train from where `run` stands to `total_steps`, scoring and saving every `eval_freq` epochs.
 
-    Writes `checkpoint.pth` (latest), `model_best.pth` (highest `select`), `log.jsonl` (a line per
-    log line and per score) and `curves.png` into `output_dir`.
+    Writes `checkpoint.pth` (latest; the one before it is kept), `model_best.pth` (highest
+    `select`), `log.jsonl` (a line per log line and per score) and `curves.png` into `output_dir`.
 
     Args:
         prepare: (batch on the device, epoch) → (images, targets) of `step`.
         score: Scores of the bare model; nothing where there is no validation set.
+        save_every: Also save within epochs, see `common.ends.interval`.
 
     Raises:
-        UserError: The processes disagree about data or steps, or the loss is not finite.
+        UserError: The processes disagree about data or steps, or too many losses are not finite.
+        SystemExit: With code 75, after SIGTERM or SIGUSR1; the run was saved.
     """
-    check_equal(process, tiles=len(batches.dataset), steps=total_steps)  # type: ignore[arg-type]
+    check_equal(
+        process,
+        tiles=len(batches.dataset),  # type: ignore[arg-type]
+        steps=total_steps,
+        steps_done=run.step,
+    )
+    if process.is_main:
+        files.sweep(output_dir)
+    latest = output_dir / checkpoint.LATEST
+    run.tally.sums = run.tally.sums.to(process.device)
     log = Log(output_dir / "log.jsonl", process, run.step)
-    while run.step < total_steps:
-        train_one_epoch(run, step, batches, prepare, process, log, total_steps, print_freq)
-        run.epoch += 1
-        if run.epoch % eval_freq and run.step < total_steps:
-            continue
-        average_buffers(run.model)
-        run.scores = score()
-        if run.scores:
-            log.write(step=run.step, epoch=run.epoch, **run.scores)
-            process.print(f"epoch {run.epoch}: {describe(run.scores)}")
-        found = run.scores.get(select, -1.0)
-        better, run.best = found > run.best, max(found, run.best)
-        if process.is_main:
-            run.save(output_dir / "checkpoint.pth")
-            if better:
-                run.save(output_dir / "model_best.pth")
-            curves(log.path, output_dir / "curves.png")
+    with ends.Watch(process, save_every) as watch, loader_deaths():
+        # An epoch that is trained and not scored yet is open too.
+        while run.step < total_steps or run.seen:
+            for _ in train_one_epoch(
+                run, step, batches, prepare, process, log, total_steps, print_freq
+            ):
+                ended, due = watch.agreed(run.step)
+                if ended or due:
+                    run.save([latest], process)
+                    watch.restart()
+                if ended:
+                    name = signal.Signals(ended).name
+                    process.print(f"{name}: saved step {run.step}; --resume continues from it.")
+                    raise SystemExit(ends.REQUEUE)
+            if (run.epoch + 1) % eval_freq and run.step < total_steps:
+                run.epoch, run.seen = run.epoch + 1, 0
+                continue
+            run.save([latest], process)  # scoring takes long, and may be where the run is ended
+            average_buffers(run.model)
+            run.epoch, run.seen = run.epoch + 1, 0
+            run.scores = score()
+            if run.scores:
+                log.write(step=run.step, epoch=run.epoch, **run.scores)
+                process.print(f"epoch {run.epoch}: {describe(run.scores)}")
+            found = run.scores.get(select, -1.0)
+            better = torch.tensor(found > run.best)
+            run.best = max(found, run.best)
+            better = gather(process, better)[0]  # rank 0 alone may know the scores
+            # The best first: the latest knows that it is there.
+            best = [output_dir / checkpoint.BEST] if better else []
+            run.save([*best, latest], process)
+            watch.restart()
+            if process.is_main:
+                curves(log.path, output_dir / "curves.png")
+
+
+@contextmanager
+def loader_deaths() -> Iterator[None]:
+    """Turn what torch's signal handler raises in the middle of anything into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise lost_worker(error) from error
 
 
 def train_one_epoch(
@@ -93,57 +135,98 @@ def train_one_epoch(
     log: Log,
     total_steps: int,
     print_freq: int,
-) -> None:
-    """One pass over the training tiles, or what is left until `total_steps`."""
+) -> Iterator[None]:
+    """What is left of an epoch's pass over the training tiles, or of `total_steps`.
+
+    Yields after each step, when `run` is whole.
+
+    Raises:
+        UserError: Too many losses in a row were not finite.
+    """
     sampler = batches.batch_sampler
     assert isinstance(sampler, GlobalBatches)
-    sampler.set_epoch(run.epoch)
-    run.model.train()
     images_per_step = sampler.batch_size * process.world_size
-    total_loss = torch.zeros((), device=process.device)
-    since, waited = time.perf_counter(), 0.0
+    first = run.seen // images_per_step
+    if first >= len(batches) or run.step >= total_steps:
+        return
+    sampler.set_epoch(run.epoch, first)
+    run.model.train()
+    since, waited, logged = time.perf_counter(), 0.0, first
     # Off a terminal the log lines say it all.
     shown = process.is_main and sys.stderr.isatty()
     bar = progress(total=total_steps, initial=run.step, desc="train", enabled=shown)
     batch: Batch
-    for number, (batch, wait) in enumerate(timed(prefetch(batches, process.device)), start=1):
+    for number, (batch, wait) in enumerate(timed(prefetch(batches, process.device)), first + 1):
         waited += wait
         images, targets = prepare(batch, run.epoch)
-        # Added up on the device and read once per log line: reading it waits for the step.
-        total_loss += step(images, targets)
+        loss = step(images, targets)
         run.step += 1
+        run.seen = number * images_per_step
+        heartbeat.STEP = run.step
+        # Added up on the device and read once per log line: reading it waits for the step.
+        run.tally.add(loss, run.step, batch.tile)
         bar.update()
         last = run.step >= total_steps or number == len(batches)
         if number % print_freq == 0 or last:
             count = (number - 1) % print_freq + 1
-            loss = (all_reduce_sum(total_loss) / (count * process.world_size)).item()
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss} before step {run.step}: lower --lr or check the masks. "
-                    "The last checkpoint is untouched."
-                )
+            mean, lost = account(run, count, batches.dataset, process)
             now = time.perf_counter()
             line = {
                 "step": run.step,
                 "epoch": run.epoch,
                 "lr": float(run.optimizer.param_groups[0]["lr"]),
-                "loss": loss,
-                "images_per_s": images_per_step * count / (now - since),
+                **mean,
+                **lost,
+                "images_per_s": images_per_step * (number - logged) / (now - since),
                 "data_share": waited / (now - since),
             }
             log.write(**line)
             if process.is_main:
                 say(
                     f"Epoch: [{run.epoch}] [{number}/{len(batches)}] "
-                    f"step: {run.step}/{total_steps} lr: {line['lr']:.6f} loss: {loss:.4f} "
+                    f"step: {run.step}/{total_steps} lr: {line['lr']:.6f} "
+                    f"loss: {mean.get('loss', float('nan')):.4f} "
                     f"img/s: {line['images_per_s']:.1f} data: {line['data_share']:.0%}"
                     f"{memory(process.device)}"
                 )
-            total_loss.zero_()
-            since, waited = now, 0.0
+            since, waited, logged = now, 0.0, number
+        yield
         if last:
             break
     bar.close()
+
+
+def account(
+    run: checkpoint.Run, count: int, tiles: Any, process: Process
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Read the tally of the last `count` steps of all processes, and begin a new one.
+
+    Returns:
+        The mean of the finite losses, and how many were none: as the parts of a log line, which
+        are empty where there were no such losses.
+
+    Raises:
+        UserError: On all processes, for too many losses in a row that were not finite.
+    """
+    everyone = torch.stack(gather(process, run.tally.sums))
+    total, lost = float(everyone[:, 0].sum()), int(everyone[:, 1].sum())
+    taken = count * process.world_size - lost
+    if lost:
+        rank = int(everyone[:, 3].argmax())
+        at, shown = int(everyone[rank, 4]), everyone[rank, 5:].long().tolist()
+        where = f"last at step {at} with {names(tiles, shown)}"
+        if run.scaler.is_enabled():
+            where += f", loss scale {run.scaler.get_scale():g}"
+        if everyone[:, 3].max() >= finite.LIMIT:
+            raise UserError(
+                f"the loss was not finite for {int(everyone[:, 3].max())} steps in a row, {where}; "
+                "lower --lr or check these tiles. None of it has reached the weights or a "
+                "checkpoint."
+            )
+        process.print(f"skipped {lost} of {count * process.world_size} losses, not finite: {where}")
+        finite.mend(run.model, run.tally)
+    run.tally.clear()
+    return ({"loss": total / taken} if taken else {}), ({"skipped": lost} if lost else {})
 
 
 @torch.inference_mode()
@@ -187,7 +270,7 @@ def test(
     Writes `<split>_scores.json` and `<split>_sheet.jpg` beside the checkpoint. The sheet shows
     eight tiles with aircraft, spread evenly over the set: a sample, not a choice.
     """
-    if args.resume is None:
+    if args.resume in (None, resume.AUTO):
         raise UserError(
             f"--test-only scores a checkpoint; add --resume {args.output_dir}/model_best.pth."
         )
@@ -196,7 +279,11 @@ def test(
     tiles = scoring_split(args.data_path, split, saved["classes"])
     with process_group(args.device) as process:
         speedups = arguments.speedups(args, process)
-        model = from_checkpoint(saved).to(process.device).to(memory_format=speedups.layout)
+        model = (
+            checkpoint.rebuild(saved, from_checkpoint)
+            .to(process.device)
+            .to(memory_format=speedups.layout)
+        )
         batches = scoring_loader(tiles, args, process)
         process.print(speedups.banner(process))
         result = evaluate(model, predict, batches, tiles.classes, process, speedups)

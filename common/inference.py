@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from common.augment import normalise
 from common.cli import Parser, UserError, number, positive, whole
+from common.files import write_atomic
 from common.overlay import paint, save
 from common.progress import progress
 from common.windows import Probabilities, blend
@@ -66,14 +67,14 @@ def list_images(path: Path, index: int | None) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(f"there is no image or folder '{path}'.")
+        raise UserError(f"there is no image or folder {str(path)!r}.")
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise UserError(f"'{path}' holds no {', '.join(IMAGE_SUFFIXES)} files.")
+        raise UserError(f"{str(path)!r} holds no {', '.join(IMAGE_SUFFIXES)} files.")
     if index is None:
         return found
     if index >= len(found):
-        raise UserError(f"--index {index}: '{path}' holds images 0 to {len(found) - 1}.")
+        raise UserError(f"--index {index}: {str(path)!r} holds images 0 to {len(found) - 1}.")
     return [found[index]]
 
 
@@ -105,10 +106,10 @@ def predict_folder(
             f"use {max(32, args.window // 32 * 32)}."
         )
     images = list_images(args.image_dir, args.index)
-    args.prediction_dir.mkdir(parents=True, exist_ok=True)
+    make_output_folder(args)
+    bad: list[UserError] = []
     report: list[dict[str, Any]] = []
-    for path, name in progress(output_names(images), desc="predict"):
-        image = read_rgb(path)
+    for path, name, image in readable(images, bad):
         pixels = normalise(torch.from_numpy(image).to(device)[None])[0]
         probability = blend(pixels, probabilities, args.window, args.overlap, args.batch_size)
         confidence, mask = (tensor.cpu().numpy() for tensor in probability.max(0))
@@ -135,11 +136,48 @@ def predict_folder(
             }
         )
     target = args.prediction_dir / "predictions.json"
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"classes": classes, "images": report}, indent=1) + "\n")
-    temporary.replace(target)
+    content = json.dumps({"classes": classes, "images": report}, indent=1) + "\n"
+    write_atomic(target, content.encode())
     count = sum(len(entry["regions"]) for entry in report)
     print(f"{count} regions in {len(report)} images; overlays, masks and JSON in {target.parent}")
+    refuse(bad, images)
+
+
+def make_output_folder(args: argparse.Namespace) -> None:
+    """Make `prediction_dir`, which must not be where the images are.
+
+    Raises:
+        UserError: it is: a prediction's mask or overlay could overwrite an image.
+    """
+    source = args.image_dir if args.image_dir.is_dir() else args.image_dir.parent
+    if args.prediction_dir.resolve() == source.resolve():
+        raise UserError(
+            f"{str(args.prediction_dir)!r} holds the images themselves, which predictions could "
+            "overwrite; name another folder for them."
+        )
+    args.prediction_dir.mkdir(parents=True, exist_ok=True)
+
+
+def readable(images: list[Path], bad: list[UserError]) -> Iterator[tuple[Path, str, np.ndarray]]:
+    """Each image with the name of its outputs and its pixels; what cannot be read goes to `bad`."""
+    for path, name in progress(output_names(images), desc="predict"):
+        try:
+            image = read_rgb(path)
+        except UserError as error:
+            bad.append(error)
+            continue
+        yield path, name, image
+
+
+def refuse(bad: list[UserError], images: list[Path]) -> None:
+    """Raise what could not be read, now that all else is written."""
+    if len(images) == 1 and bad:
+        raise bad[0]
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(images)} images could not be read and are not among the "
+            f"predictions: {' '.join(map(str, bad[:3]))}{' …' if len(bad) > 3 else ''}"
+        )
 
 
 def regions(mask: np.ndarray, confidence: np.ndarray, min_area: int) -> list[Region]:
@@ -170,9 +208,9 @@ def regions(mask: np.ndarray, confidence: np.ndarray, min_area: int) -> list[Reg
 
 
 def output_names(images: list[Path]) -> list[tuple[Path, str]]:
-    """`a.png` and `a.jpg` in one folder must not overwrite each other's prediction."""
-    stems = [path.stem for path in images]
-    return [
-        (path, path.stem if stems.count(path.stem) == 1 else path.name.replace(".", "_"))
-        for path in images
-    ]
+    """`a.png` and `a.jpg` in one folder must not overwrite each other's prediction.
+
+    Where any two share a stem, all outputs are called by the whole name, of which there is one.
+    """
+    distinct = len({path.stem for path in images}) == len(images)
+    return [(path, path.stem if distinct else path.name) for path in images]

@@ -1,13 +1,14 @@
 """Pictures: masks onto images, sheets of image, truth and prediction, curves of a run."""
 
 import json
-import os
 from pathlib import Path
 
 import cv2
 import matplotlib
 import numpy as np
 from PIL import Image
+
+from common.files import whole_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -127,10 +128,9 @@ def curves(log: Path, path: Path) -> None:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#dddddd", linewidth=0.6)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png")
+    with whole_file(path) as file:
+        figure.savefig(file, format="png")
     plt.close(figure)
-    temporary.replace(path)
 
 
 def save(pixels: np.ndarray, path: Path) -> None:
@@ -143,12 +143,8 @@ def save(pixels: np.ndarray, path: Path) -> None:
     picture = Image.fromarray(pixels)
     if pixels.ndim == 2:
         picture.putpalette([channel for i in range(256) for channel in colour(i)])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as file:
         if path.suffix == ".jpg":
-            picture.save(temporary, format="JPEG", quality=90)
+            picture.save(file, format="JPEG", quality=90)
         else:
-            picture.save(temporary, format="PNG", compress_level=4)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            picture.save(file, format="PNG", compress_level=4)

@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -150,7 +150,8 @@ def make_step(
     `images` are float32 [B·grad_accum,3,H,W], `targets` what the objective takes, as many; they go
     through in `grad_accum` equal parts and the optimizer steps once. The loss is a detached scalar
     on the device, good until the next step: reading it is a sync, and the caller's choice. Nothing
-    in here waits for the device.
+    in here waits for the device. A step whose loss or gradients are not finite changes no weight,
+    and its loss is not finite; the optimizer must be a fused one, which can skip a step.
 
     Args:
         objective: What `place` returned.
@@ -172,14 +173,29 @@ def make_step(
             with _reduced_after(i == parts - 1, objective):
                 with speedups.autocast(device):
                     loss = objective(*part) / parts
-                scaler.scale(loss).backward()
+                # 0 · inf and 0 · nan are nan: a lost loss makes the gradients of all processes
+                # nan, and only that; the factor of a finite loss is 1.
+                scaler.scale(loss * (1 + 0 * loss.detach())).backward()
             losses.append(loss.detach())
+        total = torch.stack(losses).sum()
+        norm = None
         if clip_grad_norm is not None:
             scaler.unscale_(optimizer)
-            clip_grad_norm_(parameters, clip_grad_norm)
-        scaler.step(optimizer)  # no sync: fused optimizers skip a step of infinities on the device
-        scaler.update()
-        return torch.stack(losses).sum()
+            norm = clip_grad_norm_(parameters, clip_grad_norm)
+        if scaler.is_enabled():
+            # No sync: fused optimizers skip a step of infinities on the device.
+            scaler.step(optimizer)
+            scaler.update()
+            # Halved for every lost step, it would reach 0, and 0 · inf would reach the weights.
+            scaler._scale.clamp_(min=1.0)  # type: ignore[union-attr]
+            return total
+        # What the scaler does in fp16, for the other types: one more reading of the gradients.
+        if norm is None:
+            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        lost = ~norm.isfinite()
+        optimizer.found_inf = lost.float()  # type: ignore[attr-defined]
+        optimizer.step()
+        return torch.where(lost, torch.nan, total)
 
     if speedups.cuda_graphs:
         _make_capturable(optimizer, device)

@@ -42,7 +42,7 @@ class Pngs:
             image, mask = tile_paths(self.folder, name)
             if image.name not in found or mask.name not in masks:
                 raise UserError(
-                    f"'{image if image.name not in found else mask}' is listed in "
+                    f"{str(image if image.name not in found else mask)!r} is listed in "
                     "instances_tiled.json and is not there; make the tiles again with "
                     "preprocess.py."
                 )
@@ -105,8 +105,8 @@ class Packed:
 
     def _error(self, name: str, what: str) -> UserError:
         return UserError(
-            f"'{self.folder / name}' {what}; preprocess again with --pack, or delete {INDEX} to "
-            "read the PNGs."
+            f"{str(self.folder / name)!r} {what}; preprocess again with --pack, or delete {INDEX} "
+            "to read the PNGs."
         )
 
 
@@ -144,11 +144,11 @@ def read_tile(folder: Path, name: str, aircraft: int, image: np.ndarray, ids: np
     image[...] = read_rgb(image_path, size)
     mask = read_image(mask_path, cv2.IMREAD_UNCHANGED, size)
     if mask.ndim != 2:
-        raise UserError(f"'{mask_path}' has {mask.shape[2]} channels instead of one.")
+        raise UserError(f"{str(mask_path)!r} has {mask.shape[2]} channels instead of one.")
     # Adding one wraps the ignore value to 0, so that one pass finds the highest id.
     if int((mask + mask.dtype.type(1)).max()) > aircraft + 1:
         raise UserError(
-            f"'{mask_path}' holds values above its {aircraft} aircraft; "
+            f"{str(mask_path)!r} holds values above its {aircraft} aircraft; "
             "make the tiles again with preprocess.py."
         )
     ids[...] = mask

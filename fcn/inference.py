@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     args = inference_parser("Predict images of any size with a trained FCN.").parse(argv)
     device = pick_device(args.device)
     saved = checkpoint.load(args.model, "fcn")
-    model = from_checkpoint(saved).to(device).eval()
+    model = checkpoint.rebuild(saved, from_checkpoint).to(device).eval()
     predict_folder(partial(probabilities, model), saved["classes"], args, device)
 
 

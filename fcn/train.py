@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from common import args as arguments
-from common import checkpoint, data, engine
+from common import checkpoint, data, engine, resume
 from common.cli import fraction
 from common.cli import run as run_main
-from common.distributed import process_group
+from common.distributed import locked, process_group
 from common.semantic import training_views
 from common.speedups import make_step, place
 from fcn.model import BACKBONES, STRIDE, build_model, from_checkpoint, loss_fn, predict
@@ -34,9 +34,12 @@ def main(argv: list[str] | None = None) -> None:
         return engine.test(args, "fcn", from_checkpoint, predict)
     train_tiles, val_tiles = data.training_splits(args.data_path)
     arguments.check(args, STRIDE, train_tiles.size)
-    saved = checkpoint.load(args.resume, "fcn") if args.resume else None
+    saved = resume.find(args, "fcn")
 
-    with process_group(args.device, args.cuda_graphs) as process:
+    with (
+        process_group(args.device, args.cuda_graphs, args.dist_timeout) as process,
+        locked(args.output_dir, process),
+    ):
         speedups = arguments.speedups(args, process)
         batches = data.training_loader(train_tiles, args, process)
         val_batches = data.scoring_loader(val_tiles, args, process) if val_tiles else None
@@ -61,10 +64,16 @@ def main(argv: list[str] | None = None) -> None:
             objective, optimizer, schedule, scaler, speedups, process.device, args.clip_grad_norm
         )
         run = checkpoint.Run(
-            "fcn", train_tiles.classes, arguments.plain(args), model, optimizer, schedule, scaler
+            "fcn",
+            train_tiles.classes,
+            arguments.plain(args),
+            model,
+            optimizer,
+            schedule,
+            scaler,
+            resume.settings(args, process, train_tiles),
         )
-        if saved:
-            run.restore(saved)
+        resume.restore(run, saved, process)
         process.print(speedups.banner(process, args.batch_size))
         engine.fit(
             run,
@@ -77,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
             total_steps,
             args.print_freq,
             args.eval_freq,
+            save_every=args.save_every,
         )
 
 

@@ -21,9 +21,11 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from common.cli import Parser, UserError, run
+from common.coco import is_id, read_coco, read_json, short
 from common.data import Tiles
 from common.distributed import Process
-from preprocessing.files import write_atomic
+from common.files import write_atomic
+from preprocessing.outlines import run_lengths
 
 DEFINITION = (
     "AP = precision averaged over recalls 0, 0.01 … 1, IoUs 0.5, 0.55 … 0.95 and the classes that "
@@ -114,7 +116,7 @@ def score(results: list[Result], data: Tiles) -> dict[str, float]:
     Returns:
         As `evaluate`.
     """
-    return evaluate(results, _read_truth(data.folder / "instances_tiled.json"))
+    return evaluate(results, read_coco(data.folder / "instances_tiled.json"))
 
 
 def evaluate(results: list[Result], coco: dict[str, Any]) -> dict[str, float]:
@@ -190,29 +192,32 @@ def write(results: list[Result], path: Path) -> None:
 @lru_cache(maxsize=8)
 def _category_ids(path: Path) -> dict[int, int]:
     """The file's id of each class 1…C, kept as every batch asks for them."""
-    ids = sorted(category["id"] for category in _read_truth(path)["categories"])
+    ids = sorted(category["id"] for category in read_coco(path)["categories"])
     return dict(enumerate(ids, start=1))
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"there is no file '{path}'; check the path.") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"'{path}' is not JSON, or is cut short; write it again.") from None
-
-
 def _read_truth(path: Path) -> dict[str, Any]:
-    coco = _read(path)
-    if not isinstance(coco, dict) or not {"images", "annotations", "categories"} <= coco.keys():
-        raise UserError(f"'{path}' is not a COCO file; name an instances_tiled.json.")
+    """A COCO file of any origin with all that the evaluation reads."""
+    coco = read_coco(path)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
+    for number, a in enumerate(coco["annotations"], start=1):
+        try:
+            plain = all(map(math.isfinite, (a["area"], *a["bbox"])))
+            fine = plain and len(a["bbox"]) == 4 and is_id(a["id"]) and "iscrowd" in a
+        except (KeyError, TypeError, OverflowError):
+            fine = False
+        if not fine:
+            raise UserError(
+                f"{str(path)!r}: annotation {number} lacks or garbles id, area, bbox or iscrowd; "
+                "name an instances_tiled.json."
+            )
+        run_lengths(a, sizes[a["image_id"]])  # its answer is an error or none
     return coco
 
 
 def _read_results(path: Path, coco: dict[str, Any]) -> list[Result]:
     """A results file of any origin; what COCO would pass over in silence is refused."""
-    found = _read(path)
+    found = read_json(path)
     if not isinstance(found, list):
         raise UserError(f"'{path}' holds no list of COCO results; name a predictions file.")
     sizes = {image["id"]: [image["height"], image["width"]] for image in coco["images"]}
@@ -220,7 +225,7 @@ def _read_results(path: Path, coco: dict[str, Any]) -> list[Result]:
     for number, result in enumerate(found, start=1):
         try:
             wrong = _what_is_wrong(result, sizes, categories)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             wrong = "lacks or garbles image_id, category_id, score, bbox or segmentation"
         if not wrong and SHAPES & result.keys() != SHAPES & found[0].keys():
             wrong = "has not the same of bbox and segmentation as the first"
@@ -233,19 +238,29 @@ def _read_results(path: Path, coco: dict[str, Any]) -> list[Result]:
 
 def _what_is_wrong(result: Result, sizes: dict[int, list[int]], categories: set[int]) -> str | None:
     image, category = result["image_id"], result["category_id"]
-    if image not in sizes:
-        return f"has the image id {image!r}, which is not in the set"
-    if category not in categories:
-        return f"has the category id {category!r}, which is not in the set"
+    if not is_id(image) or image not in sizes:
+        return f"has the image id {short(image)}, which is not in the set"
+    if not is_id(category) or category not in categories:
+        return f"has the category id {short(category)}, which is not in the set"
     if not SHAPES & result.keys():
         return "has neither bbox nor segmentation"
     x, y, w, h = result.get("bbox", [0, 0, 0, 0])
     if not all(map(math.isfinite, (result["score"], x, y, w, h))):
         return "has a score or a bbox that is not finite"
-    runs = result.get("segmentation", {"size": sizes[image], "counts": ""})
-    if runs["size"] != sizes[image] or not isinstance(runs["counts"], str):
+    if "segmentation" in result and not _is_mask(result["segmentation"], sizes[image]):
         return "has a mask that is not compressed run lengths of its tile's size"
     return None
+
+
+def _is_mask(runs: Any, size: list[int]) -> bool:
+    """Whether run lengths fill their image: the C code would read and write beyond its memory."""
+    if not isinstance(runs["counts"], str):
+        return False
+    try:
+        run_lengths({"segmentation": runs}, (size[1], size[0]))
+    except UserError:
+        return False
+    return True
 
 
 def main(argv: list[str] | None = None) -> None:

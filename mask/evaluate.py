@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from common import args as arguments
-from common import checkpoint
+from common import checkpoint, resume
 from common.augment import normalise
 from common.cli import UserError
 from common.data import Tiles, prefetch, scoring_loader, scoring_split
@@ -68,7 +68,7 @@ def test(args: argparse.Namespace) -> None:
     Writes `<split>_scores.json`, `<split>_predictions.json` and `<split>_sheet.jpg` beside the
     checkpoint. The sheet shows eight tiles with aircraft, spread evenly over the set.
     """
-    if args.resume is None:
+    if args.resume in (None, resume.AUTO):
         raise UserError(
             f"--test-only scores a checkpoint; add --resume {args.output_dir}/model_best.pth."
         )
@@ -77,7 +77,11 @@ def test(args: argparse.Namespace) -> None:
     tiles = scoring_split(args.data_path, split, saved["classes"])
     with process_group(args.device) as process:
         speedups = arguments.speedups(args, process)
-        model = from_checkpoint(saved).to(process.device).to(memory_format=speedups.layout)
+        model = (
+            checkpoint.rebuild(saved, from_checkpoint)
+            .to(process.device)
+            .to(memory_format=speedups.layout)
+        )
         process.print(speedups.banner(process))
         batches = scoring_loader(tiles, args, process)
         result = evaluate(model, batches, process, speedups, folder)

@@ -5,7 +5,6 @@ python mask/inference.py runs/mask/model_best.pth photo.jpg predictions --score-
 """
 
 import json
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,12 +21,17 @@ from common.augment import normalise
 from common.cli import UserError, fraction
 from common.cli import run as run_main
 from common.distributed import pick_device
-from common.inference import inference_parser, list_images, output_names
+from common.files import write_atomic
+from common.inference import (
+    inference_parser,
+    list_images,
+    make_output_folder,
+    readable,
+    refuse,
+)
 from common.overlay import outline, save
-from common.progress import progress
 from mask.model import STRIDE, from_checkpoint, predict
 from mask.scenes import Instance, detect
-from rareplanes.images import read_rgb
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,13 +46,13 @@ def main(argv: list[str] | None = None) -> None:
     device = pick_device(args.device)
     saved = checkpoint.load(args.model, "mask")
     classes = saved["classes"]
-    model = from_checkpoint(saved).to(device).eval()
+    model = checkpoint.rebuild(saved, from_checkpoint).to(device).eval()
     paths = list_images(args.image_dir, args.index)
-    args.prediction_dir.mkdir(parents=True, exist_ok=True)
+    make_output_folder(args)
+    bad: list[UserError] = []
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (path, name) in enumerate(progress(output_names(paths), desc="predict"), start=1):
-        image = read_rgb(path)
+    for number, (path, name, image) in enumerate(readable(paths, bad), start=1):
         pixels = normalise(torch.from_numpy(image).to(device)[None])[0]
         found = detect(
             pixels,
@@ -80,13 +84,12 @@ def main(argv: list[str] | None = None) -> None:
     categories = [{"id": i, "name": name} for i, name in enumerate(classes[1:], start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     target = args.prediction_dir / "predictions.json"
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content) + "\n")
-    temporary.replace(target)
+    write_atomic(target, (json.dumps(content) + "\n").encode())
     print(
         f"{len(annotations)} aircraft in {len(images)} images; overlays and predictions.json in "
         f"{args.prediction_dir}"
     )
+    refuse(bad, paths)
 
 
 def annotate(one: Instance, height: int, width: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ tiles are one batch of one size, normalised already. What is different here:
 - boxes that lie on ignored ground are neither positive nor negative;
 - which boxes are trained on is a hash of the tile's key, like all chance in `common/augment.py`:
   it does not depend on who trains the tile, and no generator's state has to be saved;
+- masks return to the image where they were seen, to a part of a pixel;
 - constants are made once, which with the rest removes most of what waits for the device
   (`benchmarks/syncs.py`).
 """
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torchvision.models import resnet
 from torchvision.models.detection import backbone_utils
 from torchvision.models.detection.faster_rcnn import (
     FastRCNNConvFCHead,
@@ -27,7 +29,6 @@ from torchvision.models.detection.faster_rcnn import (
 )
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.rpn import (
     RPNHead,
 )
@@ -37,7 +38,7 @@ from common.backbones import imagenet_weights, load_backbone, normalised_by
 from common.checkpoint import load_weights
 from common.distributed import all_reduce_sum
 from common.speedups import Speedups
-from mask.parts import Anchors, Coder, Dense, Heads, Proposals, Sampler
+from mask.parts import Anchors, Coder, Dense, Heads, Proposals, Sampler, paste
 from mask.views import Targets
 
 STRIDE = 32  # sides of a training crop must be multiples of it
@@ -68,8 +69,7 @@ class TileMaskRCNN(nn.Module):
         if self.training:
             return self._shared(losses | more)
         for one in detections:
-            masks = paste_masks_in_image(one["masks"].float(), one["boxes"], size)
-            one["masks"] = masks[:, 0] > 0.5
+            one["masks"] = paste(one["masks"][:, 0], one["boxes"], size)
         return detections
 
     def _shared(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -104,8 +104,10 @@ def build_model(
     """A Mask R-CNN on a feature pyramid with strides of 4 to 64.
 
     Args:
-        backbone: One of `BACKBONES`; `resnet50_v2` has the deeper, normalised heads of Li et al.
-            2021 ("Benchmarking detection transfer learning with vision transformers").
+        backbone: One of `BACKBONES`. `resnet50_v2` has the deeper heads of Li et al. 2021
+            ("Benchmarking detection transfer learning with vision transformers"); its pyramid and
+            mask head, and `resnet18`'s, are normalised, without which random weights learn slowly
+            (He et al. 2019, "Rethinking ImageNet pre-training").
         num_classes: The ground included.
         weights_backbone: `imagenet` (downloaded once), `none` (random), or a file, see
             `common.backbones.load_backbone`.
@@ -116,11 +118,11 @@ def build_model(
         UserError: No network for the weights, or a file that does not fit.
     """
     v2 = backbone == "resnet50_v2"
+    norm_layer = nn.BatchNorm2d if v2 or backbone == "resnet18" else None
     pretrained = "IMAGENET1K_V1" if weights_backbone == "imagenet" else None
     with imagenet_weights(weights_backbone, backbone):
-        pyramid = _pyramid(backbone.removesuffix("_v2"), pretrained)
+        pyramid = _pyramid(backbone.removesuffix("_v2"), pretrained, norm_layer)
     load_backbone(pyramid.body, weights_backbone, "dense.backbone.body")
-    norm_layer = nn.BatchNorm2d if v2 else None
     boxes: nn.Module = TwoMLPHead(CHANNELS * 7**2, 1024)
     if v2:
         boxes = FastRCNNConvFCHead((CHANNELS, 7, 7), [256] * 4, [1024], norm_layer=norm_layer)
@@ -161,20 +163,21 @@ def build_model(
     return model
 
 
-def _pyramid(backbone: str, weights: str | None) -> Any:
-    """The backbone with its FPN; every layer trains."""
-    if backbone != "mobilenet_v3_large":
-        return backbone_utils.resnet_fpn_backbone(
-            backbone_name=backbone, weights=weights, norm_layer=nn.BatchNorm2d, trainable_layers=5
+def _pyramid(backbone: str, weights: str | None, norm_layer: type[nn.Module] | None) -> Any:
+    """The backbone with its FPN, which `norm_layer` normalises; every layer trains."""
+    if backbone == "mobilenet_v3_large":
+        return backbone_utils.mobilenet_backbone(
+            backbone_name=backbone,
+            weights=weights,
+            fpn=True,
+            norm_layer=nn.BatchNorm2d,
+            trainable_layers=6,
+            returned_layers=[1, 2, 3, 5],  # the stages with strides 4, 8, 16, 32
         )
-    return backbone_utils.mobilenet_backbone(
-        backbone_name=backbone,
-        weights=weights,
-        fpn=True,
-        norm_layer=nn.BatchNorm2d,
-        trainable_layers=6,
-        returned_layers=[1, 2, 3, 5],  # the stages with strides 4, 8, 16, 32
-    )
+    body = getattr(resnet, backbone)(weights=weights, norm_layer=nn.BatchNorm2d)
+    layers = {f"layer{k}": str(k - 1) for k in (1, 2, 3, 4)}
+    widths = [body.inplanes // 8 * 2**k for k in range(4)]
+    return backbone_utils.BackboneWithFPN(body, layers, widths, CHANNELS, norm_layer=norm_layer)
 
 
 def from_checkpoint(content: dict[str, Any]) -> TileMaskRCNN:

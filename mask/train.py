@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from common import args as arguments
-from common import checkpoint, data, engine
+from common import checkpoint, data, engine, resume
 from common.cli import positive
 from common.cli import run as run_main
-from common.distributed import process_group
+from common.distributed import locked, process_group
 from common.speedups import make_step, place
 from mask.evaluate import evaluate, test
 from mask.model import BACKBONES, STRIDE, build_model, loss_fn, speed_up
@@ -38,9 +38,12 @@ def main(argv: list[str] | None = None) -> None:
         return test(args)
     train_tiles, val_tiles = data.training_splits(args.data_path)
     arguments.check(args, STRIDE, train_tiles.size)
-    saved = checkpoint.load(args.resume, "mask") if args.resume else None
+    saved = resume.find(args, "mask")
 
-    with process_group(args.device, args.cuda_graphs) as process:
+    with (
+        process_group(args.device, args.cuda_graphs, args.dist_timeout) as process,
+        locked(args.output_dir, process),
+    ):
         speedups = arguments.speedups(args, process)
         batches = data.training_loader(train_tiles, args, process)
         val_batches = data.scoring_loader(val_tiles, args, process) if val_tiles else None
@@ -68,10 +71,16 @@ def main(argv: list[str] | None = None) -> None:
             objective, optimizer, schedule, scaler, eager, process.device, args.clip_grad_norm
         )
         run = checkpoint.Run(
-            "mask", train_tiles.classes, arguments.plain(args), model, optimizer, schedule, scaler
+            "mask",
+            train_tiles.classes,
+            arguments.plain(args),
+            model,
+            optimizer,
+            schedule,
+            scaler,
+            resume.settings(args, process, train_tiles),
         )
-        if saved:
-            run.restore(saved)
+        resume.restore(run, saved, process)
         process.print(speedups.banner(process, args.batch_size))
         process.print(
             f"learning rate {lr:g} = {args.lr:g} x global batch {global_batch} / {PER_LR}"
@@ -88,7 +97,8 @@ def main(argv: list[str] | None = None) -> None:
             total_steps,
             args.print_freq,
             args.eval_freq,
-            select="mask_AP",
+            "mask_AP",
+            args.save_every,
         )
 
 

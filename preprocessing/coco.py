@@ -7,7 +7,6 @@ The split file names the images of each split: `{"train": ["a.jpg", ...], "val":
 one everything becomes `train/`. Where objects overlap, the smaller one is on top.
 """
 
-import json
 import re
 import sys
 from collections import defaultdict
@@ -22,11 +21,15 @@ import numpy as np
 from pycocotools import mask as rle
 
 from common.cli import Parser, UserError, run
+from common.coco import read_coco, read_json
 from preprocessing.options import add_tiling_options, settings_from
 from preprocessing.outlines import run_lengths
 from preprocessing.splits import tile_splits
 from preprocessing.tiles import Labels, Thing
 from rareplanes.images import image_size, read_image
+
+MAX_OBJECTS = (1 << 16) - 2
+MAX_STEM = 200  # bytes: with `_tile_999_mask.png` and a temporary's ending it still is a file name
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,28 +100,24 @@ def read_dataset(path: Path, folder: Path) -> tuple[dict[str, CocoImage], list[s
     Raises:
         UserError: no such file, not a COCO instance file, or an entry that contradicts another.
     """
-    data = _read_json(path)
-    try:
-        categories = [(int(c["id"]), str(c["name"])) for c in data["categories"]]
-        number = {id_: (i, name) for i, (id_, name) in enumerate(categories, start=1)}
-        outlined: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for item in data["annotations"]:
-            if item["category_id"] not in number:
-                raise UserError(f"{str(path)!r}: annotation {item.get('id')!r} has no category.")
-            outlined[item["image_id"]].append(item)
-        images: dict[str, CocoImage] = {}
-        for entry in data["images"]:
-            name, size = entry["file_name"], (int(entry["width"]), int(entry["height"]))
-            found = outlined.pop(entry["id"], [])
-            if name in images:
-                raise UserError(f"{str(path)!r} lists the image {name!r} twice.")
-            images[name] = CocoImage(folder / name, _stem(name, path), size, found, number)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{str(path)!r} is not a COCO instance file: an entry lacks or garbles {error!s}."
-        ) from None
-    if outlined:
-        raise UserError(f"{str(path)!r} annotates image id {next(iter(outlined))!r}, not listed.")
+    data = read_coco(path)
+    categories = [(category["id"], category["name"]) for category in data["categories"]]
+    number = {id_: (i, name) for i, (id_, name) in enumerate(categories, start=1)}
+    outlined: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for item in data["annotations"]:
+        outlined[item["image_id"]].append(item)
+    images: dict[str, CocoImage] = {}
+    for entry in data["images"]:
+        name, found = entry["file_name"], outlined[entry["id"]]
+        if name in images:
+            raise UserError(f"{str(path)!r} lists the image {name!r} twice.")
+        if len(found) > MAX_OBJECTS:
+            raise UserError(
+                f"{str(path)!r} outlines {len(found)} objects in {name!r}; up to {MAX_OBJECTS} "
+                "can be told apart."
+            )
+        size = (entry["width"], entry["height"])
+        images[name] = CocoImage(folder / name, _stem(name, path), size, found, number)
     if not images:
         raise UserError(f"{str(path)!r} lists no image.")
     stems = {image.stem.casefold() for image in images.values()}
@@ -133,9 +132,12 @@ def read_split(path: Path, images: dict[str, CocoImage]) -> dict[str, list[CocoI
     Raises:
         UserError: a name is unknown or in two splits, or there is no split.
     """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{str(path)!r} is not a JSON object.")
     split = {
         key: names
-        for key, names in _read_json(path).items()
+        for key, names in content.items()
         if isinstance(names, list) and names and all(isinstance(name, str) for name in names)
     }
     if not split:
@@ -147,8 +149,9 @@ def read_split(path: Path, images: dict[str, CocoImage]) -> dict[str, list[CocoI
         for name in names:
             if name not in images:
                 raise UserError(f"{str(path)!r}: {name!r} of {key!r} is not in the annotations.")
-            if owner.setdefault(name, key) != key or names.count(name) > 1:
+            if name in owner:
                 raise UserError(f"{str(path)!r} names {name!r} twice, for {owner[name]!r} too.")
+            owner[name] = key
     if left := len(images) - len(owner):
         print(f"{left} images are in no split and are left out")
     return {key: [images[name] for name in names] for key, names in split.items()}
@@ -164,24 +167,18 @@ def refuse_leftovers(output: Path, splits: set[str]) -> None:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"There is no file {str(path)!r}.") from None
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        raise UserError(f"{str(path)!r} is not a JSON object.")
-    return data
-
-
 def _stem(name: str, path: Path) -> str:
     """The name of an image without suffix, its folders joined by `_`; never leads elsewhere."""
-    parts = PurePosixPath(name).with_suffix("").parts
-    if not name.isprintable() or "\\" in name or name.startswith("/") or ".." in parts:
-        raise UserError(f"{str(path)!r} names an image outside the folder of images: {name!r}.")
-    return "_".join(parts)
+    parts = PurePosixPath(name).parts
+    leads_out = name.startswith("/") or "\\" in name or ".." in parts
+    if not parts or leads_out or not name.isprintable():
+        raise UserError(
+            f"{str(path)!r} names an image outside the folder of images: {name[:99]!r}."
+        )
+    stem = "_".join(PurePosixPath(*parts).with_suffix("").parts)
+    if len(stem.encode()) > MAX_STEM:
+        raise UserError(f"{str(path)!r} has an image name of over {MAX_STEM} bytes: {name[:99]!r}.")
+    return stem
 
 
 def _parser() -> Parser:

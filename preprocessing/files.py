@@ -7,7 +7,6 @@ interrupted run has finished and leave it alone.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 
 from common.cli import UserError
+from common.files import write_atomic
 from preprocessing.tiles import Settings, Source, cut, is_positive
 
 
@@ -81,17 +81,6 @@ def write_images(source: Source, stage: Path, settings: Settings, wanted: list[i
         if right or bottom:
             part = np.pad(part, ((0, bottom), (0, right), (0, 0)))
         write_atomic(image_path(stage, source.stem, n), _encode(part, settings.png_level))
-
-
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that is either complete or absent, whatever stops us."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk names no file
 
 
 def _encode(pixels: np.ndarray, level: int) -> memoryview:

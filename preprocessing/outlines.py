@@ -6,7 +6,8 @@ from pycocotools import mask as rle
 
 from common.cli import UserError
 
-_FAR = 1 << 17  # a polygon costs time in proportion to its length; no image is this wide
+_FAR = 1 << 17  # pixels; no image is this wide
+_LONGEST = 1 << 20  # pixels; a polygon costs 25 bytes and more a pixel of its length
 
 
 def run_lengths(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
@@ -26,12 +27,18 @@ def run_lengths(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, 
             counts = _decompress(counts)
         if outline.get("size") == [height, width] and _covers(counts, width * height):
             return rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    elif isinstance(outline, list) and outline and all(map(_is_polygon, outline)):
+    elif (
+        isinstance(outline, list)
+        and outline
+        and all(map(_is_polygon, outline))
+        and sum(map(_length, outline)) < _LONGEST
+    ):
         polygons = [rle.frPyObjects([polygon], height, width)[0] for polygon in outline]
         return rle.merge(polygons)
     raise UserError(
         f"Annotation {annotation.get('id')!r} has no outline that can be read: 'segmentation' is "
-        f"neither polygons of three or more points nor run lengths of {width}x{height} pixels."
+        f"neither polygons of three or more points (and less than {_LONGEST:,} pixels long) nor "
+        f"run lengths of {width}x{height} pixels."
     )
 
 
@@ -40,7 +47,16 @@ def _is_polygon(points: Any) -> bool:
         isinstance(points, list)
         and len(points) >= 6
         and len(points) % 2 == 0
-        and all(isinstance(v, int | float) and abs(v) < _FAR for v in points)
+        and all(isinstance(v, int | float) and -_FAR < v < _FAR for v in points)
+    )
+
+
+def _length(points: list[float]) -> float:
+    """Of a polygon's sides, each by its longer part along x or y."""
+    corners = list(zip(points[::2], points[1::2], strict=True))
+    return sum(
+        max(abs(x2 - x1), abs(y2 - y1))
+        for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True)
     )
 
 
@@ -53,11 +69,16 @@ def _covers(counts: Any, pixels: int) -> bool:
 
 
 def _decompress(text: str) -> list[int]:
-    """Run lengths from COCO's string: groups of 5 bits, each from the third on a difference."""
+    """Run lengths from COCO's string: groups of 5 bits, each from the third on a difference.
+
+    Empty where a number is beyond 35 bits, so that it covers no image.
+    """
     counts: list[int] = []
     value = shift = 0
     for character in text:
         bits = ord(character) - 48
+        if shift > 30:  # no image has as many pixels
+            return []
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from common.cli import UserError
+from common.files import write_atomic
 from common.progress import progress
 from common.storage import INDEX, PACKED, mask_dtype, pack_index, read_tile
-from preprocessing.files import write_atomic
 from preprocessing.pool import Workers
 
 CHUNK = 16

@@ -16,6 +16,9 @@ from common.cli import UserError
 
 T = TypeVar("T")
 
+PATIENCE_S = 600.0
+"""How long no task at all may end: a scene takes seconds, a lost network disk for ever."""
+
 
 class Workers:
     """Processes that call functions; one that dies takes a single task with it."""
@@ -35,7 +38,8 @@ class Workers:
     ) -> Iterator[tuple[int, T | UserError]]:
         """Call `function(*task)` for every task.
 
-        A process that dies (killed for memory, a crash in a codec) breaks its whole pool. What was
+        A process that dies (killed for memory, a crash in a codec) breaks its whole pool, and so is
+        one ended that hangs. What was
         under way is then tried again, one task after the other, and the one that kills its process
         again is the culprit; the others go on in a new pool. So `function` may be called twice for
         a task. Only a few tasks are under way at a time, so there are few suspects.
@@ -55,7 +59,10 @@ class Workers:
                     while waiting and len(pending) < 2 * self.number:
                         future = self._running().submit(function, *tasks[waiting[0]])
                         pending[future] = waiting.popleft()
-                    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    done = wait(pending, PATIENCE_S, return_when=FIRST_COMPLETED).done
+                    if not done:
+                        _end_processes()  # wakes the next wait
+                    for future in done:
                         result = _result(future)  # raises while the task still counts as pending
                         yield pending.pop(future), result
             except BrokenProcessPool:
@@ -65,11 +72,18 @@ class Workers:
                     yield index, alone._only(function, tasks[index])
 
     def _only(self, function: Callable[..., T], task: tuple[Any, ...]) -> T | UserError:
+        future = self._running().submit(function, *task)
+        hung = not wait([future], PATIENCE_S).done
+        if hung:
+            _end_processes()
         try:
-            return _result(self._running().submit(function, *task))
+            return _result(future)
         except BrokenProcessPool:
             self._end()
-            return UserError("The process that worked on it died, twice (out of memory, perhaps).")
+            what = (
+                f"hung for {PATIENCE_S:.0f} s" if hung else "died, twice (out of memory, perhaps)"
+            )
+            return UserError(f"The process that worked on it {what}.")
 
     def _running(self) -> ProcessPoolExecutor:
         self._pool = self._pool or _pool(self.number)
@@ -88,6 +102,11 @@ def _result(future: Future[T]) -> T | UserError:
         return error
     except MemoryError:
         return UserError("There was not enough memory for it; try fewer processes.")
+
+
+def _end_processes() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

@@ -31,6 +31,8 @@ PARTS = {"images": ".png", "masks": "_mask.png", "xmls": ".xml"}  # folder: what
 # The stem becomes a path on this machine: letters, digits, _ and - cannot lead anywhere.
 STEM = re.compile(r"(?=.{1,150}\Z)[A-Za-z0-9][A-Za-z0-9_-]*_Airport_[A-Za-z0-9_-]+")
 
+MAX_BYTES = 1 << 30  # of an object; an image has 3 MB on average
+MAX_KEYS = 1_000_000  # in a folder; there are 45,000 scenes
 TIMEOUT_S = 10.0  # to connect, and between two packets
 BOTO_ATTEMPTS = 3  # boto's own quick retries; it gives up on a 503 within a second or two
 BACKOFF_S, BACKOFF_CAP_S = 1.0, 30.0  # ours: 1, 2, 4, … seconds, never more than the cap
@@ -209,24 +211,37 @@ def _list_folder(
     page: dict[str, str] = {}
     while True:
         answer = persist(
-            lambda page=page: client.list_objects_v2(Bucket=BUCKET, Prefix=folder, **page),  # type: ignore[misc]
+            lambda page=page: _list_page(client, folder, page),  # type: ignore[misc]
             retries,
             stop,
             say,
         )
         for item in answer.get("Contents", ()):
-            key = item["Key"]
+            key, size = item["Key"], item.get("Size", 0)
             stem = key[len(folder) : -len(ending)]
-            if key == folder + stem + ending and STEM.fullmatch(stem):
+            fits = key == folder + stem + ending and STEM.fullmatch(stem)
+            if fits and 0 <= size <= MAX_BYTES:
                 etag = re.sub(r"[^0-9a-z-]", "", item.get("ETag", ""))
                 path = f"{split}/{part}/{stem}{ending}"
-                files[stem] = RemoteFile(key, path, item["Size"], etag)
+                files[stem] = RemoteFile(key, path, size, etag)
             elif key != folder:  # a console leaves an empty object where it "makes a folder"
                 refused.append(key)
+        if len(files) + len(refused) > MAX_KEYS:
+            raise UserError(
+                f"{client.meta.endpoint_url!r} lists more than {MAX_KEYS:,} keys in {folder!r}, "
+                "as RarePlanes does not: check --endpoint-url."
+            )
         token = answer.get("NextContinuationToken")
         if not token or token == page.get("ContinuationToken"):
             return files, refused
         page = {"ContinuationToken": token}
+
+
+def _list_page(client: Any, folder: str, page: dict[str, str]) -> Any:
+    try:
+        return client.list_objects_v2(Bucket=BUCKET, Prefix=folder, **page)
+    except (ValueError, KeyError) as error:  # boto's, for a size that is no number, or no key
+        raise DamagedError(f"a listing that cannot be read: {error}") from None
 
 
 def choose(scenes: list[Scene], limit: int | None, seed: int) -> list[Scene]:

@@ -9,8 +9,12 @@ import cv2
 import numpy as np
 
 from common.cli import UserError
+from common.files import open_file, read_file
 
 MAX_PIXELS = 100_000_000  # a scene has 2 million; beyond this a header is a mistake or a bomb
+
+MAX_BYTES = 1 << 30
+MAX_SCANS = 100  # a progressive JPEG has ten; each costs a pass over all pixels, in 30 bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0…15 without DHT, JPG, DAC
@@ -22,11 +26,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: no such file, neither PNG nor JPEG, or more than `MAX_PIXELS`.
     """
-    try:
-        with path.open("rb") as file:
-            return _size(file, path)
-    except FileNotFoundError:
-        raise UserError(f"There is no image {str(path)!r}.") from None
+    with open_file(path, "image", MAX_BYTES) as file:
+        return _size(file, path)
 
 
 def read_image(path: Path, flags: int, size: tuple[int, int]) -> np.ndarray:
@@ -38,16 +39,16 @@ def read_image(path: Path, flags: int, size: tuple[int, int]) -> np.ndarray:
     Raises:
         UserError: the file is missing, damaged, or not of the (width, height) given.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"There is no image {str(path)!r}.") from None
+    data = read_file(path, "image", MAX_BYTES)
     found = _size(BytesIO(data), path)
     if found != size:
         raise UserError(
             f"Image {str(path)!r} has {found[0]}x{found[1]} pixels, but its labels are for "
             f"{size[0]}x{size[1]}."
         )
+    # In a scan's own bytes no 0xFFDA occurs (JPEG, B.1.1.5); a thumbnail adds a few.
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise UserError(f"Image {str(path)!r} has over {MAX_SCANS} scans, which no camera writes.")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
@@ -87,12 +88,15 @@ def _size(file: BinaryIO, path: Path) -> tuple[int, int]:
 def _jpeg_size(file: BinaryIO) -> tuple[int, int]:
     """Width and height from the first frame header; 0, 0 where there is none."""
     file.seek(2)
-    while len(head := file.read(9)) == 9 and head[0] == 0xFF:
+    for _ in range(
+        10_000
+    ):  # a camera writes some tens of segments; a stranger, fill bytes by the MB
+        head = file.read(9)
+        if len(head) < 9 or head[0] != 0xFF:
+            break
         if head[1] in _JPEG_FRAMES:
             height, width = struct.unpack(">HH", head[5:9])
             return width, height
-        if head[1] == 0xFF:  # a fill byte before the marker
-            file.seek(-8, 1)
-            continue
-        file.seek(struct.unpack(">H", head[2:4])[0] - 7, 1)
+        # A fill byte before the marker, or a segment and its length.
+        file.seek(-8 if head[1] == 0xFF else struct.unpack(">H", head[2:4])[0] - 7, 1)
     return 0, 0

@@ -10,20 +10,20 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import defusedxml
 import defusedxml.ElementTree
 
 from common.cli import UserError
+from common.files import sweep, write_atomic
 from rareplanes.bucket import BUCKET, RemoteFile, StoppedError
+from rareplanes.scene import MAX_TAGS, MAX_XML_BYTES
 
 MANIFEST = "manifest.json"
 CHUNK = 256 * 1024
 MIB = 1024**2
 # What the usual uploaders cut a large object into.
 PART_SIZES = [n * MIB for n in (5, 6, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 256, 512)]
-TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,7 @@ def load_manifest(root: Path) -> dict[str, Entry]:
 
 def save_manifest(root: Path, entries: dict[str, Entry]) -> None:
     content = {"bucket": BUCKET, "files": {path: asdict(e) for path, e in sorted(entries.items())}}
-    temporary = temporary_name(root / MANIFEST)
-    try:
-        with fresh_file(temporary) as file:
-            file.write(json.dumps(content, separators=(",", ":")).encode())
-        temporary.replace(root / MANIFEST)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(root / MANIFEST, json.dumps(content, separators=(",", ":")).encode())
 
 
 def prepare_folders(root: Path, files: Iterable[RemoteFile]) -> None:
@@ -80,32 +74,7 @@ def prepare_folders(root: Path, files: Iterable[RemoteFile]) -> None:
                 f"{str(folder)!r} is a link that leads out of {str(root)!r}: remove it, or give "
                 "the real folder with -o."
             )
-        for path in folder.glob(".*.tmp"):
-            match = TEMPORARY.fullmatch(path.name)
-            if match and not _is_running(int(match[1])):
-                path.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    if pid == os.getpid():  # in a container every run may have the same id; ours begins only now
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def fresh_file(path: Path) -> BinaryIO:
-    """Open `path` for writing as a new file: what lies there, a link included, is not followed."""
-    path.unlink(missing_ok=True)
-    return path.open("xb")
+        sweep(folder)
 
 
 def is_recorded(root: Path, file: RemoteFile, entry: Entry | None) -> bool:
@@ -201,6 +170,8 @@ def _png_is_sound(content: bytes) -> bool:
 
 
 def _xml_parses(content: bytes) -> bool:
+    if len(content) > MAX_XML_BYTES or content.count(b"<") > MAX_TAGS:
+        return False
     try:
         defusedxml.ElementTree.fromstring(content, forbid_dtd=True)
     except (

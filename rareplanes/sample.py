@@ -9,7 +9,6 @@ xmls/<stem>.xml under train/ or test/. A run that was cut short goes on where it
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ import cv2
 import numpy as np
 
 from common.cli import Parser, UserError, run
+from common.files import sweep, write_atomic
 from common.progress import progress
 from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render
@@ -58,24 +58,15 @@ def write(scene: Scene, folder: Path) -> str:
     xml = target / "xmls" / f"{scene.stem}.xml"
     if not (image.exists() and mask.exists() and xml.exists()):
         picture = render(scene)
-        _save(image, _png(picture.image))
-        _save(mask, _png(picture.mask))
-        _save(xml, picture.xml.encode())
+        write_atomic(image, _png(picture.image))
+        write_atomic(mask, _png(picture.mask))
+        write_atomic(xml, picture.xml.encode())
     return scene.stem
 
 
 def _png(image: np.ndarray) -> bytes:
     rgba = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)
     return cv2.imencode(".png", rgba, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-
-
-def _save(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def claim(folder: Path, settings: dict[str, object]) -> None:
@@ -98,7 +89,8 @@ def claim(folder: Path, settings: dict[str, object]) -> None:
         for split in ("train", "test"):
             for part in ("images", "masks", "xmls"):
                 (folder / split / part).mkdir(parents=True, exist_ok=True)
-        _save(record, text.encode())
+                sweep(folder / split / part)
+        write_atomic(record, text.encode())
     except OSError as error:
         raise UserError(
             f"Cannot write to {str(folder)!r}: {error.strerror}; give -o another folder."

@@ -13,10 +13,12 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from common.cli import UserError
+from common.coco import MAX_SIDE
+from common.files import read_file
 from rareplanes.images import image_size, read_image
 
 MAX_XML_BYTES = 5 << 20  # a real file has 30 kB
-MAX_SIDE = 1 << 15
+MAX_TAGS = 100_000  # a real file has 2,000; each costs 200 bytes of memory
 MAX_AIRCRAFT = (1 << 16) - 2
 
 # What float() and int() also take (nan, inf, 1e309, 1_000, other scripts' digits) is no pixel.
@@ -165,13 +167,9 @@ def read_xml(path: Path) -> tuple[int, int, list[Aircraft]]:
 
 
 def _parse(path: Path) -> Element:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_XML_BYTES + 1)
-    except FileNotFoundError:
-        raise UserError(f"There is no scene description {str(path)!r}.") from None
-    if len(data) > MAX_XML_BYTES:
-        _fail(path, f"is larger than {MAX_XML_BYTES >> 20} MiB, which no scene is")
+    data = read_file(path, "scene description", MAX_XML_BYTES)
+    if data.count(b"<") > MAX_TAGS:
+        _fail(path, f"has more than {MAX_TAGS} tags, which no scene has")
     try:
         root = fromstring(data, forbid_dtd=True)
     except DefusedXmlException:

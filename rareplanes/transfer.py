@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.files import fresh_file, temporary_name
 from rareplanes import local
 from rareplanes.bucket import (
     BUCKET,
@@ -143,7 +144,7 @@ def _bring(shared: Shared, files: list[RemoteFile], entries: dict[str, Entry]) -
 
 def _fetch(shared: Shared, file: RemoteFile) -> Entry:
     path = shared.root / file.path
-    temporary = local.temporary_name(path)
+    temporary = temporary_name(path)
     try:
         md5 = persist(
             lambda: _receive(shared, file, temporary), shared.retries, shared.stop, shared.say
@@ -165,7 +166,7 @@ def _receive(shared: Shared, file: RemoteFile, temporary: Path) -> str:
     if_match = f'"{file.etag}"' if file.etag else "*"
     try:
         body = shared.client.get_object(Bucket=BUCKET, Key=file.key, IfMatch=if_match)["Body"]
-        with closing(body), local.fresh_file(temporary) as out:
+        with closing(body), fresh_file(temporary) as out:
             while chunk := body.read(local.CHUNK):
                 if shared.stop.is_set():
                     raise StoppedError

@@ -171,7 +171,7 @@ def damage(tiled, what):
             cv2.imwrite(str(mask), np.zeros((128, 128, 3), np.uint8))
         case "no tiles":
             index = json.loads((train / "instances_tiled.json").read_text())
-            index["images"] = []
+            index["images"] = index["annotations"] = []
             (train / "instances_tiled.json").write_text(json.dumps(index))
         case "no index":
             (train / "instances_tiled.json").unlink()
@@ -190,7 +190,7 @@ def damage(tiled, what):
         ("colour mask", "3 channels"),
         ("no tiles", "lists no tiles"),
         ("no index", "holds no tiles"),
-        ("not COCO", "is not a COCO file"),
+        ("not COCO", "is not JSON"),
     ],
 )
 def test_bad_tiles_are_named_in_one_sentence(tiled_copy, what, sentence):

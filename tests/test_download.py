@@ -27,7 +27,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from common import files
 from common.cli import UserError
+from common.files import temporary_name
 from rareplanes import bucket, local, transfer
 from rareplanes.bucket import RemoteFile, Scene, choose
 from rareplanes.download import main
@@ -49,6 +51,8 @@ class FakeS3(ThreadingHTTPServer):
         self.over.set()  # ends what still stalls
         self.objects: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}  # where the ETag is not the MD5 of the object
+        self.sizes: dict[str, str] = {}  # where the listing lies
+        self.extra = ""  # what the listing holds besides
         self.faults: dict[str, list[str]] = {}  # key: what goes wrong on its next GETs, in order
         self.page_size = 7
         self.storm_until = 0.0  # 503 to everything before this time
@@ -105,14 +109,14 @@ class Handler(BaseHTTPRequestHandler):
             f"<Contents><Key>{escape(quote(key))}</Key>"
             f"<LastModified>2020-06-01T00:00:00.000Z</LastModified>"
             f"<ETag>&quot;{self.server.etag(key)}&quot;</ETag>"
-            f"<Size>{len(self.server.objects[key])}</Size></Contents>"
+            f"<Size>{self.server.sizes.get(key, len(self.server.objects[key]))}</Size></Contents>"
             for key in keys[start:end]
         )
         more = end < len(keys)
         token = f"<NextContinuationToken>{end}</NextContinuationToken>" if more else ""
         body = (
             f"<ListBucketResult><EncodingType>url</EncodingType>"
-            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{rows}</ListBucketResult>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{rows}{self.server.extra}</ListBucketResult>"
         )
         self.reply(200, body.encode())
 
@@ -598,7 +602,7 @@ def test_ctrl_c_and_kill_end_tidily(slow, tmp_path, number):
 def test_a_full_disk_ends_the_run_and_keeps_what_is_there(s3, tmp_path, monkeypatch):
     download(s3, tmp_path, "-n", "1")
     before, manifest = tree(tmp_path), (tmp_path / "manifest.json").read_bytes()
-    real, calls = local.fresh_file, []
+    real, calls = files.fresh_file, []
 
     def full(path):
         calls.append(path)
@@ -606,7 +610,8 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(s3, tmp_path, monkeypa
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return real(path)
 
-    monkeypatch.setattr(local, "fresh_file", full)
+    for module in (files, transfer):  # the manifest's disk and the scenes'
+        monkeypatch.setattr(module, "fresh_file", full)
     with pytest.raises(OSError, match="No space left"):
         download(s3, tmp_path, "--all")
     after, wanted = tree(tmp_path), expected(s3)
@@ -664,6 +669,22 @@ def test_hostile_keys_are_refused_counted_and_shown_harmlessly(s3, tmp_path, cap
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", told)
 
 
+def test_listings_that_lie_are_answered_in_a_sentence(s3, tmp_path, capsys):
+    image, mask, xml = keys_of("train", "Basel_Airport_0_0_1")
+    s3.sizes = {image: "-5", mask: str(10**18)}
+    assert download(s3, tmp_path, "--all") == 0
+    assert "train/Basel_Airport_0_0_1 (images, masks)" in capsys.readouterr().out
+    for s3.sizes, s3.extra in (({xml: "many"}, ""), ({}, "<Contents><Size>7</Size></Contents>")):
+        with pytest.raises(UserError, match=r"Cannot list .*a listing that cannot be read"):
+            download(s3, tmp_path, "--all", "--retries", "1")
+
+
+def test_a_listing_without_end_is_left(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(bucket, "MAX_KEYS", 10)
+    with pytest.raises(UserError, match="more than 10 keys"):
+        download(s3, tmp_path, "--all")
+
+
 def test_scenes_without_all_three_keys_are_left_and_named(s3, tmp_path, capsys):
     del s3.objects[keys_of("train", "Basel_Airport_0_0_1")[1]]
     del s3.objects[keys_of("test", "Chicago_Airport_0_0_2")[0]]
@@ -690,7 +711,7 @@ def test_links_are_not_followed(s3, tmp_path):
     (data / "train" / "images").mkdir()
     final = data / "train" / "images" / "Basel_Airport_0_0_0.png"
     final.symlink_to(outside / "canary")
-    local.temporary_name(final).symlink_to(outside / "canary")
+    temporary_name(final).symlink_to(outside / "canary")
     (data / "manifest.json").symlink_to(outside / "canary")
     assert download(s3, data, "--all") == 0
     assert tree(outside) == {"canary": b"alive"}

@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, run_script
 from pycocotools import mask as rle
 from torchvision.models import detection
+from torchvision.models.detection import roi_heads
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from benchmarks.steps import noise_tiles
@@ -26,7 +27,7 @@ from mask.model import (
     loss_fn,
     predict,
 )
-from mask.parts import Sampler, ignored
+from mask.parts import Sampler, ignored, paste
 from mask.scenes import Instance, detect, merge
 
 CPU = torch.device("cpu")
@@ -83,6 +84,18 @@ def test_the_losses_are_torchvisions_to_the_bit():
         part.fg_bg_sampler = mine.fg_bg_sampler
     expected = theirs(list(images), targets)
     assert {k: v.item() for k, v in ours.items()} == {k: v.item() for k, v in expected.items()}
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet50_v2"])
+def test_the_layers_are_torchvisions(backbone):
+    """Up to the anchors: torchvision has three of each size too."""
+
+    def shapes(model):
+        return sorted(tuple(value.shape) for value in model.state_dict().values())
+
+    builder = getattr(detection, f"maskrcnn_{backbone.replace('50', '50_fpn')}")
+    theirs = builder(weights=None, weights_backbone=None, num_classes=3)
+    assert shapes(build_model(backbone, 3)) == shapes(theirs)
 
 
 def test_at_most_half_of_torchvisions_syncs_are_left():
@@ -146,6 +159,28 @@ def test_boxes_on_ignored_ground_are_no_negatives():
     assert labels[0][1] == labels[0][3] == -1
 
 
+def test_masks_return_to_where_they_were_seen():
+    """Crosses with thin wings through the targets of the mask head, and back."""
+    rows, columns = torch.meshgrid(torch.arange(96), torch.arange(80), indexing="ij")
+    crosses, frames = [], []
+    for x, y, reach in ((30, 40, 21), (55, 23, 15), (41, 64, 25), (0, 50, 17)):
+        across, along = (columns - x).abs(), (rows - y).abs()
+        cross = ((across < 3) & (along <= reach)) | ((along < 3) & (across <= reach))
+        crosses.append(cross)
+        seen = cross.nonzero()
+        (y1, x1), (y2, x2) = seen.amin(0), seen.amax(0) + 1
+        frames.append(torch.stack([x1, y1, x2, y2]))
+    truth, boxes = torch.stack(crosses), torch.stack(frames).float()
+    boxes += torch.tensor([[-0.4, 0.3, 0.7, 1.6]])  # boxes that are found are of no whole pixels
+    targets = roi_heads.project_masks_on_boxes(truth.byte(), boxes, torch.arange(len(boxes)), 28)
+
+    def iou(found):
+        return ((truth & found).sum((1, 2)) / (truth | found).sum((1, 2))).min()
+
+    theirs = roi_heads.paste_masks_in_image(targets[:, None].float(), boxes, (96, 80))[:, 0] > 0.5
+    assert iou(paste(targets, boxes, (96, 80))) > max(0.85, iou(theirs))
+
+
 def test_the_sampler_takes_what_there_is_and_the_same_again():
     labels = torch.tensor([1] * 40 + [0] * 400 + [-1] * 60)
     sampler = Sampler(64, 0.25, salt=1)
@@ -196,31 +231,6 @@ def test_a_run_can_be_read_and_scored(masked, tiled, capsys):
     scores = json.loads((masked / "test_scores.json").read_text())
     assert f"mask_AP {scores['mask_AP']:.4f}" in capsys.readouterr().out
     assert (masked / "test_sheet.jpg").stat().st_size > 1000
-
-
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(tiled, masked, tmp_path):
-    """Ten steps in one go, and eight (an epoch) and two."""
-    base = ["--data-path", str(tiled), *LIGHT, "--max-steps", "10"]
-
-    class Cut(Exception):
-        pass
-
-    save = checkpoint.Run.save
-
-    def stop(run, path):
-        save(run, path)
-        if path.name == "checkpoint.pth":
-            raise Cut
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.Run, "save", stop)
-        with pytest.raises(Cut):
-            train.main([*base, "--output-dir", str(tmp_path / "cut")])
-    saved = tmp_path / "cut/checkpoint.pth"
-    train.main([*base, "--output-dir", str(tmp_path / "cut"), "--resume", str(saved)])
-    assert losses(tmp_path / "cut") == losses(masked)
-    a, b = (checkpoint.load(f / "checkpoint.pth")["model"] for f in (tmp_path / "cut", masked))
-    assert checkpoint.digest(a) == checkpoint.digest(b)
 
 
 def test_two_processes_learn_what_one_does(tiled, tmp_path):

@@ -64,7 +64,14 @@ def noisy(seed=0, images=12):
     found = []
     for i in range(1, images + 1):
         place = f"airport {i % 3}"
-        image = {"id": i, "width": SIZE, "height": SIZE, "scene": f"{i}", "airport": place}
+        image = {
+            "id": i,
+            "file_name": f"{i}.png",
+            "width": SIZE,
+            "height": SIZE,
+            "scene": f"{i}",
+            "airport": place,
+        }
         coco["images"].append(image)
         for _ in range(rng.integers(0, 7)):
             mask = blob(rng, rng.choice([14, 40, 150]))
@@ -316,7 +323,7 @@ def test_the_command_prints_the_numbers(tmp_path, monkeypatch, capfd):
             "detection 2 has the image id 99, which is not in the set",
         ),
         (lambda r: r.update(category_id=1), "category id 1, which is not in the set"),
-        (lambda r: r.update(image_id=[]), "detection 2 lacks or garbles"),
+        (lambda r: r.update(image_id=[]), "detection 2 has the image id '[]', which is not"),
         (lambda r: r.pop("score"), "lacks or garbles"),
         (lambda r: r.update(score=float("nan")), "not finite"),
         (lambda r: r.update(bbox=[1, 2]), "lacks or garbles"),
@@ -347,12 +354,12 @@ def test_files_that_are_something_else_are_refused(tmp_path):
     }.items():
         (tmp_path / name).write_text(text)
     for words, sentence in [
-        (("none", "truth"), "there is no file"),
+        (("none", "truth"), "There is no file"),
         (("half", "truth"), "is not JSON"),
         (("one", "truth"), "holds no list of COCO results"),
         (("names", "truth"), "detection 1 lacks or garbles"),
         (("found", "one"), "is not a COCO file"),
-        (("found", "."), "there is no file"),
+        (("found", "."), "is no regular file"),
     ]:
         with pytest.raises(UserError, match=sentence):
             main([str(tmp_path / word) for word in words])

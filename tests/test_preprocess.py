@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from scenes import MAKES, REAL, make_dataset, make_scene, random_ids, read_tiles, tree, write_png
 
 from common.cli import UserError
-from preprocessing import files
+from preprocessing import files, pool
 from preprocessing.preprocess import RarePlanesScene, choose_airports, main
 from preprocessing.splits import tile_splits
 from preprocessing.tiles import MIN_PIXELS, Labels, Settings, Thing, cut, grid
@@ -420,6 +420,7 @@ class Scene:
 
     stem: str
     deadly: bool = False
+    endless: bool = False
     airport: str = "A"
 
     def files(self):
@@ -428,6 +429,8 @@ class Scene:
     def labels(self):
         if self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.endless:
+            os.kill(os.getpid(), signal.SIGSTOP)
         return Labels(np.ones((32, 32), np.uint8), [Thing(1, "x", 1024)])
 
     def image(self, size):
@@ -446,6 +449,18 @@ def test_scene_that_kills_its_worker_is_named_and_the_others_are_tiled(tmp_path,
     assert [e["scene"] for e in read_tiles(tmp_path)[0]["images"]] == [
         scene.stem for scene in scenes if not scene.deadly
     ]
+
+
+def test_scene_that_hangs_its_worker_is_named_and_the_others_are_tiled(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(pool, "PATIENCE_S", 8.0)
+    scenes = [Scene(f"s{i}", endless=i == 3) for i in range(5)]
+    assert tile_splits({tmp_path: scenes}, ["aircraft"], Settings(tile_size=32), 2, True) == 0
+    (named,) = (line for line in capsys.readouterr().err.splitlines() if "bad scene" in line)
+    assert "s3" in named
+    assert "hung for 8 s" in named
+    assert len(read_tiles(tmp_path)[0]["images"]) == 4
 
 
 def damage(folder, stem, how):

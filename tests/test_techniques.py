@@ -24,17 +24,18 @@ MODELS = {
     "DeepLabV3": ("DeepLabV3", ["--backbone", "mobilenet_v3_large", "--dropout", "0"]),
     "UNet": ("unet", ["--encoder", ENCODER]),
 }
-# Flags, and how far the losses of 20 steps may be from the plain run's, as a share of them. What
-# one step rounds differently, the next ones multiply; bf16 has three digits to round to.
+# Flags, and how far the losses of 20 steps may be from the plain run's: the mean distance as a
+# share of the mean loss. What one step rounds differently, the next ones multiply, so that single
+# steps tell more of the processor's bf16 than of the technique; it has three digits to round to.
 TECHNIQUES = {
-    "AMP": (["--amp", "--amp-dtype", "bf16"], 0.1),
-    "channels-last": (["--channels-last"], 0.03),
-    "CUDA graphs": (["--cuda-graphs"], 0.03),
-    "torch.compile": (["--compile"], 0.03),
-    "accumulation": (["-b", "2", "--grad-accum", "2"], 0.03),
-    "DDP": (["-b", "2"], 0.03),
-    "all": (["--amp", "--amp-dtype", "bf16", "--channels-last", "--cuda-graphs"], 0.1),
-    "all, compiled": (["--amp", "--amp-dtype", "bf16", "--channels-last", "--compile"], 0.1),
+    "AMP": (["--amp", "--amp-dtype", "bf16"], 0.05),
+    "channels-last": (["--channels-last"], 0.01),
+    "CUDA graphs": (["--cuda-graphs"], 0.01),
+    "torch.compile": (["--compile"], 0.01),
+    "accumulation": (["-b", "2", "--grad-accum", "2"], 0.01),
+    "DDP": (["-b", "2"], 0.01),
+    "all": (["--amp", "--amp-dtype", "bf16", "--channels-last", "--cuda-graphs"], 0.05),
+    "all, compiled": (["--amp", "--amp-dtype", "bf16", "--channels-last", "--compile"], 0.05),
 }
 for name in ("all", "all, compiled"):
     TECHNIQUES[name][0].extend(["-b", "2", "--grad-accum", "2"])
@@ -98,7 +99,8 @@ def test_the_same_is_learnt(tiled, tmp_path, monkeypatch, plain, model, techniqu
     assert len(made) == ("--cuda-graphs" in flags)
     losses, score = losses_and_score(output)
     expected, expected_score = plain(model)
-    assert losses == pytest.approx(expected, rel=tolerance)
+    distance = sum(abs(a - b) for a, b in zip(losses, expected, strict=True)) / sum(expected)
+    assert distance < tolerance
     assert score == pytest.approx(expected_score, abs=0.1)
     names = checkpoint.load(output / "checkpoint.pth")["model"]
     assert not any(name.startswith(("module.", "_orig_mod.", "model.")) for name in names)

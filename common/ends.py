@@ -1,0 +1,87 @@
+"""When to save and when to end: signals and intervals, on which all processes agree.
+
+A step's flags travel while the next step computes, so that agreeing costs no waiting: a signal is
+answered at the end of the step after the one it came in.
+"""
+
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from common.distributed import Process
+
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start me again with --resume
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Watch:
+    """Turns SIGTERM and SIGUSR1 into an answer of `agreed`, while it is entered.
+
+    Args:
+        process: This process.
+        save_every: What `interval` returned; None is never.
+    """
+
+    def __init__(self, process: Process, save_every: tuple[str, float] | None) -> None:
+        self.process = process
+        self.unit: str
+        self.count: float
+        self.unit, self.count = save_every or ("steps", 0)
+        self.signal = 0
+        self.saved = time.monotonic()
+        self.pending: tuple[Any, torch.Tensor] | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Watch":
+        self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.pending and kind is None:
+            self.pending[0].wait()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+    def agreed(self, step: int) -> tuple[int, bool]:
+        """After a step: the signal to end by, or 0, and whether it is time to save."""
+        due = self.unit == "steps" and self.count > 0 and step % self.count == 0
+        late = self.unit == "minutes" and time.monotonic() - self.saved > 60 * self.count
+        if self.process.world_size == 1:
+            return self.signal, due or late
+        answered = [0, 0]
+        if self.pending:
+            work, flags = self.pending
+            work.wait()
+            answered = flags.tolist()
+        # Of the clocks only rank 0's counts.
+        flags = torch.tensor([self.signal, int(late and self.process.is_main)])
+        self.pending = dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags
+        return answered[0], due or bool(answered[1])
+
+    def restart(self) -> None:
+        """The run was saved: the interval begins anew."""
+        self.saved = time.monotonic()
+
+
+def interval(text: str) -> tuple[str, float]:
+    """An argument type: `500` steps or `10m`, minutes."""
+    minutes = text.endswith("m")
+    value = float(text[:-1]) if minutes else int(text)
+    if not 0 <= value < 1e9:
+        raise ValueError
+    return ("minutes" if minutes else "steps"), value
+
+
+interval.__name__ = "number of steps (500) or minutes (10m)"

@@ -1,0 +1,100 @@
+"""Files: written whole or not at all, and read without trusting what they are (no torch here)."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from common.cli import UserError
+
+TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file that gets its name when the block has ended well, and else leaves no trace."""
+    temporary = temporary_name(path)
+    try:
+        with fresh_file(temporary) as file:
+            yield file
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk names no file
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that is either complete or absent, whatever stops us."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where this process writes what will become `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def fresh_file(path: Path) -> BinaryIO:
+    """Open `path` for writing as a new file: what lies there, a link included, is not followed."""
+    try:
+        return path.open("xb")
+    except FileExistsError:
+        path.unlink()
+        return path.open("xb")
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed."""
+    for path in folder.glob(".*.tmp"):
+        match = TEMPORARY.fullmatch(path.name)
+        if match and not _is_running(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    if pid == os.getpid():  # in a container every run may have the same id; ours begins only now
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def open_file(path: Path, kind: str = "file", limit: int = 1 << 31) -> BinaryIO:
+    """Open a file that anybody may have put there; `kind` is what an error calls it.
+
+    Raises:
+        UserError: it is missing, cannot be opened, is larger than `limit` bytes, or is no regular
+            file: a pipe would be waited for, and a device read, for ever.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise UserError(f"There is no {kind} {str(path)!r}.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read the {kind} {str(path)!r}: {error.strerror}.") from None
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    what = "no regular file"
+    if stat.S_ISREG(status.st_mode):
+        what = f"larger than {limit >> 20} MiB, up to which one is read"
+    raise UserError(f"The {kind} {str(path)!r} is {what}.")
+
+
+def read_file(path: Path, kind: str = "file", limit: int = 1 << 31) -> bytes:
+    """The content of a file, under the conditions of `open_file`."""
+    with open_file(path, kind, limit) as file:
+        try:
+            return file.read()
+        except OSError as error:  # a dying disk, a lost network folder
+            raise UserError(f"Cannot read the {kind} {str(path)!r}: {error.strerror}.") from None

@@ -1,0 +1,116 @@
+"""Which process has fallen silent.
+
+A collective that waits for a peer knows that it waits, not for whom. So each process writes a beat
+and its step into the job's store, from a thread of its own: a beat that stops is a process that was
+stopped, or a machine that is gone; a step that stays behind is one that hangs.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from common.cli import UserError
+
+STEP = 0  # of this process; the loop's
+
+
+@contextmanager
+def watched(rank: int, world_size: int, timeout_seconds: float) -> Iterator[None]:
+    """Beat while the body runs; end the process when a peer has been silent for too long.
+
+    Raises:
+        UserError: A collective of the body failed; names who is silent or behind.
+    """
+    heart = _Heart(rank, world_size, timeout_seconds)
+    heart.start()
+    try:
+        yield
+    except RuntimeError as error:  # gloo's timeouts and lost connections; torch's DistError
+        if not _of_a_collective(error):
+            raise
+        raise UserError(heart.diagnosis(str(error))) from error
+    finally:
+        heart.stop()
+
+
+def _of_a_collective(error: RuntimeError) -> bool:
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("gloo", "Gloo", "NCCL", "Timed out waiting", "Connection closed")
+    )
+
+
+class _Heart(threading.Thread):
+    def __init__(self, rank: int, world_size: int, timeout_seconds: float) -> None:
+        super().__init__(daemon=True, name="heartbeat")
+        self.rank, self.world_size, self.timeout = rank, world_size, timeout_seconds
+        self.period = min(5.0, timeout_seconds / 10)
+        store = dist.distributed_c10d._get_default_store()
+        # A connection of its own: the loop's may be waiting in it. Its patience is short.
+        self.store = dist.PrefixStore("heartbeat", store.clone())
+        self.store.set_timeout(timedelta(seconds=max(2.0, self.period)))
+        self.name_of_me = f"{socket.gethostname()}, process {os.getpid()}"
+        self.seen: dict[int, tuple[str, float]] = {}
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        beat = 0
+        while not self.over.wait(self.period if beat else 0):
+            beat += 1
+            with suppress(RuntimeError):  # the store's host may be the one that is gone
+                self.store.set(str(self.rank), f"{beat}|{STEP}|{self.name_of_me}")
+                self.look()
+            silent = self.silent(self.timeout + self.period)
+            if silent and not self.over.is_set():
+                # The loop cannot be woken from inside a collective of NCCL's.
+                print(f"error: {self.sentence(silent, 'has been silent')}", file=sys.stderr)
+                os._exit(2)
+
+    def stop(self) -> None:
+        self.over.set()
+        self.join(2 * self.period)
+
+    def look(self) -> None:
+        now = time.monotonic()
+        for rank in range(self.world_size):
+            if rank != self.rank and self.store.check([str(rank)]):
+                said = self.store.get(str(rank)).decode()
+                if self.seen.get(rank, ("", 0.0))[0] != said:
+                    self.seen[rank] = said, now
+
+    def silent(self, seconds: float) -> list[int]:
+        """Who has not been heard for so long."""
+        now = time.monotonic()
+        return [rank for rank, (_, when) in self.seen.items() if now - when > seconds]
+
+    def diagnosis(self, reason: str) -> str:
+        """Who is it? Those whose beat has stopped, or else those who are a step behind."""
+        time.sleep(min(self.period, 2.0))  # for who was heard a moment ago
+        silent = self.silent(2.5 * self.period)
+        if silent:
+            return self.sentence(silent, "has been silent")
+        behind = [rank for rank, (said, _) in self.seen.items() if int(said.split("|")[1]) < STEP]
+        if behind:
+            return self.sentence(behind, "is behind")
+        return (
+            f"rank {self.rank} waited at step {STEP} for a process that did not answer "
+            f"({' '.join(reason.split())[:120]}); no rank is silent, so that one hangs inside the "
+            "same step. The last checkpoint is untouched: --resume continues from it."
+        )
+
+    def sentence(self, ranks: list[int], what: str) -> str:
+        names = []
+        for rank in ranks:
+            _, step, where = self.seen[rank][0].split("|", 2)
+            names.append(f"rank {rank} ({where}) {what} since step {step}")
+        return (
+            f"{'; '.join(names)}, and rank {self.rank} waits for it at step {STEP}. The last "
+            "checkpoint is untouched: --resume continues from it."
+        )

@@ -1,0 +1,108 @@
+"""`--resume`: which file it means, and whether the run that goes on is the same to the bit."""
+
+import argparse
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import args as arguments
+from common import checkpoint
+from common.cli import UserError
+from common.data import Tiles
+from common.distributed import Process
+
+AUTO = Path("auto")
+# Options that do not change what is learnt.
+FREE = {"config", "data_path", "output_dir", "resume", "test_only", "device", "workers"}
+FREE |= {"print_freq", "save_every", "dist_timeout"}
+
+
+def find(args: argparse.Namespace, model_name: str) -> dict[str, Any] | None:
+    """The checkpoint that `--resume` names, or the one before it where that is damaged.
+
+    None without `--resume`, and where `--resume auto` finds an output folder with none.
+
+    Raises:
+        UserError: Neither can be read, or it is of another model.
+    """
+    if args.resume is None:
+        return None
+    latest = args.output_dir / checkpoint.LATEST if args.resume == AUTO else args.resume
+    previous = latest.with_name(checkpoint.PREVIOUS)
+    if args.resume == AUTO and not latest.exists() and not previous.exists():
+        return None
+    try:
+        return checkpoint.load(latest, model_name)
+    except UserError as error:
+        if latest.name != checkpoint.LATEST or not previous.exists():
+            raise
+        saved = checkpoint.load(previous, model_name)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"{error} Continuing from '{previous}', step {saved.get('step')}.", flush=True)
+        return saved
+
+
+def settings(args: argparse.Namespace, process: Process, tiles: Tiles) -> dict[str, Any]:
+    """What decides a run's bits beside its state, as plain values for a checkpoint."""
+    device = process.device
+    on_gpu = device.type == "cuda"
+    chosen = {k: v for k, v in arguments.plain(args).items() if k not in FREE}
+    return chosen | {
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "world_size": process.world_size,
+        "global_batch": args.batch_size * args.grad_accum * process.world_size,
+        "torch": str(torch.__version__),
+        "training tiles": fingerprint(tiles.folder),
+    }
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of a split's index and of the names and sizes of its files: no pixel is read."""
+    sha = hashlib.sha256((folder / "instances_tiled.json").read_bytes())
+    for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if directory.name in ("images_tiled", "masks_tiled"):
+            with os.scandir(directory) as entries:
+                found = sorted((entry.name, entry.stat().st_size) for entry in entries)
+            sha.update(repr(found).encode())
+    for path in sorted(folder.glob("*.npy")):
+        sha.update(f"{path.name} {path.stat().st_size}".encode())
+    return sha.hexdigest()
+
+
+def restore(run: checkpoint.Run, saved: dict[str, Any] | None, process: Process) -> None:
+    """Continue `run` from what `find` returned, and say in a line where, and how exactly.
+
+    Raises:
+        UserError: It does not fit, or another number of processes would change the global batch.
+    """
+    if saved is None:
+        return
+    before, now = saved.get("settings", {}), run.settings
+    changed = [name for name in now if before.get(name) != now[name]]
+    if "world_size" in changed and "global_batch" in changed:
+        wanted = before.get("global_batch")
+        raise UserError(
+            f"the run had a global batch of {wanted} on {before.get('world_size')} processes and "
+            f"would go on with {now['global_batch']} on {now['world_size']}; choose -b and "
+            f"--grad-accum so that their product is {wanted} / {now['world_size']}."
+        )
+    run.restore(saved, process)
+    if "training tiles" in changed or "seed" in changed:
+        run.seen = 0  # the order that the open epoch followed is no more
+    words = f"continuing at step {run.step}, {run.seen} tiles into epoch {run.epoch}"
+    differences = [_difference(name, before.get(name), now[name]) for name in changed]
+    if differences:
+        words += f"; not bit-exact, because {', '.join(differences)}"
+    if {"lr", "weight_decay"} & set(changed):
+        words += "; learning rate and weight decay stay the checkpoint's"
+    process.print(words + ".")
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if name == "training tiles":
+        return "the training tiles have changed (the open epoch begins anew)"
+    return f"{name} was {before} and is {now}"

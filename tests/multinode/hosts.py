@@ -1,0 +1,99 @@
+"""Two hosts on one machine: network namespaces with a cable between them, no way to anything else.
+
+Needs root and iproute2. Addresses exist inside the two namespaces alone, so nothing that runs there
+can reach, or be reached from, the machine's own network.
+"""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+_numbers = itertools.count()
+
+
+def ip(*words: object) -> str:
+    command = ["ip", *map(str, words)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+
+
+def why_not() -> str | None:
+    """Why hosts cannot be made here, if they cannot."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return "two hosts need root and the ip command"
+    name = f"probe{os.getpid()}"
+    try:
+        ip("netns", "add", name)
+        ip("netns", "del", name)
+    except subprocess.SubprocessError:
+        return "this system does not let root make network namespaces"
+    return None
+
+
+class Hosts:
+    """Hosts 0 and 1, up while the block lasts; all that was started on them ends with it."""
+
+    def __enter__(self) -> "Hosts":
+        mark = f"{os.getpid()}-{next(_numbers)}"
+        self.names = [f"host{n}-{mark}" for n in (0, 1)]
+        self.cards = [f"c{n}-{mark}"[:15] for n in (0, 1)]
+        for name in self.names:
+            ip("netns", "add", name)
+        peer = ("peer", "name", self.cards[1], "netns", self.names[1])
+        ip("-n", self.names[0], "link", "add", self.cards[0], "type", "veth", *peer)
+        for name, card, address in zip(self.names, self.cards, ADDRESSES, strict=True):
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", card)
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", card, "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host, name in enumerate(self.names):
+            self.kill(host)
+            ip("netns", "del", name)
+
+    def start(
+        self, host: int, command: list[str], log: Path, environment: dict[str, str]
+    ) -> subprocess.Popen:
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                ["ip", "netns", "exec", self.names[host], *command],
+                stdout=file,
+                stderr=file,
+                env=environment,
+                cwd=log.parent,
+            )
+
+    def processes(self, host: int, word: str = "") -> list[int]:
+        """Ids of what runs on a host, of those that have `word` in their command line."""
+        found = []
+        for pid in map(int, ip("netns", "pids", self.names[host]).split()):
+            try:
+                line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if word.encode() in line:
+                found.append(pid)
+        return found
+
+    def kill(self, host: int) -> None:
+        """As a power cut would: everything on a host at once, and nothing said to anybody."""
+        end = time.monotonic() + 10
+        while pids := self.processes(host):
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    def cut(self) -> None:
+        ip("-n", self.names[1], "link", "set", self.cards[1], "down")
+
+    def heal(self) -> None:
+        ip("-n", self.names[1], "link", "set", self.cards[1], "up")

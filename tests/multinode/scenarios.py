@@ -1,0 +1,93 @@
+"""What may happen to a training on two hosts; it ends with an undisturbed run's weights."""
+
+import hashlib
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from multinode.hosts import Hosts
+from multinode.job import ROOT, Job
+
+from common import checkpoint
+
+STEPS = 24
+FLAGS = ["--encoder", "tu-test_resnet", "--weights-backbone", "none", "--device", "cpu", "-j", "0"]
+FLAGS += ["-b", "4", "--crop-size", "64", "--print-freq", "1", "--max-steps", STEPS]
+
+
+def clean(hosts: Hosts, job: Job, rng: random.Random) -> None:
+    """Nothing happens."""
+
+
+def worker_killed(hosts: Hosts, job: Job, rng: random.Random) -> None:
+    lines, host = len(job.lines()), rng.randrange(2)
+    (worker,) = (p for p in job.hosts.processes(host, "train.py") if is_worker(p))
+    subprocess.run(["kill", "-9", str(worker)], check=True)
+    job.wait(lambda: len(job.lines()) < lines, 120)  # restarted: the log goes back to its step
+
+
+def link_cut_and_healed(hosts: Hosts, job: Job, rng: random.Random) -> None:
+    hosts.cut()
+    time.sleep(rng.uniform(5, 25))
+    hosts.heal()
+
+
+def node_replaced(hosts: Hosts, job: Job, rng: random.Random) -> None:
+    hosts.kill(1)
+    time.sleep(rng.choice([5, 30]))
+    job.start(1)
+
+
+SCENARIOS = [clean, worker_killed, link_cut_and_healed, node_replaced]
+
+
+def is_worker(pid: int) -> bool:
+    return b"torch.distributed.run" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def tiles(folder: Path) -> Path:
+    """A small tiled data set in `folder`."""
+    data = folder / "data"
+    if not data.exists():
+        for words in (
+            ["rareplanes/sample.py", "-o", data, "-n", 24, "--seed", 1, "--size", 384, 256],
+            ["preprocessing/preprocess.py", data, "-s", 128, "-n", 1],
+        ):
+            subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True, timeout=240)
+    return data
+
+
+def scenario(number: int, folder: Path) -> str:
+    """One of `SCENARIOS` after one step or another; it must end as the first, clean one has."""
+    what, rng = SCENARIOS[number % len(SCENARIOS)], random.Random(number)
+    output, reference = (folder / f"{name}" / "run" for name in (number, "clean"))
+    if what is clean or not reference.exists():
+        run(clean, tiles(folder), reference, rng)
+    if what is not clean:
+        run(what, tiles(folder), output, rng)
+        expected, found = (weights(path) for path in (reference, output))
+        assert found == expected, f"{what.__name__}: other weights than an undisturbed run's"
+    return what.__name__.replace("_", " ")
+
+
+def run(what, data: Path, output: Path, rng: random.Random) -> None:
+    subprocess.run(["rm", "-rf", output.parent], check=True)
+    output.parent.mkdir()
+    with Hosts() as hosts:
+        job = Job(hosts, output, "--data-path", data, *FLAGS)
+        first = rng.randrange(5, STEPS - 8)
+        job.wait(lambda: job.step() >= first, 120)
+        what(hosts, job, rng)
+        codes = job.finish(240)
+    assert codes == [0, 0], f"{what.__name__}: {codes}\n{job.tail()}"
+    assert job.step() == STEPS
+
+
+def weights(output: Path) -> str:
+    model = checkpoint.load(output / "checkpoint.pth")["model"]
+    sha = hashlib.sha256()
+    for name, tensor in model.items():
+        sha.update(name.encode() + tensor.numpy().tobytes())
+    return sha.hexdigest()

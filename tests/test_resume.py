@@ -1,0 +1,283 @@
+"""Ends of a run, and its going on: the same bits, whatever happened in between."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from torch import nn
+from torture import children, kills
+
+from common import archive, checkpoint, distributed, ends, finite
+from common.cli import UserError
+from common.distributed import Process
+from common.speedups import Speedups, make_step, place
+from unet import train
+
+ALONE = Process(0, 1, torch.device("cpu"))
+
+
+def words(tiled, output, *more):
+    return ["--data-path", str(tiled), "--output-dir", str(output), *TINY, *map(str, more)]
+
+
+def lines(folder: Path) -> int:
+    path = folder / "log.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for(condition, seconds=60):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen"
+        time.sleep(0.005)
+
+
+# What runs in a process of its own.
+
+
+def hold_lock(folder: Path) -> None:
+    with distributed.locked(folder, ALONE):
+        time.sleep(60)
+
+
+def launch(up: Path) -> None:
+    multiprocessing.get_context("fork").Process(target=work, args=(up,)).start()
+    time.sleep(60)
+
+
+def work(up: Path) -> None:
+    distributed.die_with_parent()
+    up.write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+# --- to the bit --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_killed_run_ends_where_an_undisturbed_one_does(tiled, tmp_path, number):
+    assert "equal" in kills.killed_run(number, tmp_path, kills=5, data=tiled)
+
+
+@pytest.mark.parametrize("model", ["fcn", "mask"])
+def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(tiled, tmp_path, model):
+    log = tmp_path / "log"
+    for name in ("whole", "cut"):
+        run = kills.command(model, tiled, tmp_path / name, "--max-steps", "6", "--save-every", "0")
+        child = children.start(run, log)
+        if name == "cut":
+            wait_for(lambda: lines(tmp_path / "cut") == 1)  # that of step 2
+            os.kill(child.pid, signal.SIGUSR1)
+            assert children.end(child) == ends.REQUEUE, log.read_text()
+            child = children.start(run, log)
+        assert children.end(child) == 0, log.read_text()
+    assert "SIGUSR1: saved step" in log.read_text()
+    assert "not bit-exact" not in log.read_text()
+    assert kills.outcome(tmp_path / "cut") == kills.outcome(tmp_path / "whole")
+
+
+def test_two_processes_end_together_and_go_on_to_the_bit(tiled, tmp_path):
+    """DeepLabV3: each process has a dropout and BatchNorm statistics of its own."""
+
+    def start(name):
+        logs = [tmp_path / f"{name}{rank}.log" for rank in range(2)]
+        model = kills.command("DeepLabV3", tiled, tmp_path / name, "-b", "2")
+        return children.start_ranks(model, logs)
+
+    assert [children.end(child) for child in start("whole")] == [0, 0]
+    cut = start("cut")
+    wait_for(lambda: lines(tmp_path / "cut") == 1)
+    os.kill(cut[1].pid, signal.SIGTERM)  # one of them alone
+    assert [children.end(child) for child in cut] == [ends.REQUEUE] * 2
+    saved = checkpoint.load(tmp_path / "cut/checkpoint.pth")
+    assert 0 < saved["step"] < 8
+    assert not torch.equal(*saved["ranks"]["rng"])
+    assert [children.end(child) for child in start("cut")] == [0, 0]
+    assert kills.outcome(tmp_path / "cut") == kills.outcome(tmp_path / "whole")
+
+
+def test_other_settings_go_on_and_say_so(tiled, trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    train.main(words(tiled, folder, "--max-steps", 9, "--resume", "--grad-accum", 1, "--lr", 1e-4))
+    said = capsys.readouterr().out
+    assert "not bit-exact, because max_steps was 8 and is 9, lr was 0.001 and is 0.0001" in said
+    assert "learning rate and weight decay stay the checkpoint's" in said
+    assert checkpoint.load(folder / "checkpoint.pth")["step"] == 9
+
+
+def test_changed_tiles_are_noticed(tiled_copy, trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    mask = next((tiled_copy / "train/masks_tiled").iterdir())
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    train.main(words(tiled_copy, folder, "--max-steps", 9, "--resume", "auto"))
+    assert "the training tiles have changed" in capsys.readouterr().out
+
+
+def test_auto_starts_where_there_is_nothing(tiled, tmp_path):
+    train.main(words(tiled, tmp_path / "run", "--max-steps", 1, "--resume", "auto"))
+    assert checkpoint.load(tmp_path / "run/checkpoint.pth")["step"] == 1
+
+
+# --- fallen back, refused ----------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiled, trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    latest = folder / "checkpoint.pth"
+    latest.write_bytes(latest.read_bytes()[:-1000])
+    train.main(words(tiled, folder, "--max-steps", 8, "--resume"))
+    said = capsys.readouterr().out
+    assert "is damaged" in said
+    assert "Continuing from" in said
+    assert archive.digest(checkpoint.load(latest)["model"]) == archive.digest(
+        checkpoint.load(trained / "checkpoint.pth")["model"]
+    )
+    latest.write_bytes(b"")
+    (folder / "checkpoint.previous.pth").write_bytes(b"")
+    with pytest.raises(UserError, match=r"previous.*is damaged"):
+        train.main(words(tiled, folder, "--max-steps", 8, "--resume"))
+
+
+def test_a_second_run_is_refused_and_a_dead_ones_lock_is_free(tiled, tmp_path):
+    child = children.start(partial(hold_lock, tmp_path), tmp_path / "log")
+    wait_for(lambda: (tmp_path / ".lock").exists() and (tmp_path / ".lock").read_text())
+    with pytest.raises(UserError, match=rf"another run \(process {child.pid} on"):
+        train.main(words(tiled, tmp_path, "--max-steps", 1))
+    children.kill(child)
+    with distributed.locked(tmp_path, ALONE):
+        pass
+
+
+def test_a_world_that_shrank_must_keep_its_global_batch(tiled, trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    saved = checkpoint.load(folder / "checkpoint.pth")
+    saved["settings"] |= {"world_size": 2, "global_batch": 8}
+    archive.write(saved, folder / "checkpoint.pth")
+    with pytest.raises(UserError, match=r"global batch of 8 on 2 .* their product is 8 / 1"):
+        train.main(words(tiled, folder, "--max-steps", 9, "--resume"))
+
+
+# --- processes ---------------------------------------------------------------------------------
+
+
+def test_workers_die_with_their_launcher(tmp_path):
+    up = tmp_path / "up"
+    parent = children.start(partial(launch, up), tmp_path / "log")
+    wait_for(lambda: up.exists() and up.read_text())
+    worker = int(up.read_text())
+    assert children.alive(worker)
+    children.kill(parent)
+    wait_for(lambda: not children.alive(worker), 2)
+
+
+def test_a_stopped_process_is_named(tiled, tmp_path):
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    model = kills.command("unet", tiled, tmp_path / "run", "-b", "2", "--dist-timeout", "3")
+    first, second = children.start_ranks(model, logs)
+    wait_for(lambda: (tmp_path / "run/checkpoint.pth").exists())
+    os.kill(second.pid, signal.SIGSTOP)
+    try:
+        assert children.end(first, 30) == 2, logs[0].read_text()
+    finally:
+        children.kill(second)
+    said = logs[0].read_text().splitlines()[-1]
+    assert said.startswith("error: rank 1 (")
+    assert f"process {second.pid}) has been silent since step" in said
+    assert checkpoint.load(tmp_path / "run/checkpoint.pth")["step"] >= 2
+
+
+def test_a_damaged_tile_is_named_without_its_readers_traceback(tiled_copy, tmp_path):
+    for image in (tiled_copy / "train/images_tiled").iterdir():
+        image.write_bytes(b"no png")
+    with pytest.raises(UserError) as caught:
+        train.main(words(tiled_copy, tmp_path / "run", "--max-steps", 2, "-j", 1))
+    assert "\n" not in str(caught.value)
+    assert "images_tiled" in str(caught.value)
+
+
+def test_a_killed_loader_process_is_answered_by_one_sentence(tiled, tmp_path, monkeypatch):
+    agreed = ends.Watch.agreed
+
+    def kill(watch, step):
+        if step == 2:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            time.sleep(1)  # torch's handler of SIGCHLD raises in here
+        return agreed(watch, step)
+
+    monkeypatch.setattr(ends.Watch, "agreed", kill)
+    with pytest.raises(UserError, match=r"a loader process died .* lower --workers"):
+        train.main(words(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
+
+
+# --- losses that are not finite ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_lost_step_changes_no_weight(dtype, clip):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1))
+    process = Process(0, 1, torch.device("cpu"))
+    settings = Speedups(amp_dtype=dtype)
+    objective = place(model, lambda m, x, y: (m(x) * y).square().mean(), process, settings)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    scaler = settings.scaler(process.device)
+    step = make_step(objective, optimizer, schedule, scaler, settings, process.device, clip)
+    x, tally = torch.randn(2, 3, 8, 8), finite.Tally()
+    for number in range(4):
+        tally.add(step(x, torch.ones(2, 1, 1, 1)), number, torch.tensor([7, 8]))
+    finite.mend(model, tally)
+
+    def state():
+        return archive.digest([list(model.parameters()), optimizer.state_dict()["state"]])
+
+    before = state()
+    for number, broken in enumerate([torch.inf, torch.nan, -torch.inf] * 60, start=4):
+        bad = x.clone()
+        bad[1, 0, 3, 3] = broken
+        tally.add(step(bad, torch.ones(2, 1, 1, 1)), number, torch.tensor([9, 10]))
+    assert state() == before
+    assert tally.sums[1:7].tolist() == [180, 180, 180, 183, 9, 10]
+    finite.mend(model, tally)
+    finite.check(model)
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
+    assert not scaler.is_enabled() or scaler.get_scale() >= 1
+    assert step(x, torch.ones(2, 1, 1, 1)).isfinite()
+    finite.check(model)
+    assert state() != before
+
+
+def test_lost_losses_are_counted_and_too_many_end_the_run(tiled, tmp_path, monkeypatch, capsys):
+    taken = 0
+
+    def loss_fn(model, images, targets):
+        nonlocal taken
+        taken += 1
+        spoilt = torch.nan if taken == 3 or taken > 9 else 1.0
+        return train_loss(model, images * spoilt, targets)
+
+    train_loss = train.loss_fn
+    monkeypatch.setattr(train, "loss_fn", loss_fn)
+    monkeypatch.setattr(finite, "LIMIT", 4)
+    folder = tmp_path / "run"
+    with pytest.raises(UserError) as caught:
+        train.main(words(tiled, folder, "--max-steps", 40, "--save-every", 1))
+    sentence = str(caught.value)
+    assert "not finite for 4 steps in a row, last at step 13 with '" in sentence
+    assert "_tile_" in sentence
+    assert "skipped 1 of 1 losses, not finite: last at step 3" in capsys.readouterr().out
+    saved = checkpoint.load(folder / "checkpoint.pth")
+    assert saved["step"] == 12
+    assert all(value.isfinite().all() for value in saved["model"].values())
+    ahead = shutil.copytree(folder, tmp_path / "ahead")
+    monkeypatch.setattr(train, "loss_fn", train_loss)
+    train.main(words(tiled, ahead, "--max-steps", 13, "--resume"))

@@ -1,0 +1,199 @@
+"""Checkpoints that are cut short, flipped, swapped or made up."""
+
+import io
+import os
+import random
+import resource
+import signal
+import time
+import zipfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import archive, checkpoint
+from common.cli import UserError
+from unet.model import build_model, from_checkpoint
+
+
+def content(step: int) -> dict:
+    """A small checkpoint whose tensors say of which step it is."""
+    made = {
+        "format": 1,
+        "model_name": "unet",
+        "classes": ["ground", "aircraft"],
+        "args": {"encoder": "resnet18"},
+        "model": {f"layer{i}.weight": torch.full((64, 257), float(step)) for i in range(8)},
+        "step": step,
+    }
+    return made
+
+
+def killed_save(number: int, folder: Path) -> str:
+    """A process that saves without end is killed at a random moment: what it saved last loads."""
+    path = folder / f"{number}.pth"
+    archive.write(content(0), path)
+    ready, begun = os.pipe()
+    child = os.fork()
+    if child == 0:  # only numbers and files from here on, and no way back
+        try:
+            for step in range(1, 10_000):
+                archive.write(content(step), path)
+                os.write(begun, b"%d\n" % step)
+        finally:
+            os._exit(1)
+    os.close(begun)
+    time.sleep(random.Random(number).uniform(0, 0.06))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with os.fdopen(ready) as reported:
+        last = max((int(line) for line in reported), default=0)
+    found = checkpoint.load(path, "unet")
+    assert found["step"] in (last, last + 1), f"saved {last}, found {found['step']}"
+    for tensor in found["model"].values():
+        assert bool((tensor == found["step"]).all()), "a tensor of another step"
+    return "loaded"
+
+
+def corrupted(number: int, folder: Path) -> str:
+    """A bit flips, the end is missing, a page is zero or two pages change places."""
+    path = folder / "damaged.pth"
+    archive.write(content(number), path)
+    data = bytearray(path.read_bytes())
+    rng = random.Random(number)
+    kind = ("flip", "cut", "zeros", "swap")[number % 4]
+    at, other = (rng.randrange(0, len(data) - 4096) for _ in range(2))
+    before = bytes(data)
+    if kind == "flip":
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == "cut":
+        del data[rng.randrange(len(data)) :]
+    elif kind == "zeros":
+        data[at : at + 4096] = bytes(4096)
+    else:
+        page = data[at : at + 4096]
+        data[at : at + 4096] = data[other : other + 4096]
+        data[other : other + 4096] = page
+    path.write_bytes(data)
+    try:
+        found = checkpoint.load(path, "unet")
+    except UserError:
+        return f"{kind} refused"
+    # Bytes that mean nothing, as the padding between the parts of the archive, may change.
+    made = content(number)
+    assert archive.digest(found) == archive.digest(
+        {key: value for key, value in made.items() if key != "sha256"}
+    ), f"{kind}: wrong values accepted"
+    return f"{kind} without effect" if bytes(data) != before else f"{kind} changed nothing"
+
+
+@cache
+def network() -> dict[str, Any]:
+    """The checkpoint of a small UNet that loads and predicts."""
+    model = build_model("tu-test_resnet", 2)
+    args = {"encoder": "tu-test_resnet", "norm": "batch"}
+    whole = content(0) | {"args": args, "model": model.state_dict(), "format": archive.FORMATS[-1]}
+    return whole | {"settings": {}, "seen": 0, "best": 0.5, "scores": {}}
+
+
+class Evil:
+    """Runs code where a pickle is believed."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.marker), "w")
+
+
+def hostile(rng: random.Random, marker: Path) -> Any:
+    """A value that does not belong where it is put."""
+    loop: list[Any] = []
+    loop.append(loop)
+    laughs: list[Any] = ["ha"]
+    for _ in range(12):
+        laughs = [laughs] * 10
+    deep: list[Any] = []
+    for _ in range(200):
+        deep = [deep]
+    return rng.choice(
+        [
+            None, -1, 10**30, float("nan"), "", "a" * 5000, "../../etc/passwd", "tu-hf-hub:evil/x",
+            [], {}, (), b"bytes", 1j, set(), slice(1), Evil(marker), Path("x"), loop, laughs, deep,
+            torch.zeros(()), torch.empty(0), torch.zeros(1).expand(10**6, 10**6),
+            torch.zeros(3, dtype=torch.complex64), torch.eye(3).to_sparse(), "\x1b[2J\n", [1] * 300,
+        ]
+    )  # fmt: skip
+
+
+def checksum(made: dict[str, Any]) -> str:
+    """As a stranger would compute it; of what has none, as a list that holds itself, any."""
+    try:
+        archive._check_plain(made, Path(__file__), 2**40)
+        return archive.digest(made)
+    except UserError:
+        return "0" * 64
+
+
+def deflated(data: bytearray) -> bytearray:
+    """The same archive, compressed."""
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as old,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return bytearray(packed.getvalue())
+
+
+def flipped(data: bytearray, rng: random.Random) -> bytearray:
+    """Its pickle, which comes first, with some bytes changed and the archive's CRC as it was."""
+    for _ in range(rng.randrange(1, 8)):
+        data[rng.randrange(64, min(len(data), 8000))] = rng.randrange(256)
+    return data
+
+
+def fuzzed(number: int, folder: Path) -> str:
+    """A checkpoint that a stranger made up, its checksum right: our error or the same network.
+
+    No code of it runs, nothing else is raised, and memory grows by no more than 256 MiB.
+    """
+    rng = random.Random(number)
+    path, marker = folder / "fuzzed.pth", folder / "ran"
+    made = {k: dict(v) if isinstance(v, dict) else v for k, v in network().items()}
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        group = rng.choice([made, made.get("args"), made.get("model")])
+        group = group if isinstance(group, dict) and group else made
+        key = rng.choice(list(group))
+        change = rng.randrange(5)
+        if change == 0:
+            del group[key]
+        elif change == 1 and isinstance(group[key], torch.Tensor) and group[key].ndim:
+            group[key] = rng.choice([group[key][:1], group[key].half(), group[key][None]])
+        elif change == 2:
+            group[rng.choice(["", "a.b", "../x", "\n", "weight", "\x1b"])] = group[key]
+        else:
+            group[key] = hostile(rng, marker)
+    buffer = io.BytesIO()
+    torch.save(made | {"sha256": checksum(made)}, buffer)
+    data = bytearray(buffer.getvalue())
+    if number % 5 == 0:  # its archive, compressed, or its pickle, flipped
+        data = deflated(data) if rng.random() < 0.5 else flipped(data, rng)
+    path.write_bytes(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        found = checkpoint.load(path, "unet")
+        checkpoint.rebuild(found, from_checkpoint)
+        result, sentence = "without effect", ""
+    except UserError as error:
+        result, sentence = "refused", str(error)
+    except Exception as error:
+        raise AssertionError(f"{type(error).__name__}: {error}") from error
+    assert sentence.isprintable(), repr(sentence)
+    assert not marker.exists(), "its code ran"
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 256 * 1024, f"{grown // 1024} MiB more"
+    return result

@@ -1,0 +1,72 @@
+"""Runs a function in a process of its own, where it may die, hang or grow without harm."""
+
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+
+cv2.setNumThreads(0)  # its threads would not survive the fork
+_inside = False
+
+
+def contained(function: Callable[[], str], seconds: int = 10, mebibytes: int = 200) -> str:
+    """What `function` returns, a word; one that begins with `!` says what is wrong.
+
+    Raises:
+        AssertionError: it raised, died, took longer than `seconds`, or needed more memory than that
+            on top of this process's.
+    """
+    global _inside
+    if _inside:
+        words = function()
+        assert not words.startswith("!"), words[1:]
+        return words
+    before = _resident()
+    ready, answer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _inside = True
+        signal.alarm(seconds)  # nobody handles it: the end
+        try:
+            words = function()
+        except BaseException:
+            words = "!" + traceback.format_exc(limit=-3)
+        os.write(answer, words.encode(errors="replace")[-4000:])
+        sys.stderr.flush()
+        os._exit(0)
+    os.close(answer)
+    with os.fdopen(ready, "rb") as pipe:
+        words = pipe.read().decode(errors="replace")
+    _, status, usage = os.wait4(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code == 0, f"hung for {seconds} s" if code == -signal.SIGALRM else f"died by {-code}"
+    assert not words.startswith("!"), words[1:]
+    grown = (usage.ru_maxrss >> 10) - before
+    assert grown < mebibytes, f"took {grown} MiB"
+    return words
+
+
+def several(case: Callable[[int, Path], str], numbers: range, folder: Path) -> set[str]:
+    """How some cases end, all in one such process: a fork of this one takes longer than a case."""
+
+    def run() -> str:
+        return "\n".join({case(number, folder) for number in numbers})
+
+    return set(contained(run, seconds=120).splitlines())
+
+
+def hundred(case: Callable[[int, Path], str], number: int, folder: Path) -> str:
+    """A hundred cases as one."""
+    several(case, range(100 * number, 100 * number + 100), folder)
+    return "hundred read or refused"
+
+
+def _resident() -> int:
+    """MiB this process holds now, which a fork is counted as holding too."""
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * resource.getpagesize() >> 20
