@@ -9,7 +9,6 @@ to the next, so it holds all that lies between: the loader, the loss's sum, the 
 `fit` does once at its end, the checkpoint and the curves.)
 """
 
-import random
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.machine import provenance
 from benchmarks.readme import README, read_rows, write_part, write_rows
+from benchmarks.rows import median_interval
 from benchmarks.steps import BACKBONES, model_module, noise_tiles
 from common import engine
 from common.augment import normalise
@@ -144,14 +144,13 @@ def main(argv: list[str] | None = None) -> None:
 def summary(rounds: dict[str, list[float]]) -> dict[str, Any]:
     """The paired ratio, with a 95 % bootstrap interval of its median."""
     ratios = [b / a for a, b in zip(rounds["bare"], rounds["fit"], strict=True)]
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(10_000))
+    ratio, low, high = median_interval(ratios)
     return {
         "bare_ms": round(1e3 * statistics.median(rounds["bare"]), 3),
         "fit_ms": round(1e3 * statistics.median(rounds["fit"]), 3),
-        "ratio": round(statistics.median(ratios), 4),
-        "ratio_low": round(medians[250], 4),
-        "ratio_high": round(medians[-251], 4),
+        "ratio": round(ratio, 4),
+        "ratio_low": round(low, 4),
+        "ratio_high": round(high, 4),
         "rounds": len(ratios),
     }
 

@@ -1,11 +1,11 @@
 """The tables and the picture of `scale.py`, from its CSV alone."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from matplotlib.patches import Patch
 
+from common.files import whole_file
 from common.overlay import BLUE, INK, plt
 
 Row = dict[str, str]
@@ -93,10 +93,9 @@ def draw(rows: list[Row], path: Path) -> None:
             _efficiency(axes, [other for other in rows if other["gpu"] == row["gpu"]])
             axes.set_title(f"{row['gpu']}: scaling efficiency, %", loc="left", pad=8)
             axes.tick_params(axis="y", labelleft=column == 0)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        figure.savefig(temporary, format="png", dpi=120)
+        with whole_file(path) as file:
+            figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
-    temporary.replace(path)
 
 
 def _timeline(axes: Any, rows: list[Row]) -> None:

@@ -18,8 +18,9 @@ from torch.futures import Future
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.flops import FORMULAS
 from common.distributed import Process
 from common.speedups import Speedups, place
 
@@ -125,11 +126,10 @@ def _flops(build: Callable[[], nn.Module], loss_fn: Callable) -> tuple[int, int,
     Matrix products and convolutions alone are counted, a multiply-add as two; everything else in
     these networks waits for memory, not for arithmetic.
     """
-    formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     done: dict[str, int] = {}
     with FakeTensorMode():
         model = build()
-        counter = FlopCounterMode(display=False, custom_mapping=formulas)
+        counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
         for name, parameter in model.named_parameters():
 
             def note(_: Tensor, name: str = name) -> None:
@@ -141,17 +141,3 @@ def _flops(build: Callable[[], nn.Module], loss_fn: Callable) -> tuple[int, int,
             forward = counter.get_total_flops() // BATCH
             loss.backward()
     return forward, counter.get_total_flops() // BATCH, done
-
-
-def _convolution_backward(grad_shape: Any, x_shape: Any, w_shape: Any, *rest: Any, **_: Any) -> int:
-    """Either gradient of a convolution, of its input or its weight, costs what its forward did.
-
-    PyTorch's formula is this one for ungrouped convolutions; for the weight of a grouped one it
-    forgets to divide by the groups, through 2.14 at least, and MobileNet's backward pass came out
-    at nine times its forward (pytorch#183405).
-
-    Args:
-        rest: bias, stride, padding, dilation, transposed, output padding, groups, output mask.
-    """
-    transposed, mask = rest[4], rest[7]
-    return conv_flop_count(x_shape, w_shape, grad_shape, transposed) * (mask[0] + mask[1])

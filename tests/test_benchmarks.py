@@ -3,7 +3,7 @@
 import pytest
 from conftest import ROOT, run_script
 
-from benchmarks import loader, overhead
+from benchmarks import loader, overhead, parts
 from benchmarks.readme import README, part, read_rows, write_part
 
 
@@ -14,6 +14,25 @@ def test_the_readme_shows_the_committed_numbers(name, show):
     assert part(README, name) == show(read_rows(ROOT / f"benchmarks/results/{name}.csv")), (
         f"stale; run: python benchmarks/{name}.py --write-readme"
     )
+
+
+def test_the_readme_shows_what_the_parts_took_or_that_nobody_measured_it():
+    path = ROOT / "benchmarks/results/parts.csv"
+    shown = part(README, "parts")
+    assert shown == parts.table(read_rows(path)) if path.is_file() else "Not measured" in shown
+
+
+def test_the_parts_are_measured_beside_the_plain_way(tiled, tmp_path):
+    output = tmp_path / "parts.csv"
+    words = ["--data-path", tiled, "--rounds", 2, "--scene", 128, 192, "--window", 64]
+    words += ["--encoder", "tu-test_resnet", "-o", output]
+    done = run_script(ROOT / "benchmarks/parts.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {row["part"]: row for row in read_rows(output)}
+    assert set(rows) == {"preprocessing", "inference, tiles", "inference, scene", "evaluation"}
+    assert float(rows["preprocessing"]["ratio_low"]) > 3  # or the table of colours is for nothing
+    for row in rows.values():
+        assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
 
 
 def test_the_overhead_is_measured(tmp_path):

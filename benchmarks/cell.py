@@ -1,0 +1,225 @@
+"""One cell of the benchmark: a model's train.py with a clock at the seams of its steps.
+
+    python benchmarks/cell.py report.json unet 3 8 --data-path sample_data --crop-size 128 -j 0
+
+trains as `python unet/train.py --data-path …` would, three steps to warm up and eight that count,
+and leaves before the first checkpoint. `benchmarks/run.py` starts these, each in a process of its
+own, under torchrun for DDP. What is timed is `engine.fit` itself: the clock is in the two functions
+that train.py hands to it and around `Tensor.backward`, so there is no second loop to drift away.
+"""
+
+import argparse
+import importlib
+import json
+import resource
+import sys
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.flops import FORMULAS, matmul_peak
+from benchmarks.machine import clock_mhz
+from benchmarks.syncs import census
+from common import args as arguments
+from common import engine
+from common.checkpoint import Run
+from common.cli import Parser, positive, run
+from common.distributed import Process
+
+
+class Enough(Exception):
+    """Leaves `fit`: all that was asked for is measured."""
+
+
+class Clock:
+    """Moments on the CPU, or on the GPU's own time line, where noting one makes nobody wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+
+    def now(self) -> Any:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        return begin.elapsed_time(end) / 1e3 if self.on_gpu else end - begin
+
+
+class Watch:
+    """Notes when each phase of each step began, once the warm-up is over.
+
+    A step is `views` (crops, turns, normalisation), `forward`, `backward`, `optimizer`, `loop`
+    (sums, log lines) and `data` (the wait for the next batch); with accumulation, some alternate.
+    A captured step is all `forward`: nothing in it calls Python.
+    """
+
+    def __init__(self, warmup: int, steps: int, began: float) -> None:
+        self.warmup, self.steps, self.began = warmup, steps, began
+        self.number = -1  # of the step under way
+        self.marks: list[list[tuple[str, Any]]] = []
+        self.report: dict[str, Any] = {}
+
+    def fit(
+        self, run: Run, step: Callable, batches: Any, prepare: Callable, *rest: Any, **kwargs: Any
+    ) -> None:
+        """`engine.fit`, watched; its arguments are."""
+        process = next(value for value in rest if isinstance(value, Process))
+        self.device, self.clock = process.device, Clock(process.device)
+        self.images = batches.batch_sampler.batch_size * process.world_size
+
+        def watched_prepare(batch: Any, epoch: int) -> Any:
+            self._begin()
+            return prepare(batch, epoch)
+
+        def watched_step(images: Tensor, targets: Any) -> Tensor:
+            self.mark("forward")
+            if self.number == self.warmup + self.steps:
+                self._inspect(lambda: step(images, targets), run.args)
+                raise Enough
+            loss = step(images, targets)
+            self.mark("loop")
+            return loss
+
+        try:
+            FIT(run, watched_step, batches, watched_prepare, *rest, **kwargs)
+        except Enough:
+            self._summarise(run.args, process)
+
+    def waits(self, batches: Iterator) -> Iterator:
+        """`batches`, the wait for each marked."""
+        while True:
+            self.mark("data")
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            yield batch
+
+    def mark(self, phase: str) -> None:
+        if self.warmup <= self.number < self.warmup + self.steps:
+            self.marks[-1].append((phase, self.clock.now()))
+
+    def _begin(self) -> None:
+        """A step begins, and with it perhaps what counts; only at those edges the CPU waits."""
+        self.number += 1
+        if self.number in (0, self.warmup, self.warmup + self.steps):
+            if self.clock.on_gpu:
+                torch.cuda.synchronize(self.device)
+            now = time.perf_counter()
+            if self.number == 0:
+                self.report["start_s"], self.first = now - self.began, now
+            elif self.number == self.warmup:
+                self.report["warmup_s"] = now - self.first
+                if self.clock.on_gpu:
+                    torch.cuda.reset_peak_memory_stats(self.device)
+            self._memory()
+        if self.number >= self.warmup:
+            self.marks.append([("views", self.clock.now())])
+
+    def _memory(self) -> None:
+        """Until the end of what counts: the matrices of `matmul_peak` are no part of training."""
+        if self.clock.on_gpu:
+            self.report["memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
+            self.report["reserved_mib"] = torch.cuda.max_memory_reserved(self.device) / 2**20
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            self.report["memory_mib"] = peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+    def _inspect(self, step: Callable[[], Any], args: dict[str, Any]) -> None:
+        """Count syncs and FLOP in the step after those that count: counting takes time."""
+        traced = args["compile"] or args["cuda_graphs"]
+        if self.clock.on_gpu:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                step()
+                torch.cuda.set_sync_debug_mode("default")
+            self.report["syncs"] = sum("synchronizing" in str(w.message) for w in caught)
+        if traced:  # operators inside a compiled or captured step cannot be seen
+            return
+        counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+        with counter:
+            found = census(step)
+        mine = self.images / self.world
+        self.report["gflop_per_image"] = counter.get_total_flops() / mine / 1e9
+        if self.world == 1:  # DDP divides a CPU's gradients by a number it reads from a tensor
+            self.report.setdefault("syncs", found.total())
+
+    @property
+    def world(self) -> int:
+        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+    def _summarise(self, args: dict[str, Any], process: Process) -> None:
+        seconds = self.clock.seconds
+        begins = [marks[0][1] for marks in self.marks]
+        periods = [seconds(a, b) for a, b in pairwise(begins)]
+        spent: dict[str, float] = defaultdict(float)
+        for marks, end in zip(self.marks, begins[1:], strict=False):
+            moments = [moment for _, moment in marks] + [end]
+            for (phase, _), (a, b) in zip(marks, pairwise(moments), strict=True):
+                spent[phase] += seconds(a, b) / self.steps
+        if "backward" not in spent:  # captured: the parts of a step cannot be told apart
+            spent["captured"] = spent.pop("forward")
+        steady = sum(periods) / len(periods)
+        dtype = arguments.amp_dtype(argparse.Namespace(**args), self.device)
+        self.report |= {f"{phase}_ms": 1e3 * value for phase, value in spent.items()}
+        self.report |= {
+            "images": self.images,
+            "step_ms": [1e3 * period for period in periods],
+            # What the first steps took longer: compiling, capturing, choosing algorithms.
+            "warmup_s": self.report["warmup_s"] - self.warmup * steady,
+            "clock_mhz": clock_mhz(self.device),
+            "peak_gflops": matmul_peak(self.device, dtype) * self.world / 1e9,
+            "main": process.is_main,
+        }
+
+
+FIT = engine.fit
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("report", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("warmup", type=positive)
+    parser.add_argument("steps", type=positive)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser.parse(words[:4])
+    train = importlib.import_module(f"{args.model}.train")
+    watch = Watch(args.warmup, args.steps, time.perf_counter())
+    backward = Tensor.backward
+
+    def watched_backward(*inputs: Any, **kwargs: Any) -> None:
+        watch.mark("backward")
+        backward(*inputs, **kwargs)
+        watch.mark("forward")  # of the next part, where gradients are accumulated
+
+    Tensor.backward = watched_backward  # type: ignore[assignment]
+    register_optimizer_step_pre_hook(lambda *_: watch.mark("optimizer"))
+    engine.fit = watch.fit  # type: ignore[assignment]
+    timed = engine.timed
+    engine.timed = lambda items: timed(watch.waits(iter(items)))
+    # One more step than is measured, to count in, and one for `fit` not to end with its checkpoint;
+    # nor is there one, or a validation, at the end of an epoch.
+    steps = str(args.warmup + args.steps + 2)
+    train.main([*words[4:], "--max-steps", steps, "--eval-freq", steps])
+    if watch.report.pop("main"):
+        args.report.write_text(json.dumps(watch.report) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,76 @@
+"""Starts a cell's training as a user would type it, in a process of its own."""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.matrix import LIGHT, Cell
+from benchmarks.steps import BACKBONES
+
+
+def columns(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
+    """What a row says of the cell itself."""
+    row: dict[str, Any] = {"model": cell.model, "technique": cell.technique}
+    row |= {"flags": " ".join(cell.flags), "world": cell.world, "batch": cell.batch}
+    return row | {"threads": cell.threads, "backbone": _backbone(cell, args)}
+
+
+def train_words(cell: Cell, args: argparse.Namespace, output_dir: str) -> list[str]:
+    """The arguments of train.py."""
+    return [
+        *("--encoder" if cell.model == "unet" else "--backbone", _backbone(cell, args)),
+        *("--weights-backbone", "none", "--device", args.device),
+        *("--data-path", str(args.data_path), "--output-dir", output_dir),
+        *("--crop-size", str(args.crop_size), "-b", str(cell.batch), "-j", str(args.workers)),
+        *cell.flags,
+    ]
+
+
+def cache_name(cell: Cell, args: argparse.Namespace) -> str:
+    """Cells with the same one compile the same."""
+    name = f"{cell.name.replace(' ', '-')}-{_backbone(cell, args)}-{args.crop_size}-{cell.batch}"
+    return name.replace("/", "-")
+
+
+def run(cell: Cell, words: list[str], cache: Path, timeout: float) -> str:
+    """Run a script of the repository, under torchrun for DDP; what went wrong, or nothing."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cell.world}"]
+    words = [sys.executable, *(launcher if cell.world > 1 else []), *words]
+    environment = os.environ | {"OMP_NUM_THREADS": str(cell.threads)}
+    environment |= {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(words, env=environment, stdout=output, stderr=output)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return f"stopped after {timeout:.0f} s"
+        finally:
+            _end(process)
+        output.seek(0)
+        return _reason(output.read()) if code else ""
+
+
+def _backbone(cell: Cell, args: argparse.Namespace) -> str:
+    return args.backbone or (LIGHT if args.device == "cpu" else BACKBONES)[cell.model]
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Stop what is still running; torchrun ends its processes itself when it is asked to."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _reason(output: str) -> str:
+    """The line that says most: a sentence of ours, or the exception's."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith("error: ") or "Error: " in line]
+    return (telling or lines or ["ended without a word"])[0 if telling else -1][:300]

@@ -1,0 +1,52 @@
+"""How much arithmetic a step is, and how much this machine can do."""
+
+import time
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import conv_flop_count
+
+
+def _convolution_backward(grad_shape: Any, x_shape: Any, w_shape: Any, *rest: Any, **_: Any) -> int:
+    """Either gradient of a convolution, of its input or its weight, costs what its forward did.
+
+    PyTorch's formula is this one for ungrouped convolutions; for the weight of a grouped one it
+    forgets to divide by the groups, through 2.14 at least, and MobileNet's backward pass came out
+    at nine times its forward (pytorch#183405).
+
+    Args:
+        rest: bias, stride, padding, dilation, transposed, output padding, groups, output mask.
+    """
+    transposed, mask = rest[4], rest[7]
+    return conv_flop_count(x_shape, w_shape, grad_shape, transposed) * (mask[0] + mask[1])
+
+
+# For `FlopCounterMode(custom_mapping=…)`.
+FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype | None) -> float:
+    """FLOP/s of the best of several square matrix products in `dtype`, by default float32.
+
+    Float32 on a GPU is multiplied in TF32 where its convolutions are. This is what the machine
+    reaches at its easiest task, not what its data sheet says.
+    """
+    gpu = device.type == "cuda"
+    side = 8192 if gpu else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=dtype or torch.float32) for _ in "ab")
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision  # type: ignore[attr-defined]
+    if gpu:
+        precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+        matmul.fp32_precision = precision  # type: ignore[attr-defined]
+    best = float("inf")
+    for _ in range(10):
+        if gpu:
+            torch.cuda.synchronize(device)
+        since = time.perf_counter()
+        a @ b
+        if gpu:
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - since)
+    matmul.fp32_precision = before  # type: ignore[attr-defined]
+    return 2 * side**3 / best

@@ -1,0 +1,116 @@
+"""What the benchmark measures: every model under every combination of techniques a machine has."""
+
+import shutil
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+
+from benchmarks.machine import cores
+from benchmarks.steps import BACKBONES
+from common import graphs
+from common.cli import UserError
+
+FLAGS = {
+    "amp": "--amp",
+    "channels-last": "--channels-last",
+    "cuda-graphs": "--cuda-graphs",
+    "compile": "--compile",
+    "ddp": "",  # torchrun is its flag
+}
+PLAIN, SHARE = "plain", "share"
+# The way most people would switch them on: measured first, for where time is short.
+FIRST = [PLAIN, "amp", "amp+channels-last", "amp+channels-last+cuda-graphs", "channels-last", "ddp"]
+# On a CPU everything is reduced: light backbones, small crops, few tiles.
+LIGHT = BACKBONES | {"DeepLabV3": "mobilenet_v3_large", "unet": "resnet18", "mask": "resnet18"}
+LIGHT_FLAGS: dict[str, tuple[str, ...]] = {"mask": ("--proposals", "200")}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model under one technique."""
+
+    model: str
+    technique: str
+    flags: tuple[str, ...]
+    world: int
+    batch: int  # tiles per process
+    threads: int  # of each process
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.technique}"
+
+
+def plan(
+    models: list[str],
+    wanted: list[str],
+    extra: dict[str, str],
+    device: torch.device,
+    batch: int,
+    without_compile: bool = False,
+) -> tuple[list[Cell], list[str]]:
+    """The cells to measure, the most wanted techniques first, and what is left out and why.
+
+    Processes on GPUs have a GPU each and a batch of `batch` each. On a CPU they share the cores
+    and the batch; `share` is one of them alone, which DDP's scaling is measured by.
+
+    Args:
+        wanted: Names such as `plain` or `amp+channels-last`; nothing for all.
+        extra: Further techniques: name → flags of train.py.
+
+    Raises:
+        UserError: A name that is not known.
+    """
+    gpu = device.type == "cuda"
+    world = torch.cuda.device_count() if gpu else 2
+    cannot = _cannot(device, world, batch, without_compile)
+    all_of = [PLAIN, *("+".join(c) for n in range(1, 6) for c in combinations(FLAGS, n))]
+    for name in wanted:
+        unknown = {*name.split("+")} - {*FLAGS, PLAIN, *extra}
+        if unknown:
+            known = ", ".join([PLAIN, *FLAGS, *extra])
+            raise UserError(f"--techniques {name} is not known; join any of {known} by a +.")
+    asked = [_sorted(name) for name in wanted] or all_of
+    chosen = {PLAIN: (), **{name: tuple(extra[name].split()) for name in extra}}
+    for name in sorted(asked, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)):
+        parts = name.split("+")
+        if name not in chosen and not cannot.keys() & parts:
+            chosen[name] = tuple(FLAGS[part] for part in parts if FLAGS[part])
+    parts_of_cpu = 1 if gpu else world
+    fixed = {} if gpu else LIGHT_FLAGS
+    cells = []
+    if "ddp" in chosen and not gpu:
+        chosen[SHARE] = ()
+    for name, flags in chosen.items():
+        many = "ddp" in name.split("+")
+        part = parts_of_cpu if many or name == SHARE else 1
+        sizes = world if many else 1, batch // part, max(1, cores() // part)
+        cells += [Cell(model, name, (*fixed.get(model, ()), *flags), *sizes) for model in models]
+    asked_for = {part for name in asked for part in name.split("+")}
+    left_out = [f"{name}: {why}" for name, why in cannot.items() if name in asked_for]
+    return cells, left_out
+
+
+def _sorted(name: str) -> str:
+    """The parts of a name in the order of `FLAGS`."""
+    parts = name.split("+")
+    return "+".join(sorted(parts, key=lambda part: [*FLAGS, part].index(part)))
+
+
+def _cannot(device: torch.device, world: int, batch: int, without_compile: bool) -> dict[str, str]:
+    """Techniques that do not apply here, each with the reason."""
+    cannot = {}
+    if not graphs.available(device):
+        cannot["cuda-graphs"] = "there is no CUDA device"
+    if without_compile:
+        cannot["compile"] = "compiling takes a minute or more a cell; leave out --quick for it"
+    elif device.type == "cpu" and not shutil.which("g++"):
+        cannot["compile"] = "there is no C++ compiler"
+    if device.type == "cuda" and world < 2:
+        cannot["ddp"] = "there is one GPU"
+    if device.type == "cpu" and cores() < world:
+        cannot["ddp"] = "there is one core, or OMP_NUM_THREADS is 1"
+    elif device.type == "cpu" and batch < 2 * world:
+        cannot["ddp"] = f"a batch of {batch} leaves each of {world} processes too few tiles"
+    return cannot

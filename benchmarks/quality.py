@@ -1,0 +1,88 @@
+"""Whether a technique learns the same: the same seeds and steps with and without it.
+
+    python benchmarks/run.py --quality --models unet --techniques plain amp --seeds 3
+
+trains to the end and scores the validation set; `table.py` puts the result beside the speed.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import child
+from benchmarks.matrix import PLAIN, SHARE, Cell
+from benchmarks.readme import read_rows
+from benchmarks.rows import CELL, KEY, PLACE, Row, append
+from common.log import read_log
+from common.progress import progress, say
+
+ROOT = Path(__file__).resolve().parents[1]
+SCORES = ("mIoU", "mask_AP")
+COLUMNS = (*KEY, *CELL, "max_steps", "losses", "name", "score", "wall_s", *PLACE, "when", "command")
+
+
+def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) -> None:
+    """Add the missing runs to `quality_*.csv` beside the speeds; a round is a seed."""
+    path = args.output.with_name(args.output.name.replace("speed", "quality"))
+    place = place | {"max_steps": args.max_steps}
+    there = read_rows(path) if path.is_file() else []
+    same = [r for r in there if all(r[k] == str(place[k]) for k in (*PLACE, "max_steps"))]
+    done = {tuple(row[k] for k in KEY) for row in same if not row["error"]}
+    todo = [
+        (seed, cell)
+        for seed in range(args.seeds)
+        for cell in cells
+        if cell.technique != SHARE and (cell.model, cell.technique, str(seed)) not in done
+    ]
+    for seed, cell in progress(todo, desc="quality", unit="run"):
+        began = time.monotonic()
+        row = child.columns(cell, args) | {"round": seed}
+        with tempfile.TemporaryDirectory() as folder:
+            words = [str(ROOT / cell.model / "train.py")]
+            words += child.train_words(cell, args, f"{folder}/run")
+            words += ["--seed", str(seed), "--max-steps", str(args.max_steps)]
+            words += ["--print-freq", "1", "--eval-freq", str(args.max_steps)]
+            cache = args.cache / child.cache_name(cell, args)
+            row["error"] = child.run(cell, words, cache, timeout=3600)
+            log = read_log(Path(folder) / "run/log.jsonl")
+        row["losses"] = [line["loss"] for line in log if "loss" in line]
+        scores = {name: log[-1][name] for name in SCORES if log and name in log[-1]}
+        for row["name"], row["score"] in scores.items():
+            say(f"{cell.name}, seed {seed}: {row['name']} {row['score']:.4f}")
+        row |= {"wall_s": time.monotonic() - began, "when": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        append(path, place | row, COLUMNS)
+    print(f"wrote {path}")
+
+
+def cell_of(rows: list[Row], model: str, technique: str) -> str:
+    """The final scores of all seeds and the losses' distance from plain's, in words.
+
+    The distance is the mean difference of the two curves, step by step with the same seed, as a
+    share of plain's mean loss. For plain it is that between seeds: what chance alone does.
+    """
+    good = [r for r in rows if r["model"] == model and not r["error"] and r["losses"]]
+    curves = {(r["technique"], r["round"]): np.array(r["losses"].split(), float) for r in good}
+    mine = [r for r in good if r["technique"] == technique]
+    if not mine:
+        return ""
+    seeds = [r["round"] for r in mine]
+    pairs = [((technique, seed), (PLAIN, seed)) for seed in seeds]
+    if technique == PLAIN:
+        pairs = [((PLAIN, a), (PLAIN, b)) for a in seeds for b in seeds if a < b]
+    distances = [
+        float(np.abs(curves[a] - curves[b]).mean() / curves[b].mean())
+        for a, b in pairs
+        if b in curves and len(curves[a]) == len(curves[b])
+    ]
+    scores = [float(r["score"]) for r in mine if r["score"]]
+    words = []
+    if scores:
+        words.append(f"{statistics.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})")
+    if distances:
+        words.append(f"{100 * statistics.mean(distances):.1f} %")
+    return "; ".join(words)

@@ -1,0 +1,183 @@
+"""The results of `run.py`: a line for each cell and round, and what they say taken together."""
+
+import csv
+import random
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.matrix import PLAIN, SHARE
+
+Row = dict[str, str]
+
+KEY = ("model", "technique", "round")
+CELL = ("flags", "world", "batch", "threads", "backbone", "cache", "error")
+PHASES = ("views", "forward", "backward", "optimizer", "captured", "loop", "data")
+MEASURED = (
+    *("images", "step_ms", *(f"{phase}_ms" for phase in PHASES)),
+    *("memory_mib", "reserved_mib", "start_s", "warmup_s", "syncs"),
+    *("gflop_per_image", "peak_gflops", "clock_mhz", "wall_s"),
+)
+# What two rows must have in common to be of one measurement.
+PLACE = (
+    *("device", "driver", "cores", "cudnn", "float32", "cpu", "torch", "commit"),
+    *("crop", "warmup", "steps", "data"),
+)
+COLUMNS = (*KEY, *CELL, *MEASURED, *PLACE, "when", "command")
+
+
+def append(path: Path, row: dict[str, Any], columns: tuple[str, ...] = COLUMNS) -> None:
+    """Add a line in one write: whoever is killed leaves whole lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
+        if new:
+            writer.writeheader()
+        writer.writerow({key: _text(row.get(key, "")) for key in columns})
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, list):
+        return " ".join(f"{x:.5g}" for x in value)
+    return f"{value:.5g}" if isinstance(value, float) else value
+
+
+def newest(rows: list[Row]) -> list[Row]:
+    """Those measured like the last one; of a cell that was tried twice the later."""
+    place = [rows[-1][key] for key in PLACE]
+    of = {tuple(r[k] for k in KEY): r for r in rows if [r[key] for key in PLACE] == place}
+    return list(of.values())
+
+
+def median_interval(values: list[float]) -> tuple[float, float, float]:
+    """The median and its 95 % bootstrap interval; of fewer than six values, that is their range."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(10_000))
+    return statistics.median(values), medians[250], medians[-251]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One model under one technique, over all rounds. None where it cannot be said."""
+
+    technique: str
+    error: str
+    rounds: int = 0
+    steps: int = 0  # that were timed
+    speed: tuple[float, float, float] = (0.0, 0.0, 0.0)  # images/s of a step: p10, median, p90
+    speedup: tuple[float, float, float] | None = None  # median of paired ratios, 95 % interval
+    ms: dict[str, float] | None = None  # by phase
+    memory: float = 0.0  # MiB
+    reserved: float | None = None
+    one_off: float = 0.0  # seconds until the first step, and what the warm-up took longer
+    pays_after: float | None = None  # steps; None where it is not surely faster
+    syncs: int | None = None  # a step
+    gflop: float | None = None  # an image, forward and backward
+    mfu: float | None = None  # share of the matrix products' peak
+    efficiency: float | None = None  # of DDP: speed over that of so many single processes
+
+
+def throughput(row: Row) -> float:
+    """Images/s over all steps of a row."""
+    times = _numbers(row["step_ms"])
+    return 1e3 * float(row["images"]) * len(times) / sum(times)
+
+
+def summaries(rows: list[Row], model: str) -> list[Summary]:
+    """Of `newest` rows, in the order they were measured."""
+    of: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row["model"] == model:
+            of.setdefault(row["technique"], {})[row["round"]] = row
+    good = {name: {t: r for t, r in found.items() if not r["error"]} for name, found in of.items()}
+    plain = list(good.get(PLAIN, {}).values())
+    gflop = statistics.median(float(r["gflop_per_image"]) for r in plain) if plain else None
+    found = []
+    for name in of:
+        if good[name]:
+            found.append(_summary(name, good, gflop))
+        else:
+            found.append(Summary(name, list(of[name].values())[-1]["error"]))
+    return found
+
+
+def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) -> Summary:
+    mine = good[name]
+    rows = list(mine.values())
+    speeds = [float(r["images"]) * 1e3 / ms for r in rows for ms in _numbers(r["step_ms"])]
+    ratios = _ratios(mine, good.get(PLAIN, {}))
+    speedup = median_interval(ratios) if ratios and name not in (PLAIN, SHARE) else None
+    one_off, pays_after = _one_off(rows), None
+    if speedup and speedup[1] > 1:
+        plain = list(good[PLAIN].values())
+        saved = _period(plain) * (1 - 1 / speedup[0])
+        pays_after = max(0.0, one_off - _one_off(plain)) / saved
+    mfu = None
+    if gflop is not None:
+        mfu = statistics.median(throughput(r) * gflop / float(r["peak_gflops"]) for r in rows)
+    p10, median, p90 = np.percentile(speeds, [10, 50, 90]).tolist()
+    return Summary(
+        technique=name,
+        error="",
+        rounds=len(rows),
+        steps=len(speeds),
+        speed=(p10, median, p90),
+        speedup=speedup,
+        ms={p: x for p in PHASES if (x := _median(rows, f"{p}_ms")) is not None},
+        memory=_median(rows, "memory_mib") or 0.0,
+        reserved=_median(rows, "reserved_mib"),
+        one_off=one_off,
+        pays_after=pays_after,
+        syncs=int(rows[0]["syncs"]) if rows[0]["syncs"] else None,
+        gflop=gflop,
+        mfu=mfu,
+        efficiency=_efficiency(name, good),
+    )
+
+
+def _efficiency(name: str, good: dict[str, dict[str, Row]]) -> float | None:
+    """Against the same without DDP, on as many threads and tiles per process."""
+    parts = name.split("+")
+    if "ddp" not in parts:
+        return None
+    row = next(iter(good[name].values()))
+    alone = "+".join(part for part in parts if part != "ddp") or PLAIN
+    for candidate in (alone, SHARE if alone == PLAIN else alone):
+        base = good.get(candidate)
+        one = next(iter(base.values())) if base else None
+        if base and one and all(one[key] == row[key] for key in ("batch", "threads")):
+            ratios = _ratios(good[name], base)
+            return statistics.median(ratios) / int(row["world"]) if ratios else None
+    return None
+
+
+def _ratios(mine: dict[str, Row], base: dict[str, Row]) -> list[float]:
+    """Of images/s, round by round."""
+    return [throughput(mine[t]) / throughput(base[t]) for t in mine if t in base]
+
+
+def _one_off(rows: list[Row]) -> float:
+    """With an empty cache of the compiler, where that was ever so.
+
+    The first steps may by chance have less to do than those that count, but they take no time back.
+    """
+    cold = [row for row in rows if row["cache"] == "cold"] or rows
+    return statistics.median(float(r["start_s"]) + max(0.0, float(r["warmup_s"])) for r in cold)
+
+
+def _period(rows: list[Row]) -> float:
+    """Seconds a step."""
+    return statistics.median(float(r["images"]) / throughput(r) for r in rows)
+
+
+def _median(rows: list[Row], key: str) -> float | None:
+    found = [float(row[key]) for row in rows if row[key]]
+    return statistics.median(found) if found else None
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split()]

@@ -1,0 +1,191 @@
+"""What each speed-up is worth on this machine: every model × every combination of techniques.
+
+    python benchmarks/run.py --quick
+    python benchmarks/run.py --models unet --techniques plain amp+channels-last --rounds 7
+    python benchmarks/run.py --budget 60 --data-path data
+
+Every cell is a train.py in a fresh process (`cell.py`). A round measures all of them once, so that
+a drift of the machine falls on all. Each result is a line of the CSV as soon as it is there, a
+cell that failed is one too, and what is there is not measured again: start the command anew to go
+on. `table.py` makes tables and pictures of it.
+"""
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import child, quality, table
+from benchmarks.machine import hardware, provenance
+from benchmarks.matrix import Cell, plan
+from benchmarks.readme import read_rows
+from benchmarks.rows import KEY, PLACE, append, newest
+from benchmarks.steps import BACKBONES
+from common import graphs
+from common.cli import Parser, UserError, number, positive, run, whole
+from common.distributed import pick_device
+from common.progress import progress, say
+
+RESULTS = ROOT / "benchmarks/results"
+PATIENCE = 1200.0  # seconds for a cell; the slowest compile for a few minutes
+
+
+def main(argv: list[str] | None = None) -> None:
+    signal.signal(signal.SIGTERM, _terminated)
+    args = _parse(argv)
+    device = pick_device(args.device)
+    args.device = device.type
+    if not (args.data_path / "train").is_dir():
+        raise UserError(
+            f"there are no tiles in '{args.data_path}'; make some with `python "
+            f"rareplanes/sample.py -o {args.data_path} -n 24` and `python "
+            f"preprocessing/preprocess.py {args.data_path} -s 512 --pack`, or give --data-path."
+        )
+    cells, left_out = plan(
+        args.models, args.techniques, args.also, device, args.batch_size, args.quick
+    )
+    place = hardware(device) | provenance(__file__, argv)
+    place |= {"warmup": args.warmup, "steps": args.steps, "crop": args.crop_size}
+    place |= {"data": args.data_path.name}
+    if args.quality:
+        return quality.measure(cells, place, args)
+    late = measure(cells, place, args)
+    print(f"wrote {args.output}")
+    for line in left_out + late:
+        print(f"left out: {line}")
+    rows = newest(read_rows(args.output))
+    for model in table.models(rows):
+        print(f"\n{model}\n{table.of_model(rows, model)}")
+
+
+def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """Add the missing rows to the CSV; returns what there was no time for."""
+    there = read_rows(args.output) if args.output.is_file() else []
+    same = [r for r in there if all(r[k] == str(place[k]) for k in PLACE)]
+    done = {tuple(row[k] for k in KEY) for row in same if not row["error"]}
+    began = time.monotonic()
+    end = began + 60 * args.budget
+    seconds: dict[str, float] = {}
+    skipped: dict[str, list[str]] = {}
+    late: list[str] = []
+    todo = list(cells)
+    for turn in range(args.rounds):
+        missing = [c for c in todo if (c.model, c.technique, str(turn)) not in done]
+        known = sum(seconds.get(cell.name, 0.0) for cell in missing)
+        if turn and time.monotonic() + known > end:
+            late.append(f"rounds {turn + 1} to {args.rounds}: there was no time")
+            break
+        # The first round may take its share of the time, so that all rounds find some.
+        limit = end if turn else began + (end - began) / args.rounds
+        for cell in progress(missing, desc=f"round {turn + 1}", unit="cell"):
+            like = [s for name, s in seconds.items() if name.startswith(f"{cell.model} ")]
+            if time.monotonic() + seconds.get(cell.name, max(like, default=0.0)) > limit:
+                skipped.setdefault(cell.technique, []).append(cell.model)
+                todo.remove(cell)
+                continue
+            row = _measured(cell, args, min(end - time.monotonic(), PATIENCE))
+            seconds[cell.name] = row["wall_s"]
+            row |= {"round": turn, "when": time.strftime("%Y-%m-%dT%H:%M:%S")}
+            append(args.output, place | row)
+            say(_line(row))
+            if row["error"]:
+                todo.remove(cell)
+    return [f"{t} of {', '.join(m)}: there was no time" for t, m in skipped.items()] + late
+
+
+def _measured(cell: Cell, args: argparse.Namespace, timeout: float) -> dict[str, Any]:
+    """Run the cell's process; the row it makes, `error` empty or what went wrong."""
+    cache = args.cache / child.cache_name(cell, args)
+    row = child.columns(cell, args) | {"cache": "warm" if cache.is_dir() else "cold"}
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        words = [str(ROOT / "benchmarks/cell.py"), str(report), cell.model]
+        words += [
+            str(args.warmup),
+            str(args.steps),
+            *child.train_words(cell, args, f"{folder}/run"),
+        ]
+        row["error"] = child.run(cell, words, cache, timeout)
+        if report.is_file():
+            row |= json.loads(report.read_text()) | {"error": ""}
+    return row | {"wall_s": time.monotonic() - began}
+
+
+def _line(row: dict[str, Any]) -> str:
+    name = f"{row['model']} {row['technique']}, round {row['round'] + 1}: "
+    if row["error"]:
+        return f"{name}failed: {row['error']}"
+    speed = 1e3 * row["images"] * len(row["step_ms"]) / sum(row["step_ms"])
+    return f"{name}{speed:.2f} images/s ({row['wall_s']:.0f} s in all)"
+
+
+def _terminated(*_: Any) -> NoReturn:
+    sys.exit(143)  # through the `finally` that ends the cell
+
+
+def _technique(text: str) -> tuple[str, str]:
+    name, equals, flags = text.partition("=")
+    if not (name and equals) or "+" in name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=FLAGS")
+    return name, " ".join(shlex.split(flags))
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a first table: one round, few steps, 3 or 5 minutes")
+    add("--models", nargs="+", choices=BACKBONES, default=list(BACKBONES))
+    add("--techniques", nargs="+", default=[], help="such as amp+channels-last; default: all")
+    add("--also", nargs="+", type=_technique, default=[], metavar="NAME=FLAGS",
+        help="further techniques, as flags of train.py: 'accum=--grad-accum 2'")  # fmt: skip
+    add("--rounds", type=positive, help="times each cell is measured (5; 1 with --quick)")
+    add("--warmup", type=positive, help="steps before those that count (3; 14 on a GPU)")
+    add("--steps", type=positive, help="steps that count (8; 50 on a GPU; 3 and 20 with --quick)")
+    add("--quality", action="store_true", help="train to the end instead: losses and final scores")
+    add("--seeds", type=positive, default=3, help="with --quality")
+    add("--max-steps", type=positive, default=200, help="of each run with --quality")
+    add("--budget", type=number(float, 0), metavar="MINUTES", help="end in time, leaving out cells")
+    add("--data-path", type=Path, default=ROOT / "sample_data", help="folder with a tiled train/")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--crop-size", type=positive, help="pixels (128; 512 on a GPU)")
+    add(
+        "-b",
+        "--batch-size",
+        type=positive,
+        help="tiles: of all processes on a CPU, of each GPU (4; 8)",
+    )
+    add("--backbone", help="of all --models; default: light ones on a CPU, train.py's on a GPU")
+    add("-j", "--workers", type=whole, help="loader processes (0; 4 on a GPU)")
+    add("-o", "--output", type=Path, help="default: benchmarks/results/speed_cpu.csv or …_cuda.csv")
+    add("--cache", type=Path, default=ROOT / "runs/benchmark/compiled", help="of the compiler")
+    args = parser.parse(argv)
+    gpu = pick_device(args.device).type == "cuda"
+    args.also = dict(args.also)
+    for name, cpu, cuda in (
+        ("rounds", 1 if args.quick else 5, 1 if args.quick else 5),
+        ("warmup", 2 if args.quick else 3, graphs.WARMUP_STEPS + 3),
+        ("steps", 3 if args.quick else 8, 20 if args.quick else 50),
+        ("budget", 3 if args.quick else float("inf"), 5 if args.quick else float("inf")),
+        ("crop_size", 128, 512),
+        ("batch_size", 4, 8),
+        ("workers", 0, 4),
+    ):
+        if getattr(args, name) is None:
+            setattr(args, name, cuda if gpu else cpu)
+    kind = "cuda" if gpu else "cpu"
+    folder, prefix = (ROOT / "runs/benchmark", "quick") if args.quick else (RESULTS, "speed")
+    args.output = args.output or folder / f"{prefix}_{kind}.csv"
+    return args
+
+
+if __name__ == "__main__":
+    run(main)

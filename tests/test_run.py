@@ -1,0 +1,200 @@
+"""The benchmark of the techniques: what its cells measure, how it goes on, what it concludes."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ENCODER, ROOT, run_script
+from PIL import Image
+
+from benchmarks import bars, quality, table
+from benchmarks.matrix import plan
+from benchmarks.readme import part, read_rows
+from benchmarks.rows import COLUMNS, PHASES, PLACE, append, median_interval, newest, summaries
+from common.cli import UserError
+
+# Slows the training down, in whichever process has --channels-last.
+SLOWER = """
+import sys
+if "--channels-last" in sys.orig_argv and "benchmarks/cell.py" in " ".join(sys.orig_argv):
+    import time, torch
+    backward = torch.Tensor.backward
+    def slow(*args, **kwargs):
+        time.sleep(0.4)
+        backward(*args, **kwargs)
+    torch.Tensor.backward = slow
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(tiled, tmp_path_factory):
+    """The CSV of a benchmark killed after its second row and started anew; and what it had then."""
+    folder = tmp_path_factory.mktemp("measured")
+    (folder / "sitecustomize.py").write_text(SLOWER)
+    output = folder / "speed_cpu.csv"
+    words = [sys.executable, ROOT / "benchmarks/run.py", "--models", "unet", "--backbone", ENCODER]
+    words += ["--techniques", "plain", "channels-last", "cuda-graphs", "--rounds", "2"]
+    words += ["--also", "same=--no-amp", "broken=--grad-accum 100"]
+    words += ["--warmup", "1", "--steps", "12", "--crop-size", "32", "--device", "cpu"]
+    words += ["--data-path", tiled, "-o", output, "--cache", folder / "compiled"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    child = subprocess.Popen(list(map(str, words)), env=environment, **pipes)
+    while child.poll() is None and not (output.is_file() and len(read_rows(output)) >= 2):
+        time.sleep(0.1)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=60)
+    before = output.read_bytes()
+    done = subprocess.run(list(map(str, words)), env=environment, timeout=250, check=False, **pipes)
+    assert done.returncode == 0, done.stdout
+    return output, before, done.stdout
+
+
+def test_a_killed_benchmark_goes_on_where_it_stopped(measured):
+    output, before, _ = measured
+    assert output.read_bytes().startswith(before)
+    rows = read_rows(output)
+    good = [(row["technique"], row["round"]) for row in rows if not row["error"]]
+    assert sorted(good) == sorted(
+        (name, turn) for name in ("plain", "same", "channels-last") for turn in "01"
+    )
+
+
+def test_a_cell_that_fails_is_a_row_and_what_cannot_run_is_named(measured):
+    output, _, printed = measured
+    failed = [row for row in read_rows(output) if row["error"]]
+    assert {row["technique"] for row in failed} == {"broken"}
+    assert "the training set has" in failed[-1]["error"]
+    assert "left out: cuda-graphs: there is no CUDA device" in printed
+
+
+def test_a_sleep_is_found_and_a_switch_that_does_nothing_is_not(measured):
+    found = {one.technique: one for one in summaries(newest(read_rows(measured[0])), "unet")}
+    slow, same = found["channels-last"], found["same"]
+    assert slow.speedup[2] < 0.5
+    assert slow.ms["backward"] > 400 > slow.ms["forward"]
+    assert slow.pays_after is None
+    # Two rounds on a machine that does other work: it must not look like a technique.
+    assert same.speedup[1] < 2
+    assert same.speedup[2] > 0.5
+
+
+def test_a_row_says_where_its_time_went(measured):
+    for row in read_rows(measured[0]):
+        if row["error"]:
+            continue
+        steps = [float(ms) for ms in row["step_ms"].split()]
+        phases = [row[f"{p}_ms"] for p in PHASES if p != "captured"]
+        assert len(steps) == 12
+        # Epochs end in between, eight steps long: neither scored nor saved meanwhile.
+        assert max(steps) < 20 * min(steps)
+        assert sum(map(float, phases)) == pytest.approx(sum(steps) / len(steps), rel=0.01)
+        assert float(row["gflop_per_image"]) > 0
+        assert float(row["memory_mib"]) > 100
+        assert row["syncs"] == "0"
+        assert all(row[key] for key in ("torch", "commit", "command", "device", "peak_gflops"))
+
+
+def rows_of(speeds: dict[str, list[float]], **columns: str) -> list[dict[str, str]]:
+    """Rows as `run.py` writes them, of four images a step and these images/s in each round."""
+    made = []
+    for name, found in speeds.items():
+        for turn, speed in enumerate(found):
+            row = dict.fromkeys(COLUMNS, "") | dict.fromkeys(PLACE, "x")
+            row |= {"model": "unet", "technique": name, "round": str(turn), "images": "4"}
+            row |= {"step_ms": " ".join([str(4000 / speed)] * 3), "device": "cpu", "world": "1"}
+            row |= {"batch": "4", "threads": "2", "forward_ms": "1", "backward_ms": "2"}
+            row |= {"optimizer_ms": "1", "data_ms": "0", "memory_mib": "1000", "start_s": "1"}
+            row |= {"warmup_s": "0", "cache": "cold", "gflop_per_image": "10"}
+            made.append(row | {"peak_gflops": "1000", "backbone": "resnet18"} | columns)
+    return made
+
+
+def test_intervals_hold_what_they_should_whatever_the_machine_does():
+    """The machine drifts by a factor of two; a no-op has 1 in its interval, 5 % slower has not."""
+    rng = random.Random(1)
+    missed = found = 0
+    for _ in range(60):
+        drift = [rng.uniform(50, 100) for _ in range(9)]
+        ratios = [speed * rng.gauss(1, 0.01) / (speed * rng.gauss(1, 0.01)) for speed in drift]
+        _, low, high = median_interval(ratios)
+        missed += not low <= 1 <= high
+        _, low, high = median_interval([0.95 * ratio for ratio in ratios])
+        found += high < 1
+    assert missed <= 8
+    assert found >= 55
+
+
+def test_a_technique_pays_its_start_off_and_ddp_is_measured_by_its_share():
+    rows = rows_of({"plain": [10, 20, 10]}) + rows_of({"compile": [20, 40, 20]}, warmup_s="30")
+    rows += rows_of({"ddp": [15, 30, 15]}, world="2", batch="2", threads="1")
+    rows += rows_of({"share": [8, 16, 8]}, batch="2", threads="1")
+    plain, fast, ddp, _ = summaries(rows, "unet")
+    assert fast.speedup == (2, 2, 2)
+    assert fast.pays_after == pytest.approx(30 / 0.2)  # 0.4 s a step become 0.2 s
+    assert plain.mfu == pytest.approx(0.1)
+    assert ddp.efficiency == pytest.approx(15 / 16)
+
+
+def test_only_the_newest_measurement_counts(tmp_path):
+    path = tmp_path / "speed_cpu.csv"
+    for row in rows_of({"plain": [10, 11]}) + rows_of({"plain": [20]}, commit="y"):
+        append(path, row)
+    append(path, rows_of({"plain": [30]}, commit="y")[0])
+    (row,) = newest(read_rows(path))
+    assert row["step_ms"].split()[0] == str(4000 / 30)
+    with path.open() as file:
+        assert len(list(csv.reader(file))) == 5
+
+
+def test_every_combination_that_can_run_is_planned_and_unknown_ones_are_refused(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    cpu = torch.device("cpu")
+    cells, left_out = plan(["unet", "mask"], [], {}, cpu, 4)
+    names = [cell.technique for cell in cells if cell.model == "mask"]
+    assert len(names) == len(set(names)) == 2**4 + 1  # of four techniques, and DDP's share
+    assert left_out == ["cuda-graphs: there is no CUDA device"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert not any(cell.world > 1 for cell in plan(["unet"], [], {}, cpu, 4)[0])
+    assert {c.batch for c in cells if c.world == 2} == {2}
+    with pytest.raises(UserError, match="ampere is not known"):
+        plan(["unet"], ["ampere"], {}, cpu, 4)
+
+
+@pytest.mark.parametrize(("readme", "name"), table.parts({}, {}))
+def test_the_readmes_show_the_committed_numbers(readme, name):
+    found = [table.results(table.RESULTS, what) for what in ("speed", "quality")]
+    written = table.parts(*found)[readme, name]
+    assert part(readme, name) == written, "stale; run: python benchmarks/table.py"
+
+
+def test_the_picture_is_drawn(tmp_path):
+    rows = rows_of({"plain": [10, 11], "amp": [20, 21], "compile": [5, 6]})
+    rows += rows_of({"ddp": [1]}, error="it did not")
+    (path,) = bars.draw_all({"cpu": rows}, tmp_path)
+    assert path.name == "unet_benchmark.png"
+    assert Image.open(path).size[0] > 800
+    assert "failed: it did not" in table.of_model(rows, "unet")
+
+
+def test_quality_is_measured_with_the_same_seeds_and_shown_beside_the_speed(tiled, tmp_path):
+    output = tmp_path / "speed_cpu.csv"
+    words = ["--quality", "--models", "unet", "--backbone", ENCODER, "--techniques", "plain"]
+    words += ["--also", "same=--no-amp", "other=--lr 0.1", "--seeds", 1, "--max-steps", 4]
+    words += ["--crop-size", 32, "--device", "cpu", "--data-path", tiled, "-o", output]
+    done = run_script(ROOT / "benchmarks/run.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = newest(read_rows(tmp_path / "quality_cpu.csv"))
+    assert {row["name"] for row in rows} == {"mIoU"}
+    assert all(len(row["losses"].split()) == 4 for row in rows)
+    assert quality.cell_of(rows, "unet", "same").endswith("; 0.0 %")
+    assert not quality.cell_of(rows, "unet", "other").endswith("; 0.0 %")
+    shown = table.of_model(rows_of({"plain": [1], "same": [1]}), "unet", rows)
+    assert "mIoU after 4 steps, 1 seeds" in shown
+    assert shown.splitlines()[-1].endswith("; 0.0 % |")
