@@ -12,6 +12,13 @@ from typing import Any, NoReturn
 import yaml
 
 
+# What a disk, a permission or a lost network folder makes of a path; the rest are bugs of ours.
+OF_THE_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR,
+}  # fmt: skip
+
+
 class UserError(Exception):
     """Says what was looked for, where, and what mends it. Reaches the user without a traceback."""
 
@@ -19,14 +26,14 @@ class UserError(Exception):
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its code; a `UserError` is printed as one sentence, exit code 2.
 
-    `OSError` for a full disk or a missing permission is answered in the same way.
+    An `OSError` of `OF_THE_DISK` is answered in the same way.
     """
     try:
         sys.exit(main())
     except UserError as error:
         sys.exit(_complain(str(error)))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in OF_THE_DISK:
             raise
         sys.exit(_complain(f"{error.strerror}: {error.filename or 'while writing'}."))
 

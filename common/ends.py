@@ -56,8 +56,11 @@ class Watch:
 
     def agreed(self, step: int) -> tuple[int, bool]:
         """After a step: the signal to end by, or 0, and whether it is time to save."""
-        due = self.unit == "steps" and self.count > 0 and step % self.count == 0
-        late = self.unit == "minutes" and time.monotonic() - self.saved > 60 * self.count
+        due = late = False
+        if self.count and self.unit == "steps":
+            due = step % self.count == 0
+        elif self.count:
+            late = time.monotonic() - self.saved > 60 * self.count
         if self.process.world_size == 1:
             return self.signal, due or late
         answered = [0, 0]
@@ -76,7 +79,7 @@ class Watch:
 
 
 def interval(text: str) -> tuple[str, float]:
-    """An argument type: `500` steps or `10m`, minutes."""
+    """An argument type: `500` steps or `10m`, minutes; 0 of either is never."""
     minutes = text.endswith("m")
     value = float(text[:-1]) if minutes else int(text)
     if not 0 <= value < 1e9:

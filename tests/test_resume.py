@@ -15,7 +15,7 @@ from torch import nn
 from torture import children, kills
 
 from common import archive, checkpoint, distributed, ends, finite
-from common.cli import UserError
+from common.cli import UserError, run
 from common.distributed import Process
 from common.speedups import Speedups, make_step, place
 from unet import train
@@ -70,13 +70,15 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tiled, tmp_path, number
 def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(tiled, tmp_path, model):
     log = tmp_path / "log"
     for name in ("whole", "cut"):
-        run = kills.command(model, tiled, tmp_path / name, "--max-steps", "6", "--save-every", "0")
-        child = children.start(run, log)
+        train_it = kills.command(
+            model, tiled, tmp_path / name, "--max-steps", "6", "--save-every", "0"
+        )
+        child = children.start(train_it, log)
         if name == "cut":
             wait_for(lambda: lines(tmp_path / "cut") == 1)  # that of step 2
             os.kill(child.pid, signal.SIGUSR1)
             assert children.end(child) == ends.REQUEUE, log.read_text()
-            child = children.start(run, log)
+            child = children.start(train_it, log)
         assert children.end(child) == 0, log.read_text()
     assert "SIGUSR1: saved step" in log.read_text()
     assert "not bit-exact" not in log.read_text()
@@ -123,6 +125,24 @@ def test_changed_tiles_are_noticed(tiled_copy, trained, tmp_path, capsys):
 def test_auto_starts_where_there_is_nothing(tiled, tmp_path):
     train.main(words(tiled, tmp_path / "run", "--max-steps", 1, "--resume", "auto"))
     assert checkpoint.load(tmp_path / "run/checkpoint.pth")["step"] == 1
+
+
+def test_save_every_counts_steps_or_minutes(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def saves(text):
+        watch, saved = ends.Watch(ALONE, ends.interval(text)), []
+        for step in range(1, 8):
+            clock[0] += 30
+            if watch.agreed(step)[1]:
+                saved.append(step)
+                watch.restart()
+        return saved
+
+    assert saves("3") == [3, 6]
+    assert saves("1.4m") == [3, 6]  # a step takes half a minute
+    assert saves("0") == saves("0m") == []
 
 
 # --- fallen back, refused ----------------------------------------------------------------------
@@ -215,6 +235,22 @@ def test_a_killed_loader_process_is_answered_by_one_sentence(tiled, tmp_path, mo
     monkeypatch.setattr(ends.Watch, "agreed", kill)
     with pytest.raises(UserError, match=r"a loader process died .* lower --workers"):
         train.main(words(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
+
+
+def test_an_output_folder_that_goes_away_is_named(tiled, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    agreed = ends.Watch.agreed
+
+    def remove(watch, step):
+        if step == 2:
+            shutil.rmtree(folder)
+        return agreed(watch, step)
+
+    monkeypatch.setattr(ends.Watch, "agreed", remove)
+    with pytest.raises(SystemExit) as end:
+        run(lambda: train.main(words(tiled, folder, "--max-steps", 4)))
+    assert end.value.code == 2
+    assert f"error: No such file or directory: {folder}" in capsys.readouterr().err
 
 
 # --- losses that are not finite ----------------------------------------------------------------

@@ -278,7 +278,10 @@ def test_prediction_mistakes(trained, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
-def test_a_full_disk_ends_in_one_sentence_and_keeps_the_last_checkpoint(tiled, trained, tmp_path):
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_full_or_read_only_disk_ends_in_one_sentence_and_keeps_the_last_checkpoint(
+    tiled, trained, tmp_path, fault
+):
     disk = tmp_path / "disk"
     disk.mkdir()
     size = (trained / "checkpoint.pth").stat().st_size * 3 // 2
@@ -287,6 +290,8 @@ def test_a_full_disk_ends_in_one_sentence_and_keeps_the_last_checkpoint(tiled, t
         pytest.skip("this machine does not allow mounting")
     try:
         shutil.copy(trained / "checkpoint.pth", disk / "checkpoint.pth")
+        if fault == "read-only":
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         words = ["--data-path", tiled, "--output-dir", disk, *TINY, "--max-steps", 9]
         resume = ["--resume", disk / "checkpoint.pth"]
         result = run_script(ROOT / "unet/train.py", *words, *resume, cwd=tmp_path)
