@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import yaml
 
-
 # What a disk, a permission or a lost network folder makes of a path; the rest are bugs of ours.
 OF_THE_DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
