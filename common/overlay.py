@@ -83,10 +83,16 @@ def outline(
         cv2.drawContours(
             drawn, lines, -1, colour(class_id), width, cv2.LINE_AA, offset=(x - 1, y - 1)
         )
-        text, at = f"{100 * score:.0f}", (x, max(10, y - 3))
-        for ink, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-            font = cv2.FONT_HERSHEY_SIMPLEX
-            cv2.putText(drawn, text, at, font, size, ink, thickness, cv2.LINE_AA)
+        if not lines:
+            continue
+        # Of a mask in pieces, the largest is named: the first may belong to a neighbour.
+        left, top, *_ = cv2.boundingRect(max(lines, key=cv2.contourArea))
+        left, top = x - 1 + left, max(10, y - 4 + top)
+        # Its own strokes moved about make the dark rim: OpenCV 5 spaces thicker letters wider.
+        around = [(dx, dy, (0, 0, 0)) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+        for dx, dy, ink in [*around, (0, 0, (255, 255, 255))]:
+            at, font = (left + dx, top + dy), cv2.FONT_HERSHEY_SIMPLEX
+            cv2.putText(drawn, f"{100 * score:.0f}", at, font, size, ink, 1, cv2.LINE_AA)
     return drawn
 
 
