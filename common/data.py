@@ -28,6 +28,8 @@ from common.metrics import IGNORE
 from common.sampling import GlobalBatches, Shard
 from common.storage import INDEX, Packed, Pngs, mask_dtype
 
+PATIENCE = 120  # seconds the loop waits for a loader process
+
 
 class Batch(NamedTuple):
     """A tile, or a batch of them with B in front.
@@ -211,7 +213,7 @@ def _loader(tiles: Tiles, batches: Sampler, workers: int, device: torch.device) 
     """Nothing in the workers is random, so they need no seeds.
 
     They are spawned: a forked one inherits the locks of OpenCV's and torch's threads. One that
-    hangs (a dead network disk) ends the run after two minutes instead of never.
+    hangs (a dead network disk) ends the run after `PATIENCE` instead of never.
     """
     return DataLoader(
         tiles,
@@ -220,7 +222,7 @@ def _loader(tiles: Tiles, batches: Sampler, workers: int, device: torch.device) 
         pin_memory=device.type == "cuda",
         multiprocessing_context="spawn" if workers else None,
         persistent_workers=workers > 0,
-        timeout=120 if workers else 0,
+        timeout=PATIENCE if workers else 0,
         worker_init_fn=_at_start,
         collate_fn=_as_it_is,
         # A loader draws a seed whenever it is begun: from the global generator it would change the
@@ -248,7 +250,7 @@ def lost_worker(error: Exception, where: str = "") -> UserError:
     """What to say when a loader process died or hung. Torch raises it wherever the loop then is."""
     for worker in multiprocessing.active_children():
         worker.kill()  # one that hangs would be waited for at the end
-    what = "hung for two minutes" if "timed out" in str(error) else "died (out of memory?)"
+    what = f"hung for {PATIENCE} s" if "timed out" in str(error) else "died (out of memory?)"
     near = f" at or soon after the tiles {where}; check them, or" if where else ";"
     return UserError(
         f"a loader process {what}{near} lower --workers. The last checkpoint is untouched: "

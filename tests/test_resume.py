@@ -12,9 +12,10 @@ import pytest
 import torch
 from conftest import TINY
 from torch import nn
+from torch.utils.data import get_worker_info
 from torture import children, kills
 
-from common import archive, checkpoint, distributed, ends, finite
+from common import archive, checkpoint, data, distributed, ends, finite
 from common.cli import UserError, run
 from common.distributed import Process
 from common.speedups import Speedups, make_step, place
@@ -234,6 +235,22 @@ def test_a_killed_loader_process_is_answered_by_one_sentence(tiled, tmp_path, mo
 
     monkeypatch.setattr(ends.Watch, "agreed", kill)
     with pytest.raises(UserError, match=r"a loader process died .* lower --workers"):
+        train.main(words(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
+
+
+class Stuck(data.Tiles):
+    """As on a network disk that has gone: in a loader process, a tile is never read."""
+
+    def __getitems__(self, indices):
+        if get_worker_info():
+            time.sleep(600)
+        return super().__getitems__(indices)
+
+
+def test_a_loader_process_that_hangs_is_answered_by_one_sentence(tiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "Tiles", Stuck)
+    monkeypatch.setattr(data, "PATIENCE", 10)
+    with pytest.raises(UserError, match=r"a loader process hung for 10 s .* lower --workers"):
         train.main(words(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
 
 
