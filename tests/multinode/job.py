@@ -28,7 +28,7 @@ class Job:
             *(sys.executable, "-m", "torch.distributed.run", f"--nnodes={self.nodes}"),
             *("--nproc-per-node=1", "--max-restarts=10", "--monitor-interval=0.2"),
             *("--rdzv-backend=c10d", "--rdzv-id=job", f"--rdzv-endpoint={ADDRESSES[0]}:29400"),
-            f"--rdzv-conf=is_host={1 - host},join_timeout=120,last_call_timeout=5",
+            f"--rdzv-conf=is_host={1 - host},join_timeout=60,last_call_timeout=5",
             f"--local-addr={ADDRESSES[host]}",
             *(ROOT / "unet" / "train.py", "--output-dir", self.output, "--resume", "auto"),
             *self.flags,
