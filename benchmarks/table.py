@@ -188,12 +188,14 @@ def parts(
             for kind, rows in found.items()
             if model in models(rows)
         ]
-        picture = f"../assets/{bars.NAMES[model]}_benchmark.png"
-        shown = [f"![images per second of each technique]({picture})"] * bool(blocks)
+        picture = bars.shown(
+            f"{bars.NAMES[model]}_benchmark", "images per second of each technique"
+        )
+        shown = [picture] * bool(blocks)
         made[ROOT / model / "README.md", "benchmark"] = _blocks(shown + blocks, found)
     sides = [f"{heading(rows)}\n\n{machine_side(rows)}" for rows in found.values()]
     if any(row["world"] not in ("1", "") for rows in found.values() for row in rows):
-        sides.insert(0, "![DDP's speed by the number of processes](../assets/scaling.png)")
+        sides.insert(0, bars.shown("scaling", "DDP's speed by the number of processes"))
     made[README, "machine"] = _blocks(sides, found)
     made[README, "ceilings"] = ceilings()
     overviews = [f"{heading(rows)}\n\n{overview(rows)}" for rows in found.values()]

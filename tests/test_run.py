@@ -174,12 +174,16 @@ def test_the_readmes_show_the_committed_numbers(readme, name):
     assert part(readme, name) == written, "stale; run: python benchmarks/table.py"
 
 
-def test_the_picture_is_drawn(tmp_path):
+def test_the_picture_is_drawn_for_light_and_dark_pages(tmp_path):
     rows = rows_of({"plain": [10, 11], "amp": [20, 21], "compile": [5, 6]})
     rows += rows_of({"ddp": [1]}, error="it did not")
-    (path,) = bars.draw_all({"cpu": rows}, tmp_path)
-    assert path.name == "unet_benchmark.png"
-    assert Image.open(path).size[0] > 800
+    written = bars.draw_all({"cpu": rows}, tmp_path)
+    assert [path.name for path in written] == ["unet_benchmark.png", "unet_benchmark_dark.png"]
+    light, dark = (Image.open(path).convert("L") for path in written)
+    assert light.size == dark.size
+    assert light.size[0] > 800
+    assert light.getpixel((0, 0)) == 255
+    assert dark.getpixel((0, 0)) < 32
     assert "failed: it did not" in table.of_model(rows, "unet")
 
 
