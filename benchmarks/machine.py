@@ -5,6 +5,8 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,17 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "cudnn": cudnn.version() if gpu else "",
         "float32": cudnn.conv.fp32_precision if gpu else "ieee",  # type: ignore[attr-defined]
     }
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """What a call takes, with what it has the device do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    since = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - since
 
 
 def cores() -> int:

@@ -15,7 +15,6 @@ import io
 import json
 import random
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from benchmarks.machine import hardware, provenance
+from benchmarks.machine import hardware, provenance, seconds
 from benchmarks.readme import README, read_rows, write_part, write_rows
 from benchmarks.rows import median_interval
 from common.cli import Parser, UserError, positive, run
@@ -61,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         times: dict[str, list[float]] = {"ours": [], "plain": []}
         for turn in progress(range(args.rounds + 1), desc=name, unit="round"):
             for way, call in (("ours", ours), ("plain", plain)):
-                taken = _seconds(call, device)
+                taken = seconds(call, device)
                 if turn:  # the first round warms up
                     times[way].append(taken)
         ratios = [b / a for a, b in zip(times["ours"], times["plain"], strict=True)]
@@ -93,16 +92,6 @@ def table(rows: list[dict[str, str]]) -> str:
         ways = (f"{r[w]} ({r[f'{w}_p10']} to {r[f'{w}_p90']})" for w in ("ours", "plain"))
         lines.append(f"| {r['part']} | {r['unit']} | {' | '.join(ways)} | {ratio} |")
     return "\n".join(lines)
-
-
-def _seconds(call: Way, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    since = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - since
 
 
 def _preprocessing(data: Path) -> dict[str, Part]:

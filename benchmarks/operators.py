@@ -1,0 +1,141 @@
+"""Why a technique is worth what it is: the networks' operators, one by one, forward and backward.
+
+    python benchmarks/operators.py
+    python benchmarks/operators.py --device cuda -b 8 --crop-size 512 -o runs/operators.csv
+
+Each runs in float32 and in bf16, contiguous and channels-last, in turns in one process, on what it
+gets in training: a network's own number of channels, at that network's stride.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.machine import hardware, provenance, seconds
+from benchmarks.readme import README, read_rows, write_part, write_rows
+from benchmarks.rows import median_interval
+from common.cli import Parser, positive, run
+from common.distributed import pick_device
+from common.progress import progress
+
+
+def conv(channels: int, kernel: int, dilation: int = 1, groups: int = 1) -> nn.Module:
+    padding = dilation * (kernel // 2)
+    words = {"padding": padding, "dilation": dilation, "groups": groups, "bias": False}
+    return nn.Conv2d(channels, channels, kernel, **words)  # type: ignore[arg-type]
+
+
+# What it is and who has it: how it is made, channels, stride of its input.
+OPERATORS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "convolution 3×3 (ResNets)": (lambda: conv(64, 3), 64, 4),
+    "the same, wide and dilated (FCN)": (lambda: conv(512, 3, dilation=2), 512, 8),
+    "convolution 1×1 (all)": (lambda: conv(256, 1), 256, 8),
+    "depthwise 3×3 (MobileNetV3)": (lambda: conv(64, 3, groups=64), 64, 2),
+    "depthwise 5×5 (MobileNetV3)": (lambda: conv(120, 5, groups=120), 120, 8),
+    "BatchNorm (all)": (lambda: nn.BatchNorm2d(64), 64, 2),
+    "ReLU (all)": (nn.ReLU, 64, 2),
+    "nearest upsampling (UNet)": (lambda: nn.Upsample(scale_factor=2), 64, 4),
+}
+PLAIN = "float32"
+WAYS = {
+    PLAIN: (torch.float32, torch.contiguous_format),
+    "float32, channels-last": (torch.float32, torch.channels_last),
+    "bf16": (torch.bfloat16, torch.contiguous_format),
+    "bf16, channels-last": (torch.bfloat16, torch.channels_last),
+}
+CALLS = 5  # in a round
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = _parse(argv)
+    device = pick_device(args.device)
+    torch.manual_seed(0)
+    rows = []
+    for name in OPERATORS:
+        calls = {way: _calls(name, way, args, device) for way in WAYS}
+        times: dict[str, list[float]] = {way: [] for way in WAYS}
+        for turn in progress(range(args.rounds + 1), desc=name, unit="round"):
+            for way, call in calls.items():
+                taken = seconds(call, device) / CALLS
+                if turn:  # the first round warms up
+                    times[way].append(taken)
+        for way, taken_all in times.items():
+            p10, p50, p90 = np.percentile([1e3 * t for t in taken_all], [10, 50, 90])
+            row: dict[str, Any] = {"operator": name, "way": way, "rounds": args.rounds}
+            row |= {"batch": args.batch_size, "crop": args.crop_size}
+            row |= {"ms": f"{p50:.4g}", "ms_p10": f"{p10:.4g}", "ms_p90": f"{p90:.4g}"}
+            ratios = [a / b for a, b in zip(times[PLAIN], taken_all, strict=True)]
+            keys = ("ratio", "ratio_low", "ratio_high")
+            row |= {k: f"{v:.4g}" for k, v in zip(keys, median_interval(ratios), strict=True)}
+            rows.append(row | hardware(device) | provenance(__file__, argv))
+    write_rows(args.output, rows)
+    print(f"wrote {args.output}")
+    written = table(read_rows(args.output))
+    print(written)
+    if args.write_readme:
+        write_part(README, "operators", written)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The results in Markdown: ms of the plain way, and how many times as fast the others are."""
+    others = [way for way in WAYS if way != PLAIN]
+    lines = [f"| forward and backward | {PLAIN}, ms | {' | '.join(others)} |"]
+    lines.append("|---|--:|" + "--:|" * len(others))
+    of = {(r["operator"], r["way"]): r for r in rows}
+    for name in dict.fromkeys(r["operator"] for r in rows):
+        cells = [name, of[name, PLAIN]["ms"]]
+        for way in others:
+            values = (float(of[name, way][key]) for key in ("ratio", "ratio_low", "ratio_high"))
+            cells.append("{:.2f} ({:.2f} to {:.2f})".format(*values))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _calls(
+    name: str, way: str, args: argparse.Namespace, device: torch.device
+) -> Callable[[], None]:
+    """As in training: weights stay float32 and are cast in each call; gradients are made anew.
+
+    So the copy is in it that autograd makes of a gradient whose layout is not its weight's.
+    """
+    make, channels, stride = OPERATORS[name]
+    dtype, layout = WAYS[way]
+    module = make().to(device).to(memory_format=layout)
+    side = max(1, args.crop_size // stride)
+    x = torch.randn(args.batch_size, channels, side, side, device=device, dtype=dtype)
+    x = x.contiguous(memory_format=layout).requires_grad_()
+
+    def calls() -> None:
+        for _ in range(CALLS):
+            with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+                y = module(x)
+            y.backward(torch.ones_like(y))
+            x.grad = None
+            module.zero_grad()
+
+    return calls
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--crop-size", type=positive, default=128, help="pixels")
+    add("-b", "--batch-size", type=positive, default=4, help="crops in a step")
+    add("--rounds", type=positive, default=15, help="of each, after one that is not counted")
+    add("-o", "--output", type=Path, default=ROOT / "benchmarks/results/operators.csv")
+    add("--write-readme", action="store_true", help="also the table in benchmarks/README.md")
+    return parser.parse(argv)
+
+
+if __name__ == "__main__":
+    run(main)
