@@ -32,9 +32,8 @@ def draw_all(found: dict[str, list[Row]], folder: Path) -> list[Path]:
         if one.technique == "ddp" and one.efficiency
     }
     if efficiencies:
-        world = max(int(row["world"]) for row in rows)
-        path = folder / "scaling.png"
-        written += _write(path, partial(draw_scaling, efficiencies, world, rows[0]))
+        row = next(row for row in rows if row["technique"] == "ddp" and not row["error"])
+        written += _write(folder / "scaling.png", partial(draw_scaling, efficiencies, row))
     return written
 
 
@@ -63,12 +62,13 @@ def _write(path: Path, figure: Callable[[], Any]) -> list[Path]:
     return written
 
 
-def draw_scaling(efficiencies: dict[str, float], world: int, row: Row) -> Any:
-    """Measured at `world` processes; beyond, the loss grows as a ring all-reduce's bytes do.
+def draw_scaling(efficiencies: dict[str, float], row: Row) -> Any:
+    """Measured at the world size of `row`; beyond, the loss grows as a ring all-reduce's bytes do.
 
     N processes send 2(N-1)/N of the gradients each. What `world` of them lost to it, and to
     whatever else they share, is taken in this proportion for more.
     """
+    world = int(row["world"])
     sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n == 1 or n >= world]
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     axes.plot(sizes, sizes, color=GREY, linestyle=":", label="ideal")
@@ -85,7 +85,8 @@ def draw_scaling(efficiencies: dict[str, float], world: int, row: Row) -> Any:
     ticks = list(map(str, sizes))
     axes.set_xticks(sizes, ticks)
     axes.set_yticks(sizes, ticks)
-    axes.set(xlabel="processes", ylabel="speed, of one process")
+    each = "a GPU" if row["device"] != "cpu" else f"{row['threads']} of the cores"
+    axes.set(xlabel=f"processes, with {each} each", ylabel="speed, of one process")
     title = "marks: measured; dashed: computed from them, not measured"
     axes.set_title(f"DDP on {_where(row)}\n{title}", loc="left", fontsize=11)
     axes.grid()

@@ -118,7 +118,7 @@ def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) ->
         pays_after = max(0.0, one_off - _one_off(plain)) / saved
     mfu = None
     if gflop is not None:
-        mfu = statistics.median(throughput(r) * gflop / float(r["peak_gflops"]) for r in rows)
+        mfu = statistics.median(throughput(r) for r in rows) * gflop / _peak(name, good)
     p10, median, p90 = np.percentile(speeds, [10, 50, 90]).tolist()
     return Summary(
         technique=name,
@@ -139,13 +139,28 @@ def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) ->
     )
 
 
+def _peak(name: str, good: dict[str, dict[str, Row]]) -> float:
+    """GFLOP/s of the machine. Processes on a CPU share it: theirs is that of one without DDP.
+
+    (Two hardware threads of one core have one matrix unit, which one of them alone can fill.)
+    """
+    rows = good[name]
+    if next(iter(rows.values()))["device"] == "cpu":
+        rows = good.get(_alone(name)) or rows
+    return statistics.median(float(row["peak_gflops"]) for row in rows.values())
+
+
+def _alone(name: str) -> str:
+    """The technique without DDP."""
+    return "+".join(part for part in name.split("+") if part != "ddp") or PLAIN
+
+
 def _efficiency(name: str, good: dict[str, dict[str, Row]]) -> float | None:
     """Against the same without DDP, on as many threads and tiles per process."""
-    parts = name.split("+")
-    if "ddp" not in parts:
+    alone = _alone(name)
+    if alone == name:
         return None
     row = next(iter(good[name].values()))
-    alone = "+".join(part for part in parts if part != "ddp") or PLAIN
     for candidate in (alone, SHARE if alone == PLAIN else alone):
         base = good.get(candidate)
         one = next(iter(base.values())) if base else None

@@ -64,33 +64,37 @@ def of_model(rows: list[Row], model: str, trained: list[Row] | None = None) -> s
 
 def machine_side(rows: list[Row]) -> str:
     """What a step asks of the machine: FLOP, share of the peak, syncs, and DDP's scaling."""
-    lines = [
-        "| model | technique | GFLOP per image | share of the measured peak, % | syncs per step "
-        "| scaling efficiency, % |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    for model in models(rows):
-        for one in summaries(rows, model):
-            if one.error:
-                continue
-            cells = [model, one.technique, f"{one.gflop:.1f}" if one.gflop else ""]
-            cells.append(f"{100 * one.mfu:.0f}" if one.mfu else "")
-            cells.append("" if one.syncs is None else str(one.syncs))
-            cells.append("" if one.efficiency is None else f"{100 * one.efficiency:.0f}")
-            lines.append(f"| {' | '.join(cells)} |")
+    of = _by_technique(rows)
+    gflop = (f"{o['plain'].gflop:.1f}" if "plain" in o and o["plain"].gflop else "" for o in of)
+    lines = [f"| technique | {' | '.join(models(rows))} |", "|---|" + "--:|" * len(of)]
+    lines.append(f"| GFLOP per image | {' | '.join(gflop)} |")
+    for name in dict.fromkeys(name for found in of for name in found):
+        cells = []
+        for one in (found.get(name) for found in of):
+            words = []
+            if one and one.mfu:
+                words.append(f"{100 * one.mfu:.0f} %")
+            if one and one.syncs is not None:
+                words.append(f"{one.syncs} syncs")
+            if one and one.efficiency:
+                words.append(f"scaling {100 * one.efficiency:.0f} %")
+            cells.append(", ".join(words))
+        lines.append(f"| {SHARE_WORDS if name == SHARE else name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _by_technique(rows: list[Row]) -> list[dict[str, Summary]]:
+    """Of each of `models`."""
+    return [{one.technique: one for one in summaries(rows, model)} for model in models(rows)]
 
 
 def overview(rows: list[Row]) -> str:
     """Speed-ups of all models, a technique a line."""
-    shown = models(rows)
-    of = {model: {one.technique: one for one in summaries(rows, model)} for model in shown}
-    names = list(dict.fromkeys(name for found in of.values() for name in found if name != SHARE))
-    lines = [f"| technique | {' | '.join(shown)} |", "|---|" + "--:|" * len(shown)]
-    for name in names:
+    of = _by_technique(rows)
+    lines = [f"| technique | {' | '.join(models(rows))} |", "|---|" + "--:|" * len(of)]
+    for name in dict.fromkeys(name for found in of for name in found if name != SHARE):
         cells = []
-        for model in shown:
-            one = of[model].get(name)
+        for one in (found.get(name) for found in of):
             if one is None:
                 cells.append("")
             elif name == "plain" and not one.error:

@@ -3,23 +3,23 @@
 import pytest
 from conftest import ROOT, run_script
 
-from benchmarks import loader, overhead, parts
+from benchmarks import loader, operators, overhead, parts
 from benchmarks.readme import README, part, read_rows, write_part
 
 
 @pytest.mark.parametrize(
-    ("name", "show"), [("loader", loader.table), ("overhead", overhead.sentence)]
+    ("name", "show"),
+    [
+        ("loader", loader.table),
+        ("operators", operators.table),
+        ("overhead", overhead.sentence),
+        ("parts", parts.table),
+    ],
 )
 def test_the_readme_shows_the_committed_numbers(name, show):
     assert part(README, name) == show(read_rows(ROOT / f"benchmarks/results/{name}.csv")), (
         f"stale; run: python benchmarks/{name}.py --write-readme"
     )
-
-
-def test_the_readme_shows_what_the_parts_took_or_that_nobody_measured_it():
-    path = ROOT / "benchmarks/results/parts.csv"
-    shown = part(README, "parts")
-    assert shown == parts.table(read_rows(path)) if path.is_file() else "Not measured" in shown
 
 
 def test_the_parts_are_measured_beside_the_plain_way(tiled, tmp_path):
@@ -33,6 +33,19 @@ def test_the_parts_are_measured_beside_the_plain_way(tiled, tmp_path):
     assert float(rows["preprocessing"]["ratio_low"]) > 3  # or the table of colours is for nothing
     for row in rows.values():
         assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
+
+
+def test_the_operators_are_measured_in_each_layout_and_precision(tmp_path):
+    output = tmp_path / "operators.csv"
+    words = ["--crop-size", 16, "-b", 1, "--rounds", 2, "--device", "cpu", "-o", output]
+    done = run_script(ROOT / "benchmarks/operators.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(output)
+    ways = {(row["operator"], row["way"]) for row in rows}
+    assert len(ways) == len(rows) == len(operators.OPERATORS) * len(operators.WAYS)
+    plain = [row for row in rows if row["way"] == operators.PLAIN]
+    assert all(float(row["ratio"]) == 1 for row in plain)
+    assert not any(float(row["ratio_low"]) == 1 for row in rows if row not in plain)
 
 
 def test_the_overhead_is_measured(tmp_path):

@@ -134,11 +134,16 @@ def test_intervals_hold_what_they_should_whatever_the_machine_does():
 def test_a_technique_pays_its_start_off_and_ddp_is_measured_by_its_share():
     rows = rows_of({"plain": [10, 20, 10]}) + rows_of({"compile": [20, 40, 20]}, warmup_s="30")
     rows += rows_of({"ddp": [15, 30, 15]}, world="2", batch="2", threads="1")
-    rows += rows_of({"share": [8, 16, 8]}, batch="2", threads="1")
-    plain, fast, ddp, _ = summaries(rows, "unet")
+    rows += rows_of({"share": [8, 16, 8]}, batch="2", threads="1", peak_gflops="700")
+    for row in rows:
+        if row["technique"] == "ddp":
+            row["peak_gflops"] = "1400"  # of either process while the other rests, twice
+    plain, fast, ddp, share = summaries(rows, "unet")
     assert fast.speedup == (2, 2, 2)
     assert fast.pays_after == pytest.approx(30 / 0.2)  # 0.4 s a step become 0.2 s
     assert plain.mfu == pytest.approx(0.1)
+    assert ddp.mfu == pytest.approx(0.15)
+    assert share.mfu == pytest.approx(0.8 / 7)
     assert ddp.efficiency == pytest.approx(15 / 16)
 
 
