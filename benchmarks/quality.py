@@ -59,6 +59,12 @@ def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) 
     print(f"wrote {path}")
 
 
+def of_model(rows: list[Row], model: str) -> list[Row]:
+    """The rows of a model that were trained as long as the last one."""
+    mine = sorted((row for row in rows if row["model"] == model), key=lambda row: row["when"])
+    return [row for row in mine if row["max_steps"] == mine[-1]["max_steps"]]
+
+
 def cell_of(rows: list[Row], model: str, technique: str) -> str:
     """The final scores of all seeds and the losses' distance from plain's, in words.
 

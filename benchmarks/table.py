@@ -34,7 +34,7 @@ def models(rows: list[Row]) -> list[str]:
 
 def of_model(rows: list[Row], model: str, trained: list[Row] | None = None) -> str:
     """A model's techniques: speed, speed-up, parts of a step, memory, one-off cost, quality."""
-    judged = [row for row in trained or [] if row["model"] == model]
+    judged = quality.of_model(trained or [], model)
     lines = [
         "| technique | images/s (p10 to p90; n) | speed-up (95 %) | forward / backward / "
         "optimizer / data, ms | memory, MiB | one-off, s | pays after, steps |",

@@ -207,3 +207,5 @@ def test_quality_is_measured_with_the_same_seeds_and_shown_beside_the_speed(tile
     shown = table.of_model(rows_of({"plain": [1], "same": [1]}), "unet", rows)
     assert "mIoU after 4 steps, 1 seeds" in shown
     assert shown.splitlines()[-1].endswith("; 0.0 % |")
+    longer_ago = [row | {"technique": "old", "max_steps": "9", "when": "2001"} for row in rows]
+    assert table.of_model(rows_of({"plain": [1], "same": [1]}), "unet", longer_ago + rows) == shown
