@@ -1,7 +1,5 @@
 """The only loops: `fit` over epochs, `train_one_epoch` over steps, `evaluate` over a set."""
 
-import argparse
-import json
 import signal
 import sys
 import time
@@ -14,23 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
-from common import args as arguments
-from common import checkpoint, ends, files, finite, heartbeat, metrics, resume
+from common import checkpoint, ends, files, finite, heartbeat, metrics
 from common.augment import normalise
 from common.cli import UserError
-from common.data import Batch, lost_worker, names, prefetch, scoring_loader, scoring_split
-from common.distributed import (
-    Process,
-    all_reduce_sum,
-    average_buffers,
-    check_equal,
-    gather,
-    process_group,
-)
+from common.data import Batch, lost_worker, names, prefetch
+from common.distributed import Process, all_reduce_sum, average_buffers, check_equal, gather
 from common.log import Log, describe, memory
-from common.overlay import curves, sheet
+from common.overlay import curves
 from common.progress import progress, say
 from common.sampling import GlobalBatches
 from common.speedups import Speedups, Step
@@ -257,54 +247,6 @@ def evaluate(
     bar.close()
     model.train(was_training)
     return metrics.scores(all_reduce_sum(matrix), classes)
-
-
-def test(
-    args: argparse.Namespace,
-    model_name: str,
-    from_checkpoint: Callable[[dict[str, Any]], nn.Module],
-    predict: Callable[[nn.Module, Tensor], Tensor],
-) -> None:
-    """What `--test-only` does: score `--resume` on a split of the data, without training.
-
-    Writes `<split>_scores.json` and `<split>_sheet.jpg` beside the checkpoint. The sheet shows
-    eight tiles with aircraft, spread evenly over the set: a sample, not a choice.
-    """
-    if args.resume in (None, resume.AUTO):
-        raise UserError(
-            f"--test-only scores a checkpoint; add --resume {args.output_dir}/model_best.pth."
-        )
-    saved = checkpoint.load(args.resume, model_name)
-    split, folder = args.test_only, args.resume.parent
-    tiles = scoring_split(args.data_path, split, saved["classes"])
-    with process_group(args.device) as process:
-        speedups = arguments.speedups(args, process)
-        model = (
-            checkpoint.rebuild(saved, from_checkpoint)
-            .to(process.device)
-            .to(memory_format=speedups.layout)
-        )
-        batches = scoring_loader(tiles, args, process)
-        process.print(speedups.banner(process))
-        result = evaluate(model, predict, batches, tiles.classes, process, speedups)
-        if not process.is_main:
-            return
-        positive = [i for i, found in enumerate(tiles.instances) if found]
-        shown = min(8, len(positive))
-        rows = []
-        for i in (positive[k * len(positive) // shown] for k in range(shown)):
-            tile = default_collate([tiles[i]])
-            image = normalise(tile.images.to(process.device))
-            with torch.inference_mode():
-                mask = predict(model.eval(), image.contiguous(memory_format=speedups.layout))
-            truth = semantic_target(tile)[0].to(torch.uint8)
-            rows.append((tile.images[0].numpy(), truth.numpy(), mask[0].cpu().numpy()))
-        (folder / f"{split}_scores.json").write_text(json.dumps(result, indent=1) + "\n")
-        process.print(f"{split}: {describe(result)}\n({metrics.DEFINITION})")
-        if rows:
-            path = folder / f"{split}_sheet.jpg"
-            sheet(rows, path, f"{len(rows)} of {len(tiles)} {split} tiles")
-            process.print(f"wrote {path}")
 
 
 def polynomial_schedule(optimizer: Optimizer, steps: int, warmup: int) -> LambdaLR:

@@ -20,6 +20,7 @@ from common.windows import Probabilities, blend
 from rareplanes.images import read_rgb
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+STRIDE = 32  # the largest of the four networks'
 
 
 def inference_parser(description: str) -> Parser:
@@ -39,7 +40,7 @@ def inference_parser(description: str) -> Parser:
     add("-b", "--batch-size", type=positive, default=4, help="windows per forward pass")
     add(
         "--window",
-        type=positive,
+        type=window,
         default=512,
         help="side of a window, pixels; multiple of 32",
     )
@@ -56,6 +57,17 @@ def inference_parser(description: str) -> Parser:
         help="smaller regions are left out of the JSON",
     )
     return parser
+
+
+def window(text: str) -> int:
+    """An argument type: the side of a window, which every network here can take."""
+    side = int(text)
+    if side < STRIDE or side % STRIDE:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no multiple of {STRIDE}, the networks' stride; "
+            f"use {max(STRIDE, side // STRIDE * STRIDE)}"
+        )
+    return side
 
 
 def list_images(path: Path, index: int | None) -> list[Path]:
@@ -100,11 +112,6 @@ def predict_folder(
         args: Of `inference_parser`.
         device: Where `probabilities` computes.
     """
-    if args.window % 32:
-        raise UserError(
-            f"--window {args.window} is no multiple of 32, the network's stride; "
-            f"use {max(32, args.window // 32 * 32)}."
-        )
     images = list_images(args.image_dir, args.index)
     make_output_folder(args)
     bad: list[UserError] = []

@@ -20,6 +20,7 @@ from common.cli import run as run_main
 from common.distributed import locked, process_group
 from common.semantic import training_views
 from common.speedups import make_step, place
+from common.testing import test_semantic
 from fcn.model import BACKBONES, STRIDE, build_model, from_checkpoint, loss_fn, predict
 
 
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dropout", type=fraction, help="default: torchvision's, 0.1")
     args = parser.parse(argv)
     if args.test_only:
-        return engine.test(args, "fcn", from_checkpoint, predict)
+        return test_semantic(args, "fcn", from_checkpoint, predict)
     train_tiles, val_tiles = data.training_splits(args.data_path)
     arguments.check(args, STRIDE, train_tiles.size)
     saved = resume.find(args, "fcn")

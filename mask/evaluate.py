@@ -1,22 +1,17 @@
 """Average precision of Mask R-CNN over a split, and a sheet of what it found."""
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
-from common import args as arguments
-from common import checkpoint, resume
+from common import testing
 from common.augment import normalise
-from common.cli import UserError
-from common.data import Tiles, prefetch, scoring_loader, scoring_split
-from common.distributed import Process, process_group
-from common.log import describe
-from common.overlay import sheet
+from common.data import Batch, Tiles, prefetch
+from common.distributed import Process
 from common.progress import progress
 from common.speedups import Speedups
 from common.targets import instance_targets
@@ -63,54 +58,22 @@ def evaluate(
 
 
 def test(args: argparse.Namespace) -> None:
-    """What `--test-only` does: score `--resume` on a split of the data, without training.
+    """What `--test-only` does. It also writes `<split>_predictions.json`."""
 
-    Writes `<split>_scores.json`, `<split>_predictions.json` and `<split>_sheet.jpg` beside the
-    checkpoint. The sheet shows eight tiles with aircraft, spread evenly over the set.
-    """
-    if args.resume in (None, resume.AUTO):
-        raise UserError(
-            f"--test-only scores a checkpoint; add --resume {args.output_dir}/model_best.pth."
-        )
-    saved = checkpoint.load(args.resume, "mask")
-    split, folder = args.test_only, args.resume.parent
-    tiles = scoring_split(args.data_path, split, saved["classes"])
-    with process_group(args.device) as process:
-        speedups = arguments.speedups(args, process)
-        model = (
-            checkpoint.rebuild(saved, from_checkpoint)
-            .to(process.device)
-            .to(memory_format=speedups.layout)
-        )
-        process.print(speedups.banner(process))
-        batches = scoring_loader(tiles, args, process)
-        result = evaluate(model, batches, process, speedups, folder)
-        if not process.is_main:
-            return
-        (folder / f"{split}_scores.json").write_text(json.dumps(result, indent=1) + "\n")
-        process.print(f"{split}: {describe(result)}\n({coco.DEFINITION})")
-        positive = [i for i, found in enumerate(tiles.instances) if found]
-        shown = min(8, len(positive))
-        rows = []
-        for i in (positive[k * len(positive) // shown] for k in range(shown)):
-            rows.append(_row(model, tiles, i, process.device, speedups))
-        if rows:
-            path = folder / f"{split}_sheet.jpg"
-            sheet(rows, path, f"{len(rows)} of {len(tiles)} {split} tiles")
-            process.print(f"wrote {path}")
+    def score(
+        model: nn.Module, batches: DataLoader, process: Process, speedups: Speedups
+    ) -> dict[str, float]:
+        return evaluate(model, batches, process, speedups, args.resume.parent)
+
+    testing.test(args, "mask", from_checkpoint, score, _drawn, coco.DEFINITION)
 
 
-@torch.inference_mode()
-def _row(
-    model: nn.Module, tiles: Tiles, index: int, device: torch.device, speedups: Speedups
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image, true and predicted instances, each instance in a colour of its own."""
-    tile = default_collate([tiles[index]])
-    images = normalise(tile.images.to(device)).contiguous(memory_format=speedups.layout)
-    (found,) = predict(model.eval(), images)
+def _drawn(model: nn.Module, images: torch.Tensor, tile: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """True and predicted instances, each in a colour of its own."""
+    (found,) = predict(model, images)
     (truth,) = instance_targets(tile)
     sure = found["masks"][found["scores"] > 0.5].cpu()
-    return tile.images[0].numpy(), _numbered(truth["masks"]), _numbered(sure)
+    return _numbered(truth["masks"]), _numbered(sure)
 
 
 def _numbered(masks: torch.Tensor) -> np.ndarray:

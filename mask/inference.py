@@ -30,7 +30,7 @@ from common.inference import (
     refuse,
 )
 from common.overlay import outline, save
-from mask.model import STRIDE, from_checkpoint, predict
+from mask.model import from_checkpoint, predict
 from mask.scenes import Instance, detect
 
 
@@ -38,11 +38,6 @@ def main(argv: list[str] | None = None) -> None:
     parser = inference_parser("Find and outline every aircraft in images of any size.")
     parser.add_argument("--score-threshold", type=fraction, default=0.5, help="less is left out")
     args = parser.parse(argv)
-    if args.window % STRIDE:
-        raise UserError(
-            f"--window {args.window} is no multiple of {STRIDE}, the network's stride; "
-            f"use {max(STRIDE, args.window // STRIDE * STRIDE)}."
-        )
     device = pick_device(args.device)
     saved = checkpoint.load(args.model, "mask")
     classes = saved["classes"]

@@ -19,6 +19,7 @@ from common.cli import run as run_main
 from common.distributed import locked, process_group
 from common.semantic import training_views
 from common.speedups import make_step, place
+from common.testing import test_semantic
 from unet.model import STRIDE, build_model, from_checkpoint, loss_fn, predict
 
 
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--encoder", default="resnet34", help="any of segmentation_models_pytorch")
     args = parser.parse(argv)
     if args.test_only:
-        return engine.test(args, "unet", from_checkpoint, predict)
+        return test_semantic(args, "unet", from_checkpoint, predict)
     train_tiles, val_tiles = data.training_splits(args.data_path)
     arguments.check(args, STRIDE, train_tiles.size)
     saved = resume.find(args, "unet")
