@@ -292,6 +292,22 @@ def test_the_manifest_says_what_is_there(s3, tmp_path):
     assert all((tmp_path / path).is_file() for path in files)
 
 
+def test_keys_in_the_environment_are_sent_to_nobody_and_written_nowhere(
+    s3, tmp_path, monkeypatch, capsys
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "CANARY")
+    monkeypatch.setattr(bucket, "make_client", make_client.__wrapped__)  # made with these
+    assert download(s3, tmp_path, "-n", "1") == 0
+    assert s3.log
+    for path, headers in s3.log:
+        assert "Authorization" not in headers
+        assert "CANARY" not in f"{path} {headers}"
+    printed = capsys.readouterr()
+    assert "CANARY" not in printed.out + printed.err
+    assert not any(b"CANARY" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+
+
 def test_dry_run_tells_and_writes_nothing(s3, tmp_path, capsys):
     out = tmp_path / "data"
     assert download(s3, out, "-n", "8", "--dry-run") == 0

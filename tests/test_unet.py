@@ -55,6 +55,15 @@ def test_the_weights_change_and_the_loss_falls(tiled, tmp_path):
     assert still == []
 
 
+def test_no_secret_of_the_environment_is_written(tiled, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "CANARY")
+    train.main(
+        ["--data-path", str(tiled), "--output-dir", str(tmp_path), "--max-steps", "1", *TINY]
+    )
+    assert "CANARY" not in "".join(capfd.readouterr())
+    assert not any(b"CANARY" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+
+
 def test_scoring_a_split_writes_scores_and_a_sheet(tiled, trained, tmp_path, capsys):
     folder = shutil.copytree(trained, tmp_path / "run")
     words = ["--data-path", str(tiled), "--resume", str(folder / "checkpoint.pth"), "-b", "4"]
