@@ -7,6 +7,7 @@ at before all of it has been found to be plain, and nothing is used before its c
 
 import hashlib
 import os
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,14 @@ def read(path: Path) -> dict[str, Any]:
     _inspect(path)
     try:
         # Explicit: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in the environment must not undo it.
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an odd pickle: it is refused below, or it is sound
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # its errors range from EOFError to KeyError(1785425525)
         raise _damaged(path, type(error).__name__) from error
     _check_plain(content, path, path.stat().st_size)
-    if not isinstance(content, dict) or content.get("format") not in FORMATS:
+    found = content.get("format") if isinstance(content, dict) else None
+    if type(found) is not int or found not in FORMATS:  # a tensor is neither in nor not
         raise UserError(f"{str(path)!r} was not written by this repository's train.py.")
     stored = content.pop("sha256", None)
     if stored != digest(content):

@@ -73,6 +73,16 @@ def test_foreign_and_other_models(content, tmp_path):
         checkpoint.load(tmp_path / "none.pth")
 
 
+@pytest.mark.parametrize(
+    "number", [torch.empty(0), torch.zeros(2), torch.tensor(2), [1], True, None], ids=str
+)
+def test_a_format_that_is_no_number_is_no_format_of_ours(content, tmp_path, number):
+    made = content | {"format": number}
+    torch.save(made | {"sha256": archive.digest(made)}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="was not written by"):
+        checkpoint.load(tmp_path / "a.pth")
+
+
 def test_a_failed_write_keeps_the_old_file(content, tmp_path, monkeypatch):
     path = tmp_path / "a.pth"
     archive.write(content, path)

@@ -83,8 +83,9 @@ def torment(name: str, part: Part, first: int, seconds: float) -> dict[str, obje
         while number < part.goal and time.monotonic() - start < seconds:
             try:
                 outcomes[part.case(number, Path(folder))] += 1
-            except AssertionError as error:
-                reason = " ".join(str(error).split())[:200]
+            except Exception as error:  # an AssertionError says it; any other is no less broken
+                kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+                reason = kind + " ".join(str(error).split())[:200]
                 broken.append(f"case {number}: {reason}")
                 print(f"{name} {broken[-1]}", file=sys.stderr)
             number += 1
