@@ -112,7 +112,7 @@ def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) ->
     ratios = _ratios(mine, good.get(PLAIN, {}))
     speedup = median_interval(ratios) if ratios and name not in (PLAIN, SHARE) else None
     one_off, pays_after = _one_off(rows), None
-    if speedup and speedup[1] > 1:
+    if speedup and len(ratios) > 1 and speedup[1] > 1:
         plain = list(good[PLAIN].values())
         saved = _period(plain) * (1 - 1 / speedup[0])
         pays_after = max(0.0, one_off - _one_off(plain)) / saved

@@ -141,6 +141,8 @@ def test_a_technique_pays_its_start_off_and_ddp_is_measured_by_its_share():
     plain, fast, ddp, share = summaries(rows, "unet")
     assert fast.speedup == (2, 2, 2)
     assert fast.pays_after == pytest.approx(30 / 0.2)  # 0.4 s a step become 0.2 s
+    once = [row for row in rows if row["round"] == "0"]
+    assert summaries(once, "unet")[1].pays_after is None  # a ratio without an interval is not sure
     assert plain.mfu == pytest.approx(0.1)
     assert ddp.mfu == pytest.approx(0.15)
     assert share.mfu == pytest.approx(0.8 / 7)
