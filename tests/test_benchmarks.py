@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import ROOT, run_script
+from torture import run as torture
 
 from benchmarks import loader, operators, overhead, parts
 from benchmarks.readme import README, part, read_rows, write_part
@@ -20,6 +21,11 @@ def test_the_readme_shows_the_committed_numbers(name, show):
     assert part(README, name) == show(read_rows(ROOT / f"benchmarks/results/{name}.csv")), (
         f"stale; run: python benchmarks/{name}.py --write-readme"
     )
+
+
+def test_the_readme_shows_what_the_torture_did():
+    totals = torture.totals(read_rows(torture.RESULTS))
+    assert part(ROOT / "README.md", "torture") == totals, "stale; run torture with --write-readme"
 
 
 def test_the_parts_are_measured_beside_the_plain_way(tiled, tmp_path):
