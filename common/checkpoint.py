@@ -95,13 +95,18 @@ class Run:
             )
         load_weights(self.model, content)
         try:
+            counts = [content[name] for name in ("epoch", "step", "seen")]
+            if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+                raise ValueError("its epoch, step or position in the epoch is no count")
+            if not -1 <= content["best"] <= 1 or not isinstance(content["scores"], dict):
+                raise ValueError("its scores are none")
             restore_optimizer(self.optimizer, content["optimizer"])
-            self.lr_scheduler.load_state_dict(content["lr_scheduler"])
+            schedule = _numbers(self.lr_scheduler.state_dict())
+            self.lr_scheduler.load_state_dict(_of_the_form(content["lr_scheduler"], schedule))
             if self.scaler.is_enabled() and content["scaler"]:  # switching --amp is allowed
                 self.scaler.load_state_dict(content["scaler"])
-            self.epoch, self.step = int(content["epoch"]), int(content["step"])
-            self.seen, self.best = int(content["seen"]), float(content["best"])
-            self.scores = content["scores"]
+            self.epoch, self.step, self.seen = counts
+            self.best, self.scores = float(content["best"]), content["scores"]
             ranks = content["ranks"]
             if len(ranks["rng"]) == process.world_size:
                 _set_own(self.model, process, {k: v[process.rank] for k, v in ranks.items()})
@@ -136,6 +141,22 @@ def _floats(model: nn.Module) -> list[Tensor]:
     return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
+def _of_the_form(found: Any, mine: Any) -> Any:
+    """`found`, in its order, without keys that `mine` lacks: another torch may have others.
+
+    Raises:
+        TypeError: A value is of another kind than its counterpart in `mine`.
+    """
+    if isinstance(mine, dict) and isinstance(found, dict):
+        return {k: _of_the_form(v, mine[k]) for k, v in found.items() if k in mine}
+    if isinstance(mine, list | tuple) and isinstance(found, list | tuple):
+        return type(mine)(_of_the_form(f, m) for f, m in zip(found, mine, strict=True))
+    kind = (int, float) if isinstance(mine, int | float) else type(mine)
+    if not isinstance(found, kind):
+        raise TypeError(f"a {type(found).__name__} stands where a {type(mine).__name__} should")
+    return found
+
+
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load `state`, whichever device and speed-ups it was saved under.
 
@@ -143,12 +164,14 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     tensor a CUDA graph reads, the memory layout) stays as this run has it.
 
     Raises:
-        ValueError: It is the state of other parameters.
+        TypeError, ValueError: It is the state of other parameters, or none.
     """
     how = ("fused", "foreach", "capturable")
     mine = [{k: v for k, v in group.items() if k in how} for group in optimizer.param_groups]
     rates = [group["lr"] for group in optimizer.param_groups]
-    groups = [saved | kept for saved, kept in zip(state["param_groups"], mine, strict=True)]
+    form = _numbers(optimizer.state_dict()["param_groups"])
+    found = _of_the_form(_numbers(state["param_groups"]), form)
+    groups = [saved | kept for saved, kept in zip(found, mine, strict=True)]
     optimizer.load_state_dict(state | {"param_groups": groups})
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(rate, Tensor):

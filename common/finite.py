@@ -41,6 +41,8 @@ class Tally:
         self.sums[5 : 5 + len(shown)] = torch.where(lost, shown, self.sums[5 : 5 + len(shown)])
 
     def restore(self, sums: Tensor) -> None:
+        if sums.shape != self.sums.shape or sums.dtype != self.sums.dtype:
+            raise ValueError("its tally of losses is none")
         self.sums.copy_(sums)
 
     def clear(self) -> None:

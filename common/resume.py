@@ -41,7 +41,9 @@ def find(args: argparse.Namespace, model_name: str) -> dict[str, Any] | None:
             raise
         saved = checkpoint.load(previous, model_name)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(f"{error} Continuing from '{previous}', step {saved.get('step')}.", flush=True)
+            print(
+                f"{error} Continuing from '{previous}', step {saved.get('step')!r:.20}.", flush=True
+            )
         return saved
 
 
@@ -82,6 +84,8 @@ def restore(run: checkpoint.Run, saved: dict[str, Any] | None, process: Process)
     if saved is None:
         return
     before, now = saved.get("settings", {}), run.settings
+    if not isinstance(before, dict) or not all(map(_plain, before.values())):
+        raise UserError("the checkpoint does not fit this run: its settings are none of ours.")
     changed = [name for name in now if before.get(name) != now[name]]
     if "world_size" in changed and "global_batch" in changed:
         wanted = before.get("global_batch")
@@ -100,6 +104,15 @@ def restore(run: checkpoint.Run, saved: dict[str, Any] | None, process: Process)
     if {"lr", "weight_decay"} & set(changed):
         words += "; learning rate and weight decay stay the checkpoint's"
     process.print(words + ".")
+
+
+def _plain(value: Any) -> bool:
+    """What `settings` holds, and may be shown."""
+    if isinstance(value, str):
+        return len(value) < 1000 and value.isprintable()
+    if isinstance(value, list):
+        return len(value) < 100 and all(map(_plain, value))
+    return isinstance(value, int | float | None)
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

@@ -13,9 +13,9 @@ import torch
 from conftest import TINY
 from torch import nn
 from torch.utils.data import get_worker_info
-from torture import children, kills
+from torture import checkpoints, children, kills
 
-from common import archive, checkpoint, data, distributed, ends, finite
+from common import archive, checkpoint, data, distributed, ends, engine, finite
 from common.cli import UserError, run
 from common.distributed import Process
 from common.speedups import Speedups, make_step, place
@@ -113,6 +113,47 @@ def test_other_settings_go_on_and_say_so(tiled, trained, tmp_path, capsys):
     assert "not bit-exact, because max_steps was 8 and is 9, lr was 0.001 and is 0.0001" in said
     assert "learning rate and weight decay stay the checkpoint's" in said
     assert checkpoint.load(folder / "checkpoint.pth")["step"] == 9
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["optimizer", "lr_scheduler", "epoch", "step", "seen", "best", "scores", "ranks", "settings"],
+)
+def test_odd_values_in_a_checkpoint_are_answered_by_one_sentence(
+    tiled, trained, tmp_path, monkeypatch, capsys, key
+):
+    """Refused, or a run that can go on: whoever made the file and its checksum."""
+    whole = checkpoint.load(trained / "checkpoint.pth")
+    part = whole[key]
+    begun = []
+    monkeypatch.setattr(engine, "fit", lambda restored, *rest, **named: begun.append(restored))
+
+    def answer(value) -> str:
+        made = whole | {key: value}
+        torch.save(made | {"sha256": checkpoints.checksum(made)}, tmp_path / "odd.pth")
+        try:
+            train.main(words(tiled, tmp_path / "run", "--resume", tmp_path / "odd.pth"))
+        except UserError as error:
+            return str(error)
+        return ""
+
+    answers = []
+    for number, odd in enumerate(checkpoints.odd_values(tmp_path / "ran")):
+        if isinstance(part, dict):
+            inner = sorted(part)
+            odd = part | {inner[number % len(inner)]: odd}
+        answers.append(answer(odd))
+    assert sum(map(bool, answers)) > 10
+    assert all(sentence.isprintable() for sentence in answers)
+    for restored in begun:
+        assert 0 <= restored.step < 2**53
+        assert 0 <= restored.seen < 2**53
+        assert 0 <= restored.epoch < 2**53
+        assert -1 <= restored.best <= 1
+        assert isinstance(restored.scores, dict)
+    assert not (tmp_path / "ran").exists()
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).replace("\n", "").isprintable()
 
 
 def test_changed_tiles_are_noticed(tiled_copy, trained, tmp_path, capsys):

@@ -110,6 +110,11 @@ class Evil:
 
 def hostile(rng: random.Random, marker: Path) -> Any:
     """A value that does not belong where it is put."""
+    return rng.choice(odd_values(marker))
+
+
+def odd_values(marker: Path) -> list[Any]:
+    """A value of each kind that does not belong into a checkpoint, or not everywhere."""
     loop: list[Any] = []
     loop.append(loop)
     laughs: list[Any] = ["ha"]
@@ -118,19 +123,19 @@ def hostile(rng: random.Random, marker: Path) -> Any:
     deep: list[Any] = []
     for _ in range(200):
         deep = [deep]
-    return rng.choice(
-        [
+    return [
             None, -1, 10**30, float("nan"), "", "a" * 5000, "../../etc/passwd", "tu-hf-hub:evil/x",
             [], {}, (), b"bytes", 1j, set(), slice(1), Evil(marker), Path("x"), loop, laughs, deep,
             torch.zeros(()), torch.empty(0), torch.zeros(1).expand(10**6, 10**6),
             torch.zeros(3, dtype=torch.complex64), torch.eye(3).to_sparse(), "\x1b[2J\n", [1] * 300,
-        ]
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 def dense(value: Any) -> bool:
     """Whether it can be cut and cast: an earlier change may have put something else there."""
-    return isinstance(value, torch.Tensor) and value.layout == torch.strided and value.ndim > 0
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.ndim:
+        return False
+    return value.is_contiguous()
 
 
 def checksum(made: dict[str, Any]) -> str:
