@@ -1,6 +1,7 @@
 """How every script talks with its user: options, and one sentence for a mistake (no torch here)."""
 
 import argparse
+import ctypes
 import difflib
 import errno
 import math
@@ -27,6 +28,7 @@ def run(main: Callable[[], int | None]) -> None:
 
     An `OSError` of `OF_THE_DISK` is answered in the same way.
     """
+    keep_freed_memory()
     try:
         sys.exit(main())
     except UserError as error:
@@ -35,6 +37,20 @@ def run(main: Callable[[], int | None]) -> None:
         if error.errno not in OF_THE_DISK:
             raise
         sys.exit(_complain(f"{error.strerror}: {error.filename or 'while writing'}."))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse the memory of large tensors instead of returning it to the kernel.
+
+    By default every block above 32 MB is mapped anew and faulted in page by page. On a CPU a
+    forward pass of UNet on 4 x 512 x 512 pixels took 1.5 to 1.8 times as long that way, at the same
+    peak of memory. Nothing happens where the C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap, too
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
+        mallopt(-2, 256 << 20)  # M_TOP_PAD: and grows by 256 MB at a time
 
 
 def _complain(sentence: str) -> int:

@@ -237,9 +237,15 @@ def _make_capturable(optimizer: Optimizer, device: torch.device) -> None:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bf16 itself; others convert to float32 and back."""
+    """Whether `device` multiplies bf16 itself; others convert to float32 and back.
+
+    `ATEN_CPU_CAPABILITY=avx2` with `ONEDNN_MAX_CPU_ISA=AVX2` keeps torch from using a processor's
+    bf16 instructions; it then computes as on a processor without them.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return False
     if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.12
         return torch.cpu._is_avx512_bf16_supported()
     can = torch.cpu.get_capabilities()

@@ -316,6 +316,14 @@ def test_a_processor_without_bf16_is_told_what_amp_costs(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_processor_that_may_not_use_its_bf16_has_none(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    for allowed, native in (("AVX2", False), ("AVX512", True)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=allowed: name)
+        assert speedups.has_native_bf16(CPU.device) == native
+
+
 def test_the_probe_measures_the_type_it_is_asked_about():
     assert 0.05 < speedups.slowdown_of(torch.bfloat16, CPU.device) < 200
 
