@@ -18,7 +18,7 @@ from common import checkpoint, data, engine, resume
 from common.cli import fraction
 from common.cli import run as run_main
 from common.distributed import locked, process_group
-from common.semantic import training_views
+from common.semantic import evaluate, training_views
 from common.speedups import make_step, place
 from common.testing import test_semantic
 from DeepLabV3.model import BACKBONES, STRIDE, build_model, from_checkpoint, loss_fn, predict
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     ):
         speedups = arguments.speedups(args, process)
         batches = data.training_loader(train_tiles, args, process)
-        val_batches = data.scoring_loader(val_tiles, args, process) if val_tiles else None
+        val_batches = data.validation_loader(val_tiles, args, process)
         total_steps = args.max_steps or args.epochs * len(batches)
 
         torch.manual_seed(args.seed)  # the same weights on every rank
@@ -82,13 +82,14 @@ def main(argv: list[str] | None = None) -> None:
             step,
             batches,
             training_views(args),
-            partial(engine.evaluate, model, predict, val_batches, run.classes, process, speedups),
+            partial(evaluate, model, predict, val_batches, process, speedups, args.output_dir),
             process,
             args.output_dir,
             total_steps,
             args.print_freq,
             args.eval_freq,
             save_every=args.save_every,
+            eval_steps=args.eval_steps,
         )
 
 

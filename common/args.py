@@ -67,6 +67,18 @@ def train_parser(description: str, **defaults: Any) -> Parser:
         default=1,
         help="epochs between validations and checkpoints",
     )
+    add(
+        "--eval-steps",
+        type=positive,
+        metavar="STEPS",
+        help="steps between validations and checkpoints, instead of --eval-freq",
+    )
+    add(
+        "--eval-tiles",
+        type=positive,
+        metavar="TILES",
+        help="validate on so many tiles, spread evenly over val/; default: all",
+    )
     add("-b", "--batch-size", type=positive, default=8, help="tiles per process and forward pass")
     add("--grad-accum", type=positive, default=1, metavar="K", help="forward passes per step")
     add("--crop-size", type=positive, default=512, help="side of a training crop, pixels")

@@ -27,8 +27,8 @@ class Run:
     plain values and rebuild the model; `model_name` and `classes` say what it is. `settings` is
     what else decides the bits, see `common.resume`. `seen` counts the tiles of the global batches
     that the open epoch has trained on; the order of an epoch and what happens to a tile are
-    functions of seed and epoch, so that this is the loader's whole state. Nothing in a run draws
-    from Python's or numpy's generators.
+    functions of seed and epoch, so that this is the loader's whole state. `scored_at` is the step
+    of the last validation. Nothing in a run draws from Python's or numpy's generators.
     """
 
     model_name: str
@@ -44,6 +44,7 @@ class Run:
     seen: int = 0
     best: float = -1.0
     scores: dict[str, float] = field(default_factory=dict)
+    scored_at: int = 0
     tally: finite.Tally = field(default_factory=finite.Tally)
 
     def save(self, paths: Iterable[Path], process: Process) -> None:
@@ -72,6 +73,7 @@ class Run:
                 "seen": self.seen,
                 "best": self.best,
                 "scores": self.scores,
+                "scored_at": self.scored_at,
                 "ranks": ranks,
                 "software": {"torch": str(torch.__version__)},
             }
@@ -95,7 +97,9 @@ class Run:
             )
         load_weights(self.model, content)
         try:
-            counts = [content[name] for name in ("epoch", "step", "seen")]
+            # Earlier checkpoints were scored at the end of an epoch, which left no tile seen.
+            scored_at = content.get("scored_at", 0 if content["seen"] else content["step"])
+            counts = [content[name] for name in ("epoch", "step", "seen")] + [scored_at]
             if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
                 raise ValueError("its epoch, step or position in the epoch is no count")
             if not -1 <= content["best"] <= 1 or not isinstance(content["scores"], dict):
@@ -105,7 +109,7 @@ class Run:
             self.lr_scheduler.load_state_dict(_of_the_form(content["lr_scheduler"], schedule))
             if self.scaler.is_enabled() and content["scaler"]:  # switching --amp is allowed
                 self.scaler.load_state_dict(content["scaler"])
-            self.epoch, self.step, self.seen = counts
+            self.epoch, self.step, self.seen, self.scored_at = counts
             self.best, self.scores = float(content["best"]), content["scores"]
             ranks = content["ranks"]
             if len(ranks["rng"]) == process.world_size:

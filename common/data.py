@@ -6,6 +6,7 @@ it there.
 """
 
 import argparse
+import copy
 import math
 import multiprocessing
 import signal
@@ -86,6 +87,7 @@ class Tiles(Dataset):
             if (self.folder / INDEX).is_file()
             else Pngs(self.folder, self.images, count)
         )
+        self._stored_at: list[int] | range = range(len(self.images))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,6 +96,24 @@ class Tiles(Dataset):
     def size(self) -> int:
         """Side of the smallest tile, in pixels: no crop can be larger."""
         return min(min(image["width"], image["height"]) for image in self.images)
+
+    def shows_aircraft(self, index: int) -> bool:
+        return bool(self.instances[index])
+
+    def spread(self, count: int | None) -> "Tiles":
+        """A set of `count` of these tiles, spread evenly; all of them for None or a larger count.
+
+        They are numbered anew: tile 1 of the result may be tile 10 of this set.
+        """
+        if count is None or count >= len(self):
+            return self
+        chosen = [k * len(self) // count for k in range(count)]
+        part = copy.copy(self)
+        part.images = [self.images[i] for i in chosen]
+        part.instances = [self.instances[i] for i in chosen]
+        part._classes = self._classes[chosen]
+        part._stored_at = [self._stored_at[i] for i in chosen]
+        return part
 
     def __getitem__(self, index: int) -> Batch:
         return Batch(*(tensor[0] for tensor in self.__getitems__([index])))
@@ -114,7 +134,7 @@ class Tiles(Dataset):
             _empty((number,), torch.int64),
         )
         images, ids, classes, tile = (tensor.numpy() for tensor in batch)
-        self.stored.read(indices, images, ids)
+        self.stored.read([self._stored_at[i] for i in indices], images, ids)
         classes.fill(0)
         classes[:, : self._classes.shape[1]] = self._classes[indices]
         classes[:, self.ignore] = IGNORE
@@ -201,6 +221,13 @@ def training_loader(tiles: Tiles, args: argparse.Namespace, process: Process) ->
     per_step = args.batch_size * args.grad_accum
     batches = GlobalBatches(len(tiles), per_step, process, args.seed)
     return _loader(tiles, batches, args.workers, process.device)
+
+
+def validation_loader(
+    tiles: Tiles | None, args: argparse.Namespace, process: Process
+) -> DataLoader | None:
+    """Every validation tile once, or as many of them as `--eval-tiles` says."""
+    return scoring_loader(tiles.spread(args.eval_tiles), args, process) if tiles else None
 
 
 def scoring_loader(tiles: Tiles, args: argparse.Namespace, process: Process) -> DataLoader:

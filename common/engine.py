@@ -1,4 +1,4 @@
-"""The only loops: `fit` over epochs, `train_one_epoch` over steps, `evaluate` over a set."""
+"""The training loop: `fit` over epochs, `train_one_epoch` over steps."""
 
 import signal
 import sys
@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from common import checkpoint, ends, files, finite, heartbeat, metrics
-from common.augment import normalise
+from common import checkpoint, ends, files, finite, heartbeat
 from common.cli import UserError
 from common.data import Batch, lost_worker, names, prefetch
-from common.distributed import Process, all_reduce_sum, average_buffers, check_equal, gather
+from common.distributed import Process, average_buffers, check_equal, gather
 from common.log import Log, describe, memory
 from common.overlay import curves
 from common.progress import progress, say
 from common.sampling import GlobalBatches
-from common.speedups import Speedups, Step
-from common.targets import semantic_target
+from common.speedups import Step
 
 Prepare = Callable[[Batch, int], tuple[Tensor, Any]]
 T = TypeVar("T")
@@ -43,16 +41,20 @@ def fit(
     eval_freq: int = 1,
     select: str = "mIoU",
     save_every: tuple[str, float] | None = None,
+    eval_steps: int | None = None,
 ) -> None:
-    """Train from where `run` stands to `total_steps`, scoring and saving every `eval_freq` epochs.
+    """Train from where `run` stands to `total_steps`; validate and save on the way and at the end.
 
     Writes `checkpoint.pth` (latest; the one before it is kept), `model_best.pth` (highest
-    `select`), `log.jsonl` (a line per log line and per score) and `curves.png` into `output_dir`.
+    `select`; the last state where there is nothing to validate on), `log.jsonl` (a line per log
+    line and per score) and `curves.png` into `output_dir`.
 
     Args:
         prepare: (batch on the device, epoch) → (images, targets) of `step`.
         score: Scores of the bare model; nothing where there is no validation set.
-        save_every: Also save within epochs, see `common.ends.interval`.
+        eval_freq: Epochs between validations.
+        save_every: Also save between validations, see `common.ends.interval`.
+        eval_steps: Steps between validations, instead of `eval_freq`.
 
     Raises:
         UserError: The processes disagree about data or steps, or too many losses are not finite.
@@ -67,42 +69,51 @@ def fit(
     if process.is_main:
         files.sweep(output_dir)
     latest = output_dir / checkpoint.LATEST
+    interval = eval_steps or eval_freq * len(batches)
     run.tally.sums = run.tally.sums.to(process.device)
     log = Log(output_dir / "log.jsonl", process, run.step)
+
+    def due() -> bool:
+        return run.step > 0 and (run.step % interval == 0 or run.step >= total_steps)
+
+    def validate() -> None:
+        average_buffers(run.model)
+        run.scores, run.scored_at = score(), run.step
+        if run.scores:
+            log.write(step=run.step, epoch=run.epoch, **run.scores)
+            process.print(f"step {run.step}: {describe(run.scores)}")
+        selected = run.scores.get(select, -1.0)
+        unscored = not run.scores and run.step >= total_steps
+        better = torch.tensor(selected > run.best or unscored)
+        run.best = max(selected, run.best)
+        better = gather(process, better)[0]  # rank 0 alone may know the scores
+        # The best first: the latest records its score.
+        best = [output_dir / checkpoint.BEST] if better else []
+        run.save([*best, latest], process)
+        if process.is_main:
+            curves(log.path, output_dir / "curves.png")
+            if unscored:
+                print(f"nothing to validate on: {checkpoint.BEST} is the last state.", flush=True)
+
     with ends.Watch(process, save_every) as watch, loader_deaths():
-        # An epoch that is trained and not scored yet is open too.
-        while run.step < total_steps or run.seen:
+        # A run may have been ended between a save and the validation after it.
+        if due() and run.scored_at != run.step:
+            validate()
+        while run.step < total_steps:
             for _ in train_one_epoch(
                 run, step, batches, prepare, process, log, total_steps, print_freq
             ):
-                ended, due = watch.agreed(run.step)
-                if ended or due:
+                ended, save = watch.agreed(run.step)
+                if ended or save or due():  # scoring takes long, and may be where the run is ended
                     run.save([latest], process)
                     watch.restart()
                 if ended:
                     name = signal.Signals(ended).name
                     process.print(f"{name}: saved step {run.step}; --resume continues from it.")
                     raise SystemExit(ends.REQUEUE)
-            if (run.epoch + 1) % eval_freq and run.step < total_steps:
-                run.epoch, run.seen = run.epoch + 1, 0
-                continue
-            run.save([latest], process)  # scoring takes long, and may be where the run is ended
-            average_buffers(run.model)
-            run.epoch, run.seen = run.epoch + 1, 0
-            run.scores = score()
-            if run.scores:
-                log.write(step=run.step, epoch=run.epoch, **run.scores)
-                process.print(f"epoch {run.epoch}: {describe(run.scores)}")
-            found = run.scores.get(select, -1.0)
-            better = torch.tensor(found > run.best)
-            run.best = max(found, run.best)
-            better = gather(process, better)[0]  # rank 0 alone may know the scores
-            # The best first: the latest knows that it is there.
-            best = [output_dir / checkpoint.BEST] if better else []
-            run.save([*best, latest], process)
-            watch.restart()
-            if process.is_main:
-                curves(log.path, output_dir / "curves.png")
+                if due():
+                    validate()
+                    watch.restart()
 
 
 @contextmanager
@@ -137,7 +148,8 @@ def train_one_epoch(
     assert isinstance(sampler, GlobalBatches)
     images_per_step = sampler.batch_size * process.world_size
     first = run.seen // images_per_step
-    if first >= len(batches) or run.step >= total_steps:
+    if first >= len(batches):  # resumed with a larger global batch, of which none is left
+        run.epoch, run.seen = run.epoch + 1, 0
         return
     sampler.set_epoch(run.epoch, first)
     run.model.train()
@@ -180,7 +192,11 @@ def train_one_epoch(
                     f"{memory(process.device)}"
                 )
             since, waited, logged = now, 0.0, number
+        if number == len(batches):
+            run.epoch, run.seen = run.epoch + 1, 0
+        paused = time.perf_counter()
         yield
+        since += time.perf_counter() - paused  # saving and scoring are not training
         if last:
             break
     bar.close()
@@ -217,36 +233,6 @@ def account(
         finite.mend(run.model, run.tally)
     run.tally.clear()
     return ({"loss": total / taken} if taken else {}), ({"skipped": lost} if lost else {})
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    predict: Callable[[nn.Module, Tensor], Tensor],
-    batches: DataLoader | None,
-    classes: list[str],
-    process: Process,
-    speedups: Speedups,
-) -> dict[str, float]:
-    """Semantic scores of the bare `model` over all tiles, each counted once over all processes.
-
-    None without `batches`: a data set of one airport has no validation tiles.
-    """
-    if batches is None:
-        return {}
-    was_training = model.training
-    model.eval()
-    matrix = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=process.device)
-    bar = progress(total=len(batches), desc="score", enabled=process.is_main)
-    for batch in prefetch(batches, process.device):
-        images = normalise(batch.images).contiguous(memory_format=speedups.layout)
-        with speedups.autocast(process.device):
-            predicted = predict(model, images)
-        matrix += metrics.confusion(predicted, semantic_target(batch), len(classes))
-        bar.update()
-    bar.close()
-    model.train(was_training)
-    return metrics.scores(all_reduce_sum(matrix), classes)
 
 
 def polynomial_schedule(optimizer: Optimizer, steps: int, warmup: int) -> LambdaLR:

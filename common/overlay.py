@@ -1,6 +1,7 @@
 """Pictures: masks onto images, sheets of image, truth and prediction, curves of a run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -96,20 +97,57 @@ def outline(
     return drawn
 
 
-def sheet(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path, title: str) -> None:
-    """Write a contact sheet: one row per (image, truth, prediction), each at 320 pixels a side."""
-    side, gap, head = 320, 10, 46
-    canvas = Image.new("RGB", (3 * side + 4 * gap, head + len(rows) * (side + gap)), "white")
-    for r, (image, truth, prediction) in enumerate(rows):
-        for c, picture in enumerate((image, paint(image, truth), paint(image, prediction))):
-            small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
-            canvas.paste(Image.fromarray(small), (gap + c * (side + gap), head + r * (side + gap)))
-    pixels = np.asarray(canvas).copy()
-    for c, label in enumerate(("image", "truth", "prediction")):
-        at = (gap + c * (side + gap), head - 8)
-        cv2.putText(pixels, label, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (70, 70, 70), 1, cv2.LINE_AA)
-    cv2.putText(pixels, title, (gap, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-    save(pixels, path)
+class Sheet:
+    """A contact sheet of some scored tiles, a row of image, truth and prediction for each.
+
+    The tiles are spread evenly over the set and show an aircraft: a sample, not a choice.
+
+    Args:
+        batches: Places in the set of the tiles of each batch that will be scored.
+        shows_aircraft: Whether a tile does, by its place.
+        count: Rows at most.
+    """
+
+    def __init__(
+        self, batches: list[list[int]], shows_aircraft: Callable[[int], bool], count: int = 4
+    ) -> None:
+        found = [
+            (number, row)
+            for number, tiles in enumerate(batches)
+            for row, tile in enumerate(tiles)
+            if shows_aircraft(tile)
+        ]
+        count = min(count, len(found))
+        self._chosen = [found[k * len(found) // count] for k in range(count)]
+        self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def chosen(self, number: int) -> list[int]:
+        """Which tiles of batch `number` are rows of the sheet."""
+        return [row for batch, row in self._chosen if batch == number]
+
+    def add(self, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> None:
+        """Append a row: uint8 [H,W,3], RGB, and two times uint8 [H,W], as `paint` takes them."""
+        self.rows.append((image, truth, prediction))
+
+    def write(self, path: Path, title: str) -> None:
+        """Write the sheet, each picture at 320 pixels a side; nothing where there are no rows."""
+        if not self.rows:
+            return
+        side, gap, head = 320, 10, 46
+        height = head + len(self.rows) * (side + gap)
+        canvas = Image.new("RGB", (3 * side + 4 * gap, height), "white")
+        for r, (image, truth, prediction) in enumerate(self.rows):
+            for c, picture in enumerate((image, paint(image, truth), paint(image, prediction))):
+                small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+                at = gap + c * (side + gap), head + r * (side + gap)
+                canvas.paste(Image.fromarray(small), at)
+        pixels = np.asarray(canvas).copy()
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        for c, label in enumerate(("image", "truth", "prediction")):
+            at = (gap + c * (side + gap), head - 8)
+            cv2.putText(pixels, label, at, font, 0.5, (70, 70, 70), 1, cv2.LINE_AA)
+        cv2.putText(pixels, title, (gap, 18), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        save(pixels, path)
 
 
 def curves(log: Path, path: Path) -> None:

@@ -86,7 +86,8 @@ def restore(run: checkpoint.Run, saved: dict[str, Any] | None, process: Process)
     before, now = saved.get("settings", {}), run.settings
     if not isinstance(before, dict) or not all(map(_plain, before.values())):
         raise UserError("the checkpoint does not fit this run: its settings are none of ours.")
-    changed = [name for name in now if before.get(name) != now[name]]
+    # An option that the checkpoint does not name is younger than it.
+    changed = [name for name in now if name in before and before[name] != now[name]]
     if "world_size" in changed and "global_batch" in changed:
         wanted = before.get("global_batch")
         raise UserError(

@@ -1,16 +1,23 @@
-"""What the semantic models share: what they train on, their loss, and the class of a pixel."""
+"""What the semantic models share: what they train on, their loss, the class of a pixel, scores."""
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from common.augment import random_view
-from common.data import Batch
+from common import metrics
+from common.augment import normalise, random_view
+from common.data import Batch, Tiles, prefetch
+from common.distributed import Process, all_reduce_sum
 from common.metrics import IGNORE
+from common.overlay import Sheet
+from common.progress import progress
+from common.speedups import Speedups
 from common.targets import semantic_target
 
 # Of a class's pixels against the ground's, which are some forty times as many.
@@ -86,3 +93,46 @@ def likeliest(logits: Tensor) -> Tensor:
 def softmax(logits: Tensor) -> Tensor:
     """[B,C,H,W] → float32 that sums to 1 over C."""
     return logits.float().softmax(1)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    predict: Callable[[nn.Module, Tensor], Tensor],
+    batches: DataLoader | None,
+    process: Process,
+    speedups: Speedups,
+    folder: Path,
+) -> dict[str, float]:
+    """Scores of the bare `model` over all tiles, each counted once over all processes.
+
+    Writes `<split>_sheet.jpg`, a picture of some of them, into `folder`.
+
+    Returns:
+        What `metrics.scores` gives, on all processes; nothing without `batches`.
+    """
+    if batches is None:
+        return {}
+    tiles = batches.dataset
+    assert isinstance(tiles, Tiles)
+    was_training = model.training
+    model.eval()
+    count = len(tiles.classes)
+    matrix = torch.zeros(count, count, dtype=torch.int64, device=process.device)
+    sheet = Sheet(list(batches.batch_sampler or []), tiles.shows_aircraft)
+    bar = progress(total=len(batches), desc="score", enabled=process.is_main)
+    for number, batch in enumerate(prefetch(batches, process.device)):
+        images = normalise(batch.images).contiguous(memory_format=speedups.layout)
+        with speedups.autocast(process.device):
+            predicted = predict(model, images)
+        target = semantic_target(batch)
+        matrix += metrics.confusion(predicted, target, count)
+        for i in sheet.chosen(number) if process.is_main else []:
+            row = batch.images[i], target[i].to(torch.uint8), predicted[i]
+            sheet.add(*(tensor.cpu().numpy() for tensor in row))
+        bar.update()
+    bar.close()
+    model.train(was_training)
+    split = tiles.folder.name
+    sheet.write(folder / f"{split}_sheet.jpg", f"{len(sheet.rows)} of {len(tiles)} {split} tiles")
+    return metrics.scores(all_reduce_sum(matrix), tiles.classes)

@@ -116,7 +116,11 @@ def score(results: list[Result], data: Tiles) -> dict[str, float]:
     Returns:
         As `evaluate`.
     """
-    return evaluate(results, read_coco(data.folder / "instances_tiled.json"))
+    coco = read_coco(data.folder / "instances_tiled.json")
+    ids = {image["id"] for image in data.images}  # fewer than the file's after `Tiles.spread`
+    coco["images"] = [image for image in coco["images"] if image["id"] in ids]
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in ids]
+    return evaluate(results, coco)
 
 
 def evaluate(results: list[Result], coco: dict[str, Any]) -> dict[str, float]:

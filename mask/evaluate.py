@@ -12,6 +12,7 @@ from common import testing
 from common.augment import normalise
 from common.data import Batch, Tiles, prefetch
 from common.distributed import Process
+from common.overlay import Sheet
 from common.progress import progress
 from common.speedups import Speedups
 from common.targets import instance_targets
@@ -29,7 +30,8 @@ def evaluate(
 ) -> dict[str, float]:
     """COCO's scores of the bare `model` over all tiles, each seen once over all processes.
 
-    Writes the predictions, `<split>_predictions.json`, into `folder`.
+    Writes the predictions, `<split>_predictions.json`, and a picture of some of them,
+    `<split>_sheet.jpg`, into `folder`.
 
     Returns:
         On rank 0 what `mask.coco.score` gives; elsewhere, and without `batches`, nothing.
@@ -41,44 +43,37 @@ def evaluate(
     was_training = model.training
     model.eval()
     mine: list[dict] = []
+    sheet = Sheet(list(batches.batch_sampler or []), tiles.shows_aircraft)
     bar = progress(total=len(batches), desc="score", enabled=process.is_main)
-    for batch in prefetch(batches, process.device):
+    for number, batch in enumerate(prefetch(batches, process.device)):
         images = normalise(batch.images).contiguous(memory_format=speedups.layout)
         with speedups.autocast(process.device):
             found = predict(model, images)
         mine += coco.results(found, batch.tile.tolist(), tiles)
+        for i in sheet.chosen(number) if process.is_main else []:
+            (truth,) = instance_targets(Batch(*(tensor[i : i + 1] for tensor in batch)))
+            sure = found[i]["masks"][found[i]["scores"] > 0.5]
+            sheet.add(batch.images[i].cpu().numpy(), _numbered(truth["masks"]), _numbered(sure))
         bar.update()
     bar.close()
     model.train(was_training)
     everything = coco.gather(mine, process)
     if not process.is_main:
         return {}
-    coco.write(everything, folder / f"{tiles.folder.name}_predictions.json")
+    split = tiles.folder.name
+    sheet.write(folder / f"{split}_sheet.jpg", f"{len(sheet.rows)} of {len(tiles)} {split} tiles")
+    coco.write(everything, folder / f"{split}_predictions.json")
     return coco.score(everything, tiles)
 
 
 def test(args: argparse.Namespace) -> None:
-    """What `--test-only` does. It also writes `<split>_predictions.json`."""
-
-    def score(
-        model: nn.Module, batches: DataLoader, process: Process, speedups: Speedups
-    ) -> dict[str, float]:
-        return evaluate(model, batches, process, speedups, args.resume.parent)
-
-    testing.test(args, "mask", from_checkpoint, score, _drawn, coco.DEFINITION)
-
-
-def _drawn(model: nn.Module, images: torch.Tensor, tile: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """True and predicted instances, each in a colour of its own."""
-    (found,) = predict(model, images)
-    (truth,) = instance_targets(tile)
-    sure = found["masks"][found["scores"] > 0.5].cpu()
-    return _numbered(truth["masks"]), _numbered(sure)
+    """What `--test-only` does."""
+    testing.test(args, "mask", from_checkpoint, evaluate, coco.DEFINITION)
 
 
 def _numbered(masks: torch.Tensor) -> np.ndarray:
     """[N,H,W] → uint8 [H,W], 0 ground, 1…N; where two overlap the first, which scores higher."""
     ids = np.zeros(masks.shape[1:], np.uint8)
-    for number, mask in reversed(list(enumerate(masks.numpy().astype(bool), start=1))):
+    for number, mask in reversed(list(enumerate(masks.cpu().numpy().astype(bool), start=1))):
         ids[mask] = number
     return ids

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     ):
         speedups = arguments.speedups(args, process)
         batches = data.training_loader(train_tiles, args, process)
-        val_batches = data.scoring_loader(val_tiles, args, process) if val_tiles else None
+        val_batches = data.validation_loader(val_tiles, args, process)
         total_steps = args.max_steps or args.epochs * len(batches)
 
         torch.manual_seed(args.seed)  # the same weights on every rank
@@ -99,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
             args.eval_freq,
             "mask_AP",
             args.save_every,
+            args.eval_steps,
         )
 
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import default_collate
@@ -73,6 +73,21 @@ def test_instances_are_those_of_the_coco_file(tiled):
         seen += len(truth)
     assert seen > 10
     assert any(len(target["labels"]) == 0 for target in targets)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(count=st.integers(1, 40))
+def test_a_spread_of_a_set_is_made_of_its_tiles(tiled, count):
+    tiles = Tiles(tiled / "train")
+    part = tiles.spread(count)
+    assert len(part) == min(count, len(tiles))
+    names = [image["file_name"] for image in tiles.images]
+    chosen = [names.index(image["file_name"]) for image in part.images]
+    assert chosen == sorted(set(chosen))
+    for tile, origin in zip(range(len(part)), chosen, strict=True):
+        for name in ("images", "ids", "classes"):
+            assert torch.equal(getattr(part[tile], name), getattr(tiles[origin], name))
+        assert part.shows_aircraft(tile) == bool(tiles.instances[origin])
 
 
 def test_a_photograph_keeps_the_size_of_its_header(tmp_path):

@@ -112,6 +112,13 @@ def reference(truth, predictions, kind, guard=1e-300):
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_some_of_the_tiles_are_scored_like_a_set_of_their_own(tiled):
+    data = Tiles(tiled / "train").spread(9)
+    numbers = score(all_results(data, truth_as_predictions(data)), data)
+    assert numbers["mask_AP"] == pytest.approx(1)
+    assert numbers["box_AR100"] == pytest.approx(1)
+
+
 def test_the_numbers_are_those_of_pycocotools(tmp_path, seed, capfd):
     coco, found = noisy(seed)
     (tmp_path / "truth.json").write_text(json.dumps(coco))

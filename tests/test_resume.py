@@ -1,5 +1,6 @@
 """Ends of a run, and its going on: the same bits, whatever happened in between."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -83,6 +84,34 @@ def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(tiled, tmp_path, model)
         assert children.end(child) == 0, log.read_text()
     assert "SIGUSR1: saved step" in log.read_text()
     assert "not bit-exact" not in log.read_text()
+    assert kills.outcome(tmp_path / "cut") == kills.outcome(tmp_path / "whole")
+
+
+def test_a_run_that_is_ended_while_it_is_scored_is_scored_when_it_goes_on(
+    tiled, tmp_path, monkeypatch
+):
+    base = ["--max-steps", "9", "--eval-steps", "2", "--eval-tiles", "3"]
+    train.main(words(tiled, tmp_path / "whole", *base))
+    evaluate, calls = train.evaluate, []
+
+    def ended(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(train, "evaluate", ended)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(words(tiled, tmp_path / "cut", *base))
+    assert checkpoint.load(tmp_path / "cut/checkpoint.pth")["step"] == 6
+    train.main(words(tiled, tmp_path / "cut", *base, "--resume"))
+
+    def scores(folder):
+        log = (json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines())
+        return [line for line in log if "mIoU" in line]
+
+    assert len(scores(tmp_path / "cut")) == 5
+    assert scores(tmp_path / "cut") == scores(tmp_path / "whole")
     assert kills.outcome(tmp_path / "cut") == kills.outcome(tmp_path / "whole")
 
 

@@ -16,7 +16,7 @@ from common import archive, checkpoint
 from common.cli import UserError
 from common.metrics import IGNORE
 from unet import inference, train
-from unet.model import build_model, loss_fn, predict
+from unet.model import build_model, from_checkpoint, loss_fn, predict
 
 
 def read(path: Path, flag=cv2.IMREAD_UNCHANGED) -> np.ndarray:
@@ -31,7 +31,7 @@ def losses(folder: Path) -> list[float]:
 def test_training_leaves_a_run_that_can_be_read(trained):
     found = {path.name for path in trained.iterdir()}
     written = {"checkpoint.pth", "checkpoint.previous.pth", "model_best.pth", "log.jsonl"}
-    assert found == written | {"curves.png", ".lock"}
+    assert found == written | {"curves.png", "val_sheet.jpg", ".lock"}
     assert len(losses(trained)) == 8
     content = checkpoint.load(trained / "checkpoint.pth", "unet")
     assert content["step"] == 8
@@ -75,6 +75,37 @@ def test_scoring_a_split_writes_scores_and_a_sheet(tiled, trained, tmp_path, cap
     train.main([*words, "--test-only", "val", "-j", "0", "--device", "cpu"])
     saved = checkpoint.load(folder / "checkpoint.pth")["scores"]
     assert json.loads((folder / "val_scores.json").read_text()) == pytest.approx(saved)
+
+
+def test_validation_every_so_many_steps_on_some_of_the_tiles(tiled, tmp_path):
+    words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "run"), *TINY]
+    train.main([*words, "--max-steps", "11", "--eval-steps", "3", "--eval-tiles", "4"])
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    scores = [line for line in log if "mIoU" in line]
+    assert [line["step"] for line in scores] == [3, 6, 9, 11]  # an epoch has 8 steps
+    assert [line["epoch"] for line in scores] == [0, 0, 1, 1]
+    assert read(tmp_path / "run/val_sheet.jpg").shape[1] == 3 * 320 + 40
+    saved = checkpoint.load(tmp_path / "run/checkpoint.pth")
+    assert (saved["epoch"], saved["seen"], saved["scored_at"]) == (1, 12, 11)
+
+
+def test_without_validation_tiles_the_last_state_is_the_best(tiled_copy, tmp_path, capsys):
+    shutil.rmtree(tiled_copy / "val")
+    words = ["--data-path", str(tiled_copy), "--output-dir", str(tmp_path / "run"), *TINY]
+    train.main([*words, "--max-steps", "2"])
+    assert "model_best.pth is the last state" in capsys.readouterr().out
+    best, latest = (tmp_path / "run" / name for name in ("model_best.pth", "checkpoint.pth"))
+    weights = [archive.digest(checkpoint.load(path)["model"]) for path in (best, latest)]
+    assert weights[0] == weights[1]
+
+
+def test_a_decoder_of_another_width_is_trained_and_used(tiled, tmp_path):
+    words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "run"), *TINY]
+    train.main([*words, "--max-steps", "1", "--decoder-channels", "32", "16", "16", "8", "8"])
+    model = from_checkpoint(checkpoint.load(tmp_path / "run/checkpoint.pth"))
+    assert [block.conv1[0].out_channels for block in model.decoder.blocks] == [32, 16, 16, 8, 8]
+    with pytest.raises(UserError, match="--decoder-channels: expected 5 arguments"):
+        train.main([*words, "--decoder-channels", "32", "16"])
 
 
 def test_layout_and_precision_change_the_speed_and_not_what_is_learnt(tiled, tmp_path):

@@ -1,5 +1,6 @@
 """UNet (Ronneberger et al. 2015) on any encoder of segmentation_models_pytorch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -12,10 +13,15 @@ from common.cli import UserError
 from common.semantic import likeliest, segmentation_loss, softmax
 
 STRIDE = 32  # sides of an input must be multiples of it
+DECODER = (256, 128, 64, 32, 16)  # channels of the decoder's stages, the coarsest first
 
 
 def build_model(
-    encoder: str, num_classes: int, weights_backbone: str = "none", norm: str = "batch"
+    encoder: str,
+    num_classes: int,
+    weights_backbone: str = "none",
+    norm: str = "batch",
+    decoder_channels: Sequence[int] = DECODER,
 ) -> nn.Module:
     """A UNet that maps float [B,3,H,W] to logits [B,num_classes,H,W].
 
@@ -25,6 +31,7 @@ def build_model(
         weights_backbone: `imagenet` (downloaded once), `none` (random), or a file, see
             `common.backbones.load_backbone`.
         norm: `batch` or `group`.
+        decoder_channels: Of the five stages at 1/16 to 1/1 of the input's resolution.
 
     Raises:
         UserError: Unknown encoder, no network for the weights, or a file that does not fit.
@@ -36,7 +43,12 @@ def build_model(
         )
     pretrained = "imagenet" if weights_backbone == "imagenet" else None
     with imagenet_weights(weights_backbone, encoder):
-        model = smp.Unet(encoder, encoder_weights=pretrained, classes=num_classes)
+        model = smp.Unet(
+            encoder,
+            encoder_weights=pretrained,
+            decoder_channels=decoder_channels,
+            classes=num_classes,
+        )
     load_backbone(model.encoder, weights_backbone, "encoder")
     return normalised_by(norm, model)
 
@@ -44,7 +56,13 @@ def build_model(
 def from_checkpoint(content: dict[str, Any]) -> nn.Module:
     """The trained network of a checkpoint that `common.checkpoint.load` returned."""
     args = content["args"]
-    model = build_model(args["encoder"], len(content["classes"]), norm=args["norm"])
+    model = build_model(
+        args["encoder"],
+        len(content["classes"]),
+        norm=args["norm"],
+        # Earlier checkpoints have the default width and do not name it.
+        decoder_channels=args.get("decoder_channels", DECODER),
+    )
     load_weights(model, content)
     return model
 

@@ -15,12 +15,13 @@ import torch
 
 from common import args as arguments
 from common import checkpoint, data, engine, resume
+from common.cli import positive
 from common.cli import run as run_main
 from common.distributed import locked, process_group
-from common.semantic import training_views
+from common.semantic import evaluate, training_views
 from common.speedups import make_step, place
 from common.testing import test_semantic
-from unet.model import STRIDE, build_model, from_checkpoint, loss_fn, predict
+from unet.model import DECODER, STRIDE, build_model, from_checkpoint, loss_fn, predict
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,6 +29,14 @@ def main(argv: list[str] | None = None) -> None:
         "Train UNet: every pixel is ground or a class of aircraft.", output_dir="runs/unet"
     )
     parser.add_argument("--encoder", default="resnet34", help="any of segmentation_models_pytorch")
+    parser.add_argument(
+        "--decoder-channels",
+        type=positive,
+        nargs=len(DECODER),
+        default=DECODER,
+        metavar="C",
+        help="width of the decoder, from the coarsest stage to the finest",
+    )
     args = parser.parse(argv)
     if args.test_only:
         return test_semantic(args, "unet", from_checkpoint, predict)
@@ -41,12 +50,16 @@ def main(argv: list[str] | None = None) -> None:
     ):
         speedups = arguments.speedups(args, process)
         batches = data.training_loader(train_tiles, args, process)
-        val_batches = data.scoring_loader(val_tiles, args, process) if val_tiles else None
+        val_batches = data.validation_loader(val_tiles, args, process)
         total_steps = args.max_steps or args.epochs * len(batches)
 
         torch.manual_seed(args.seed)  # the same weights on every rank
         model = build_model(
-            args.encoder, len(train_tiles.classes), args.weights_backbone, args.norm
+            args.encoder,
+            len(train_tiles.classes),
+            args.weights_backbone,
+            args.norm,
+            args.decoder_channels,
         )
         objective = place(model, loss_fn, process, speedups)
         optimizer = torch.optim.AdamW(
@@ -74,13 +87,14 @@ def main(argv: list[str] | None = None) -> None:
             step,
             batches,
             training_views(args),
-            partial(engine.evaluate, model, predict, val_batches, run.classes, process, speedups),
+            partial(evaluate, model, predict, val_batches, process, speedups, args.output_dir),
             process,
             args.output_dir,
             total_steps,
             args.print_freq,
             args.eval_freq,
             save_every=args.save_every,
+            eval_steps=args.eval_steps,
         )
 
 
