@@ -8,29 +8,24 @@ BIN := $(VENV)/bin
 install: $(VENV)/installed
 
 # One environment for users and developers: the stamp is renewed when a requirements file changes.
+# TORCH: pip options for torch alone, as an index with CPU builds.
 $(VENV)/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	@$(if $(TORCH),true,$(BIN)/python -c 'import torch' 2>/dev/null || echo "$$ABOUT_TORCH")
+	$(if $(TORCH),$(BIN)/python -m pip install $(TORCH) $$(grep '^torch' requirements.txt))
+	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 
-# With bf16 instructions, or a GPU, --amp doubles the speed; without them it would be slower.
-AMP := $(shell (nvidia-smi -L || grep -E 'avx512_bf16|amx_bf16' /proc/cpuinfo) >/dev/null 2>&1 && echo --amp)
-STEPS := $(if $(AMP),400,210)
+define ABOUT_TORCH
+pip now downloads about 3 GB (6 GB on disk): torch from the default index comes with CUDA.
+For a CPU build of 0.2 GB stop this and give its index, which https://pytorch.org/get-started shows:
+    make TORCH="--index-url URL" install
+endef
+export ABOUT_TORCH
 
-# Every line make prints here is a command to type; together they are the tutorial.
+# Shows each command before it runs; together they are the tutorial.
 quickstart: install
-	$(BIN)/python rareplanes/sample.py -o sample_data -n 64 --test-fraction 0.125 -j 2
-	$(BIN)/python preprocessing/preprocess.py sample_data -s 512 -n 2
-	rm -rf runs/quickstart
-	$(BIN)/python unet/train.py --data-path sample_data --output-dir runs/quickstart \
-	    --encoder resnet18 --weights-backbone none --crop-size 256 -b 4 --lr 2e-3 \
-	    --warmup-steps 20 --max-steps $(STEPS) --eval-freq 2 $(AMP) --channels-last -j 0
-	$(BIN)/python unet/inference.py runs/quickstart/model_best.pth sample_data/test/images \
-	    runs/quickstart/predictions -i 3
-	$(BIN)/python unet/train.py --data-path sample_data --test-only \
-	    --resume runs/quickstart/model_best.pth $(AMP) --channels-last -j 0
-	@echo "look at runs/quickstart/test_sheet.jpg (image, truth, prediction),"
-	@echo "        runs/quickstart/curves.png (loss and score) and runs/quickstart/predictions/"
+	$(BIN)/python benchmarks/quickstart.py
 
 # Two processes; the tests of a file stay together, as they share what they made.
 test: install

@@ -21,7 +21,7 @@ from common.speedups import Speedups
 from common.targets import semantic_target
 
 # Of a class's pixels against the ground's, which are some forty times as many.
-AIRCRAFT_WEIGHT = 3.0
+AIRCRAFT_WEIGHT = 2.0
 # Of the auxiliary head, which hangs on the backbone's last but one stage and is gone in prediction
 # (Zhao et al. 2017, PSPNet; torchvision's references use 0.5).
 AUXILIARY_WEIGHT = 0.5
