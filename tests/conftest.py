@@ -1,28 +1,21 @@
 """A small tiled dataset, rendered and cut by the repository's own commands."""
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from helpers.commands import training
 
 from preprocessing import preprocess
 from rareplanes import sample
 
 # On a machine that does other work too, threads that wait for each other cost more than they bring.
 torch.set_num_threads(1)
-
-# Small enough to train in seconds: timm's own test network from random weights, 64-pixel crops.
-ENCODER = "tu-test_resnet"
-TINY = ["--encoder", ENCODER, "--weights-backbone", "none", "--device", "cpu", "-j", "0"]
-TINY += ["-b", "4", "--crop-size", "64", "--print-freq", "1"]
 
 
 def pytest_addoption(parser):
@@ -51,21 +44,5 @@ def trained(tiled, tmp_path_factory) -> Path:
     from unet import train
 
     output = tmp_path_factory.mktemp("trained") / "run"
-    train.main(["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "8", *TINY])
+    train.main(training(tiled, output, "--max-steps", 8))
     return output
-
-
-def run_script(
-    *words: object, cwd: Path, launcher: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess:
-    """Run a script of the repository as a user would, from the folder `cwd`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [sys.executable, *launcher, *map(str, words)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )

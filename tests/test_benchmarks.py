@@ -1,7 +1,7 @@
 """The small benchmarks: that they run, and that the READMEs show what they found."""
 
 import pytest
-from conftest import ROOT, run_script
+from helpers.commands import ROOT, run_script
 from torture import run as torture
 
 from benchmarks import loader, operators, overhead, parts

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.scenes import tree
 from PIL import Image
-from scenes import tree
 from torture.coco_files import hostile_coco
 from torture.contained import several
 from torture.images import hostile_image

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from helpers.commands import training, wait_for
 from torch import nn
 from torch.utils.data import get_worker_info
 from torture import checkpoints, children, kills
@@ -24,20 +24,9 @@ from unet import train
 ALONE = Process(0, 1, torch.device("cpu"))
 
 
-def words(tiled, output, *more):
-    return ["--data-path", str(tiled), "--output-dir", str(output), *TINY, *map(str, more)]
-
-
 def lines(folder: Path) -> int:
     path = folder / "log.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def wait_for(condition, seconds=60):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen"
-        time.sleep(0.005)
 
 
 # What runs in a process of its own.
@@ -108,7 +97,9 @@ def test_two_processes_end_together_and_go_on_to_the_bit(tiled, tmp_path):
 
 def test_other_settings_go_on_and_say_so(tiled, trained, tmp_path, capsys):
     folder = shutil.copytree(trained, tmp_path / "run")
-    train.main(words(tiled, folder, "--max-steps", 9, "--resume", "--grad-accum", 1, "--lr", 1e-4))
+    train.main(
+        training(tiled, folder, "--max-steps", 9, "--resume", "--grad-accum", 1, "--lr", 1e-4)
+    )
     said = capsys.readouterr().out
     assert "not bit-exact, because max_steps was 8 and is 9, lr was 0.001 and is 0.0001" in said
     assert "learning rate and weight decay stay the checkpoint's" in said
@@ -132,7 +123,7 @@ def test_odd_values_in_a_checkpoint_are_answered_by_one_sentence(
         made = whole | {key: value}
         torch.save(made | {"sha256": checkpoints.checksum(made)}, tmp_path / "odd.pth")
         try:
-            train.main(words(tiled, tmp_path / "run", "--resume", tmp_path / "odd.pth"))
+            train.main(training(tiled, tmp_path / "run", "--resume", tmp_path / "odd.pth"))
         except UserError as error:
             return str(error)
         return ""
@@ -160,12 +151,12 @@ def test_changed_tiles_are_noticed(tiled_copy, trained, tmp_path, capsys):
     folder = shutil.copytree(trained, tmp_path / "run")
     mask = next((tiled_copy / "train/masks_tiled").iterdir())
     mask.write_bytes(mask.read_bytes() + b"\0")
-    train.main(words(tiled_copy, folder, "--max-steps", 9, "--resume", "auto"))
+    train.main(training(tiled_copy, folder, "--max-steps", 9, "--resume", "auto"))
     assert "the training tiles have changed" in capsys.readouterr().out
 
 
 def test_auto_starts_where_there_is_nothing(tiled, tmp_path):
-    train.main(words(tiled, tmp_path / "run", "--max-steps", 1, "--resume", "auto"))
+    train.main(training(tiled, tmp_path / "run", "--max-steps", 1, "--resume", "auto"))
     assert checkpoint.load(tmp_path / "run/checkpoint.pth")["step"] == 1
 
 
@@ -194,7 +185,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiled, trained, tmp_p
     folder = shutil.copytree(trained, tmp_path / "run")
     latest = folder / "checkpoint.pth"
     latest.write_bytes(latest.read_bytes()[:-1000])
-    train.main(words(tiled, folder, "--max-steps", 8, "--resume"))
+    train.main(training(tiled, folder, "--max-steps", 8, "--resume"))
     said = capsys.readouterr().out
     assert "is damaged" in said
     assert "Continuing from" in said
@@ -204,14 +195,14 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiled, trained, tmp_p
     latest.write_bytes(b"")
     (folder / "checkpoint.previous.pth").write_bytes(b"")
     with pytest.raises(UserError, match=r"previous.*is damaged"):
-        train.main(words(tiled, folder, "--max-steps", 8, "--resume"))
+        train.main(training(tiled, folder, "--max-steps", 8, "--resume"))
 
 
 def test_a_second_run_is_refused_and_a_dead_ones_lock_is_free(tiled, tmp_path):
     child = children.start(partial(hold_lock, tmp_path), tmp_path / "log")
     wait_for(lambda: (tmp_path / ".lock").exists() and (tmp_path / ".lock").read_text())
     with pytest.raises(UserError, match=rf"another run \(process {child.pid} on"):
-        train.main(words(tiled, tmp_path, "--max-steps", 1))
+        train.main(training(tiled, tmp_path, "--max-steps", 1))
     children.kill(child)
     with distributed.locked(tmp_path, ALONE):
         pass
@@ -223,7 +214,7 @@ def test_a_world_that_shrank_must_keep_its_global_batch(tiled, trained, tmp_path
     saved["settings"] |= {"world_size": 2, "global_batch": 8}
     archive.write(saved, folder / "checkpoint.pth")
     with pytest.raises(UserError, match=r"global batch of 8 on 2 .* their product is 8 / 1"):
-        train.main(words(tiled, folder, "--max-steps", 9, "--resume"))
+        train.main(training(tiled, folder, "--max-steps", 9, "--resume"))
 
 
 # --- processes ---------------------------------------------------------------------------------
@@ -236,7 +227,7 @@ def test_workers_die_with_their_launcher(tmp_path):
     worker = int(up.read_text())
     assert children.alive(worker)
     children.kill(parent)
-    wait_for(lambda: not children.alive(worker), 2)
+    wait_for(lambda: not children.alive(worker))
 
 
 def test_a_stopped_process_is_named(tiled, tmp_path):
@@ -259,7 +250,7 @@ def test_a_damaged_tile_is_named_without_its_readers_traceback(tiled_copy, tmp_p
     for image in (tiled_copy / "train/images_tiled").iterdir():
         image.write_bytes(b"no png")
     with pytest.raises(UserError) as caught:
-        train.main(words(tiled_copy, tmp_path / "run", "--max-steps", 2, "-j", 1))
+        train.main(training(tiled_copy, tmp_path / "run", "--max-steps", 2, "-j", 1))
     assert "\n" not in str(caught.value)
     assert "images_tiled" in str(caught.value)
 
@@ -276,7 +267,7 @@ def test_a_killed_loader_process_is_answered_by_one_sentence(tiled, tmp_path, mo
 
     monkeypatch.setattr(ends.Watch, "agreed", kill)
     with pytest.raises(UserError, match=r"a loader process died .* lower --workers"):
-        train.main(words(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
+        train.main(training(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
 
 
 class Stuck(data.Tiles):
@@ -292,7 +283,7 @@ def test_a_loader_process_that_hangs_is_answered_by_one_sentence(tiled, tmp_path
     monkeypatch.setattr(data, "Tiles", Stuck)
     monkeypatch.setattr(data, "PATIENCE", 10)
     with pytest.raises(UserError, match=r"a loader process hung for 10 s .* lower --workers"):
-        train.main(words(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
+        train.main(training(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
 
 
 def test_an_output_folder_that_goes_away_is_named(tiled, tmp_path, monkeypatch, capsys):
@@ -306,7 +297,7 @@ def test_an_output_folder_that_goes_away_is_named(tiled, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(ends.Watch, "agreed", remove)
     with pytest.raises(SystemExit) as end:
-        run(lambda: train.main(words(tiled, folder, "--max-steps", 4)))
+        run(lambda: train.main(training(tiled, folder, "--max-steps", 4)))
     assert end.value.code == 2
     assert f"error: No such file or directory: {folder}" in capsys.readouterr().err
 
@@ -364,7 +355,7 @@ def test_lost_losses_are_counted_and_too_many_end_the_run(tiled, tmp_path, monke
     monkeypatch.setattr(finite, "LIMIT", 4)
     folder = tmp_path / "run"
     with pytest.raises(UserError) as caught:
-        train.main(words(tiled, folder, "--max-steps", 40, "--save-every", 1))
+        train.main(training(tiled, folder, "--max-steps", 40, "--save-every", 1))
     sentence = str(caught.value)
     assert "not finite for 4 steps in a row, last at step 13 with '" in sentence
     assert "_tile_" in sentence
@@ -374,4 +365,4 @@ def test_lost_losses_are_counted_and_too_many_end_the_run(tiled, tmp_path, monke
     assert all(value.isfinite().all() for value in saved["model"].values())
     ahead = shutil.copytree(folder, tmp_path / "ahead")
     monkeypatch.setattr(train, "loss_fn", train_loss)
-    train.main(words(tiled, ahead, "--max-steps", 13, "--resume"))
+    train.main(training(tiled, ahead, "--max-steps", 13, "--resume"))

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import ENCODER, ROOT, run_script
+from helpers.commands import ENCODER, ROOT, run_script
 from PIL import Image
 
 from benchmarks import bars, quality, table

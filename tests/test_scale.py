@@ -1,7 +1,7 @@
 """The plan for scale: the script on the smallest model, its model of time, and its tables."""
 
 import pytest
-from conftest import ROOT, run_script
+from helpers.commands import ROOT, run_script
 from torch import nn
 
 from benchmarks import scale, scale_report, workload

@@ -10,9 +10,9 @@ from itertools import product
 import cv2
 import numpy as np
 import pytest
+from helpers.scenes import REAL, make_scene, random_ids, write_png, xml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenes import REAL, make_scene, random_ids, write_png, xml
 
 from common.cli import UserError
 from rareplanes import attributes

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 
-from conftest import ROOT
+from helpers.commands import ROOT
 
 STANDINS = {
     "scontrol": 'echo "$@" >> calls; test "$1" = requeue || printf "node7\\nnode8\\n"',

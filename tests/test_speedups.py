@@ -5,8 +5,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import ENCODER
-from standin import CpuGraph
+from helpers.commands import ENCODER
+from helpers.cpu_graph import CpuGraph
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ENCODER, ROOT, run_script
-from standin import CpuGraph
+from helpers.commands import ENCODER, ROOT, run_script
+from helpers.cpu_graph import CpuGraph
 from torch import nn
 
 from benchmarks.readme import part, write_part
