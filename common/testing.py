@@ -50,7 +50,7 @@ def test(
     saved = checkpoint.load(args.resume, model_name)
     split, folder = args.test_only, args.resume.parent
     tiles = scoring_split(args.data_path, split, saved["classes"])
-    with process_group(args.device) as process:
+    with process_group(args.device) as process, engine.loader_deaths():
         speedups = arguments.speedups(args, process)
         model = (
             checkpoint.rebuild(saved, from_checkpoint)

@@ -16,6 +16,7 @@ from torch.utils.data import get_worker_info
 from torture import checkpoints, children, kills
 
 from common import archive, checkpoint, data, distributed, ends, engine, finite
+from common.args import train_parser
 from common.cli import UserError, run
 from common.distributed import Process
 from common.speedups import Speedups, make_step, place
@@ -255,19 +256,46 @@ def test_a_damaged_tile_is_named_without_its_readers_traceback(tiled_copy, tmp_p
     assert "images_tiled" in str(caught.value)
 
 
+def kill_loaders() -> None:
+    time.sleep(1)  # until they are idle: killed with a lock of torch's, one would leave it locked
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    time.sleep(60)  # torch's handler of SIGCHLD raises in here
+
+
 def test_a_killed_loader_process_is_answered_by_one_sentence(tiled, tmp_path, monkeypatch):
     agreed = ends.Watch.agreed
 
     def kill(watch, step):
         if step == 2:
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            time.sleep(1)  # torch's handler of SIGCHLD raises in here
+            kill_loaders()
         return agreed(watch, step)
 
     monkeypatch.setattr(ends.Watch, "agreed", kill)
     with pytest.raises(UserError, match=r"a loader process died .* lower --workers"):
         train.main(training(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
+
+
+def test_a_loader_process_killed_while_scoring_is_answered_too(
+    tiled, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(engine, "normalise", lambda images: kill_loaders())
+    words = ["--test-only", "--resume", trained / "checkpoint.pth", "-j", 1]
+    with pytest.raises(UserError, match=r"a loader process died .* lower --workers"):
+        train.main(training(tiled, tmp_path, *words))
+
+
+def test_no_loader_process_is_left_for_torch_to_complain_of_later(tiled):
+    """Of two loaders, as an epoch's and a scoring's: torch raises for one of them at a time."""
+    options = train_parser("").parse(["-b", "4", "-j", "1"])
+    loaders = [data.scoring_loader(data.Tiles(tiled / "val"), options, ALONE) for _ in range(2)]
+    for loader in loaders:
+        next(iter(loader))
+    assert len(multiprocessing.active_children()) >= 2
+    data.lost_worker(RuntimeError("timed out"))
+    for _ in loaders:
+        signal.raise_signal(signal.SIGCHLD)
+    assert not multiprocessing.active_children()
 
 
 class Stuck(data.Tiles):
