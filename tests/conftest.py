@@ -1,5 +1,6 @@
 """A small tiled dataset, rendered and cut by the repository's own commands."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -28,6 +29,19 @@ def tiled(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("tiled")
     sample.main(["-o", str(root), "-n", "24", "--seed", "1", "--size", "384", "256"])
     preprocess.main([str(root), "-s", "128", "-n", "1"])
+    return root
+
+
+@pytest.fixture(scope="session")
+def few(tiled, tmp_path_factory) -> Path:
+    """`tiled` with two validation tiles, where to score all of them takes longer than the steps."""
+    root = shutil.copytree(tiled, tmp_path_factory.mktemp("few") / "tiled")
+    index = root / "val/instances_tiled.json"
+    coco = json.loads(index.read_text())
+    coco["images"] = coco["images"][:2]
+    kept = {image["id"] for image in coco["images"]}
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in kept]
+    index.write_text(json.dumps(coco))
     return root
 
 
