@@ -2,17 +2,18 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from helpers.commands import ROOT, TORCHRUN, losses, run_script, tiny, training
+from helpers.commands import losses, training
 from helpers.instances import batch_of
 from pycocotools import mask as rle
 from torchvision.models import detection
 from torchvision.models.detection import roi_heads
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torture import children
+from torture import children, kills
 
 from benchmarks.steps import noise_tiles
 from benchmarks.syncs import census
@@ -218,14 +219,13 @@ def test_a_run_can_be_read_and_scored(masked, tiled, capsys):
 
 
 def test_two_processes_learn_what_one_does(tiled, tmp_path):
-    base = ["--data-path", tiled, "--max-steps", 4, "--norm", "group", "--eval-freq", 99]
-    script = ROOT / "mask/train.py"
-    words = [*base, *tiny("mask"), "--output-dir", tmp_path / "one"]
-    one = run_script(script, *words, cwd=tmp_path)
-    assert one.returncode == 0, one.stderr
-    words = [*base, *tiny("mask", batch=2), "--output-dir", tmp_path / "two"]
-    two = run_script(script, *words, cwd=tmp_path, launcher=TORCHRUN)
-    assert two.returncode == 0, two.stderr
+    base = ["--max-steps", 4, "--norm", "group", "--eval-freq", 99]
+    train.main(training(tiled, tmp_path / "one", *base, model="mask"))
+    words = training(tiled, tmp_path / "two", *base, "-b", 2, model="mask")
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    ranks = children.start_ranks(partial(kills.run, "mask.train", words), logs)
+    assert [children.end(rank) for rank in ranks] == [0, 0], logs[0].read_text()
+    assert "world size 2" in logs[0].read_text()
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=0.02)
 
 
@@ -266,7 +266,7 @@ def test_a_rank_that_sees_only_ground_keeps_up(tmp_path):
     ],
 )
 def test_techniques_change_the_speed_and_not_what_is_learnt(
-    tiled, masked, tmp_path, monkeypatch, flags, tolerance
+    few, masked, tmp_path, monkeypatch, flags, tolerance
 ):
     """The first step: what the next ones are trained on depends on what this one proposes."""
     # Traced and differentiated as for the compiler, whose code would take minutes.
@@ -276,7 +276,7 @@ def test_techniques_change_the_speed_and_not_what_is_learnt(
         torch.nn.Module, "compile", lambda self, **how: compile_(self, backend="aot_eager", **how)
     )
     words = ["--max-steps", 2, "--eval-freq", 99, *flags]
-    train.main(training(tiled, tmp_path / "run", *words, model="mask"))
+    train.main(training(few, tmp_path / "run", *words, model="mask"))
     found = losses(tmp_path / "run")
     assert np.isfinite(found).all()
     if tolerance:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.coco import make_coco, tile_args
-from helpers.commands import ROOT, run_script, training
+from helpers.commands import ROOT, run_forked, run_script, training
 from helpers.scenes import make_dataset, make_scene, tree
 from helpers.tiling import kill, start_and_wait
 
@@ -247,7 +247,7 @@ def test_a_disk_too_full_is_found_before_the_arrays_are_begun(tmp_path, monkeypa
 def test_the_loader_benchmark_writes_a_row_for_each_arm(packed, tmp_path):
     output = tmp_path / "results" / "loader.csv"
     words = ["--data-path", packed, "-b", "4", "--rounds", "1", "-o", output]
-    done = run_script(ROOT / "benchmarks/loader.py", *words, cwd=tmp_path)
+    done = run_forked(ROOT / "benchmarks/loader.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Packed takes" in done.stdout
     with output.open(newline="") as file:

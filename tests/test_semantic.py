@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers.commands import ROOT, run_script, training
+from helpers.commands import ROOT, run_forked, training
 from torch import nn
 from torchvision.models import mobilenet_v3_large
 from torture import children
@@ -180,7 +180,7 @@ def test_the_scripts_answer_from_any_directory_without_a_traceback(tmp_path, fol
         (ROOT / folder / "train.py", "--data-path", "nowhere"),
         (ROOT / folder / "inference.py", "nothing.pth", ".", "out"),
     ):
-        result = run_script(*words, cwd=tmp_path)
+        result = run_forked(*words, cwd=tmp_path)
         assert result.returncode == 2, result.stderr
         assert result.stderr.startswith("error: ")
         assert len(result.stderr.strip().splitlines()) == 1

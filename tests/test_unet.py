@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers.commands import ENCODER, ROOT, TORCHRUN, losses, run_script, tiny, training
+from helpers.commands import ENCODER, ROOT, TORCHRUN, losses, run_forked, run_script, training
 from helpers.scenes import decode
 
 from common import archive, checkpoint
@@ -64,8 +64,8 @@ def test_scoring_a_split_writes_scores_and_a_sheet(tiled, trained, tmp_path, cap
     assert json.loads((folder / "val_scores.json").read_text()) == pytest.approx(saved)
 
 
-def test_layout_and_precision_change_the_speed_and_not_what_is_learnt(tiled, tmp_path):
-    found = {}
+def test_layout_and_precision_change_the_speed_and_not_what_is_learnt(few, tmp_path):
+    found, words = {}, ["--max-steps", 5, "--norm", "group", "--crop-size", 32]
     for name, flags in {
         "plain": [],
         "channels-last": ["--channels-last"],
@@ -73,7 +73,7 @@ def test_layout_and_precision_change_the_speed_and_not_what_is_learnt(tiled, tmp
         "fp16": ["--amp", "--amp-dtype", "fp16"],
     }.items():
         output = tmp_path / name
-        train.main(training(tiled, output, "--max-steps", 6, "--norm", "group", *flags))
+        train.main(training(few, output, *words, *flags))
         found[name] = losses(output)
     # The same function to rounding; what a step rounds differently, the next steps multiply.
     assert found["channels-last"][0] == pytest.approx(found["plain"][0], rel=1e-5)
@@ -97,12 +97,10 @@ def test_a_gpu_learns_what_the_cpu_does(tiled, tmp_path, flags):
 
 def test_two_processes_learn_what_one_does_with_the_same_global_batch(tiled, tmp_path):
     """GroupNorm: BatchNorm would normalise by each process's own tiles, which is another model."""
-    script = ROOT / "unet" / "train.py"
-    base = ["--data-path", tiled, "--max-steps", 5, "--norm", "group", "--eval-freq", 99]
-    one = run_script(script, *base, *tiny(), "--output-dir", tmp_path / "one", cwd=tmp_path)
-    assert one.returncode == 0, one.stderr
-    words = [*base, *tiny(batch=2), "--output-dir", "two"]
-    two = run_script(script, *words, cwd=tmp_path, launcher=TORCHRUN)
+    base = ["--max-steps", 5, "--norm", "group", "--eval-freq", 99]
+    train.main(training(tiled, tmp_path / "one", *base))
+    words = training(tiled, "two", *base, "-b", 2)
+    two = run_script(ROOT / "unet/train.py", *words, cwd=tmp_path, launcher=TORCHRUN)
     assert two.returncode == 0, two.stderr
     assert "world size 2" in two.stdout
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-4)
@@ -285,7 +283,7 @@ def test_a_full_or_read_only_disk_ends_in_one_sentence_and_keeps_the_last_checkp
         if fault == "read-only":
             subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         words = training(tiled, disk, "--max-steps", 9, "--resume", disk / "checkpoint.pth")
-        result = run_script(ROOT / "unet/train.py", *words, cwd=tmp_path)
+        result = run_forked(ROOT / "unet/train.py", *words, cwd=tmp_path)
         assert result.returncode == 2, result.stderr
         assert result.stderr.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in result.stderr

@@ -2,11 +2,17 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torture import children
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -23,17 +29,11 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 PATIENCE = 240
 
 
-def tiny(model: str | None = "unet", batch: int = 4, crop: int = 64) -> list[str]:
-    """Options of a small training on random weights; without the network's own for None."""
-    words = ["--weights-backbone", "none", "--device", "cpu", "-j", "0", "--print-freq", "1"]
-    words += ["-b", str(batch), "--crop-size", str(crop)]
-    return [*(NETWORKS[model] if model else ()), *words]
-
-
 def training(data: Path, output: Path, *more: object, model: str = "unet") -> list[str]:
-    """The words of a small training; `more` come last, and so win."""
-    words = ["--data-path", data, "--output-dir", output, *tiny(model), *more]
-    return list(map(str, words))
+    """The words of a small training on random weights; `more` come last, and so win."""
+    words = ["--data-path", data, "--output-dir", output, *NETWORKS[model], "--print-freq", 1]
+    words += ["--weights-backbone", "none", "--device", "cpu", "-j", 0, "-b", 4, "--crop-size", 64]
+    return list(map(str, [*words, *more]))
 
 
 def run_script(
@@ -50,6 +50,37 @@ def run_script(
         timeout=PATIENCE,
         check=False,
     )
+
+
+def run_forked(script: Path, *words: object, cwd: Path) -> subprocess.CompletedProcess:
+    """As `run_script`, from a process that has torch imported, which takes a new one seconds.
+
+    All that is the repository's own is imported anew, by the script's means alone.
+    """
+    with TemporaryDirectory() as folder:
+        said, errors = Path(folder) / "said", Path(folder) / "errors"
+        code = children.end(
+            children.start(partial(_as_main, script, list(map(str, words)), cwd, errors), said)
+        )
+        return subprocess.CompletedProcess(words, code, said.read_text(), errors.read_text())
+
+
+def _as_main(script: Path, words: list[str], cwd: Path, errors: Path) -> None:
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if Path(file).is_relative_to(ROOT) and "site-packages" not in file:
+            del sys.modules[name]
+    sys.path[:] = [str(script.parent), *(p for p in sys.path if not _is_ours(p))]
+    sys.argv = [str(script), *words]
+    os.chdir(cwd)
+    torch.set_num_threads(1)
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def _is_ours(folder: str) -> bool:
+    return folder in ("", str(ROOT), str(ROOT / "tests"))
 
 
 def losses(folder: Path) -> list[float]:
