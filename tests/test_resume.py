@@ -35,18 +35,18 @@ def lines(folder: Path) -> int:
 
 def hold_lock(folder: Path) -> None:
     with distributed.locked(folder, ALONE):
-        time.sleep(60)
+        time.sleep(600)
 
 
 def launch(up: Path) -> None:
     multiprocessing.get_context("fork").Process(target=work, args=(up,)).start()
-    time.sleep(60)
+    time.sleep(600)
 
 
 def work(up: Path) -> None:
     distributed.die_with_parent()
     up.write_text(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(600)
 
 
 # --- to the bit --------------------------------------------------------------------------------
@@ -60,13 +60,14 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tiled, tmp_path, number
 @pytest.mark.parametrize("model", ["fcn", "mask"])
 def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(tiled, tmp_path, model):
     log = tmp_path / "log"
+    small = ["--crop-size", "32"] if model == "fcn" else []  # its resnet50 is the real one
     for name in ("whole", "cut"):
         train_it = kills.command(
-            model, tiled, tmp_path / name, "--max-steps", "6", "--save-every", "0"
+            model, tiled, tmp_path / name, "--max-steps", "6", "--save-every", "0", *small
         )
         child = children.start(train_it, log)
         if name == "cut":
-            wait_for(lambda: lines(tmp_path / "cut") == 1)  # that of step 2
+            wait_for(lambda: lines(tmp_path / "cut") >= 1)  # that of step 2
             os.kill(child.pid, signal.SIGUSR1)
             assert children.end(child) == ends.REQUEUE, log.read_text()
             child = children.start(train_it, log)
@@ -86,11 +87,11 @@ def test_two_processes_end_together_and_go_on_to_the_bit(tiled, tmp_path):
 
     assert [children.end(child) for child in start("whole")] == [0, 0]
     cut = start("cut")
-    wait_for(lambda: lines(tmp_path / "cut") == 1)
+    wait_for(lambda: lines(tmp_path / "cut") >= 1)
     os.kill(cut[1].pid, signal.SIGTERM)  # one of them alone
     assert [children.end(child) for child in cut] == [ends.REQUEUE] * 2
     saved = checkpoint.load(tmp_path / "cut/checkpoint.pth")
-    assert 0 < saved["step"] < 8
+    assert 0 < saved["step"] < 11
     assert not torch.equal(*saved["ranks"]["rng"])
     assert [children.end(child) for child in start("cut")] == [0, 0]
     assert kills.outcome(tmp_path / "cut") == kills.outcome(tmp_path / "whole")
@@ -233,12 +234,12 @@ def test_workers_die_with_their_launcher(tmp_path):
 
 def test_a_stopped_process_is_named(tiled, tmp_path):
     logs = [tmp_path / f"{rank}.log" for rank in range(2)]
-    model = kills.command("unet", tiled, tmp_path / "run", "-b", "2", "--dist-timeout", "3")
+    model = kills.command("unet", tiled, tmp_path / "run", "-b", "2", "--dist-timeout", "10")
     first, second = children.start_ranks(model, logs)
     wait_for(lambda: (tmp_path / "run/checkpoint.pth").exists())
     os.kill(second.pid, signal.SIGSTOP)
     try:
-        assert children.end(first, 30) == 2, logs[0].read_text()
+        assert children.end(first) == 2, logs[0].read_text()
     finally:
         children.kill(second)
     said = logs[0].read_text().splitlines()[-1]
