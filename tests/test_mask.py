@@ -199,10 +199,10 @@ def test_targets_leave_slivers_out():
 
 
 @pytest.fixture(scope="module")
-def masked(tiled, tmp_path_factory):
+def masked(few, tmp_path_factory):
     """The output folder of a short Mask R-CNN training."""
     output = tmp_path_factory.mktemp("mask") / "run"
-    train.main(training(tiled, output, "--max-steps", 10, "--eval-freq", 1, model="mask"))
+    train.main(training(few, output, "--max-steps", 10, "--eval-freq", 1, model="mask"))
     return output
 
 

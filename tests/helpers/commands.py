@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from torture import children
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +65,8 @@ def run_forked(script: Path, *words: object, cwd: Path) -> subprocess.CompletedP
 
 
 def _as_main(script: Path, words: list[str], cwd: Path, errors: Path) -> None:
+    import torch  # it is there; whoever imports this module may do without
+
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     for name, module in list(sys.modules.items()):
