@@ -27,9 +27,9 @@ export ABOUT_TORCH
 quickstart: install
 	$(BIN)/python benchmarks/quickstart.py
 
-# Two processes; the tests of a file stay together, as they share what they made.
+# Two processes: the one that is done first takes over half of what the other has left.
 test: install
-	$(BIN)/python -m pytest -m "not gpu and not hosts" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not gpu and not hosts" -n 2 --dist worksteal
 
 # A signal would not reach a test that hangs inside CUDA or NCCL.
 test-gpu: install

@@ -273,10 +273,27 @@ def names(tiles: Any, indices: list[int]) -> str:
     return ", ".join(repr(tiles.images[i]["file_name"]) for i in indices if i >= 0)
 
 
+def end_loaders() -> None:
+    """Kill the loader processes and wait for them.
+
+    Torch's handler of SIGCHLD looks for a dead loader process that nobody has waited for, and
+    raises wherever the program then is: for one loader at a time, so that the death of another may
+    be raised at the next SIGCHLD, long after. One that has been waited for is not found.
+    """
+    while True:
+        try:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+                worker.join(5)  # not for ever: one that waits for a dead disk may outlive its kill
+            return
+        except RuntimeError as error:  # the handler's, once for each loader
+            if not str(error).startswith("DataLoader worker"):
+                raise
+
+
 def lost_worker(error: Exception, where: str = "") -> UserError:
     """What to say when a loader process died or hung. Torch raises it wherever the loop then is."""
-    for worker in multiprocessing.active_children():
-        worker.kill()  # one that hangs would be waited for at the end
+    end_loaders()  # one that hangs would be waited for at the end
     what = f"hung for {PATIENCE} s" if "timed out" in str(error) else "died (out of memory?)"
     near = f" at or soon after the tiles {where}; check them, or" if where else ";"
     return UserError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from common import args as arguments
-from common import checkpoint, metrics, resume, semantic
+from common import checkpoint, engine, metrics, resume, semantic
 from common.cli import UserError
 from common.data import scoring_loader, scoring_split
 from common.distributed import Process, process_group
@@ -43,7 +43,7 @@ def test(
     saved = checkpoint.load(args.resume, model_name)
     split, folder = args.test_only, args.resume.parent
     tiles = scoring_split(args.data_path, split, saved["classes"])
-    with process_group(args.device) as process:
+    with process_group(args.device) as process, engine.loader_deaths():
         speedups = arguments.speedups(args, process)
         model = (
             checkpoint.rebuild(saved, from_checkpoint)

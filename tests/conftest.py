@@ -1,28 +1,22 @@
 """A small tiled dataset, rendered and cut by the repository's own commands."""
 
-import os
+import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from helpers.commands import training
 
 from preprocessing import preprocess
 from rareplanes import sample
 
 # On a machine that does other work too, threads that wait for each other cost more than they bring.
 torch.set_num_threads(1)
-
-# Small enough to train in seconds: timm's own test network from random weights, 64-pixel crops.
-ENCODER = "tu-test_resnet"
-TINY = ["--encoder", ENCODER, "--weights-backbone", "none", "--device", "cpu", "-j", "0"]
-TINY += ["-b", "4", "--crop-size", "64", "--print-freq", "1"]
 
 
 def pytest_addoption(parser):
@@ -35,6 +29,20 @@ def tiled(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("tiled")
     sample.main(["-o", str(root), "-n", "24", "--seed", "1", "--size", "384", "256"])
     preprocess.main([str(root), "-s", "128", "-n", "1"])
+    return root
+
+
+@pytest.fixture(scope="session")
+def few(tiled, tmp_path_factory) -> Path:
+    """`tiled` with two validation tiles: to score all of them can take longer than the steps."""
+    root = shutil.copytree(tiled, tmp_path_factory.mktemp("few") / "tiled")
+    index = root / "val/instances_tiled.json"
+    coco = json.loads(index.read_text())
+    shown = {a["image_id"] for a in coco["annotations"] if not a["iscrowd"]}
+    coco["images"] = [image for image in coco["images"] if image["id"] in shown][:2]
+    kept = {image["id"] for image in coco["images"]}
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in kept]
+    index.write_text(json.dumps(coco))
     return root
 
 
@@ -51,21 +59,5 @@ def trained(tiled, tmp_path_factory) -> Path:
     from unet import train
 
     output = tmp_path_factory.mktemp("trained") / "run"
-    train.main(["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "8", *TINY])
+    train.main(training(tiled, output, "--max-steps", 8))
     return output
-
-
-def run_script(
-    *words: object, cwd: Path, launcher: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess:
-    """Run a script of the repository as a user would, from the folder `cwd`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [sys.executable, *launcher, *map(str, words)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )

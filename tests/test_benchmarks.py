@@ -1,7 +1,7 @@
 """The small benchmarks: that they run, and that the READMEs show what they found."""
 
 import pytest
-from conftest import ROOT, run_script
+from helpers.commands import ROOT, run_forked
 from torture import run as torture
 
 from benchmarks import loader, operators, overhead, parts
@@ -32,7 +32,7 @@ def test_the_parts_are_measured_beside_the_plain_way(tiled, tmp_path):
     output = tmp_path / "parts.csv"
     words = ["--data-path", tiled, "--rounds", 2, "--scene", 128, 192, "--window", 64]
     words += ["--encoder", "tu-test_resnet", "-o", output]
-    done = run_script(ROOT / "benchmarks/parts.py", *words, cwd=tmp_path)
+    done = run_forked(ROOT / "benchmarks/parts.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = {row["part"]: row for row in read_rows(output)}
     assert set(rows) == {"preprocessing", "inference, tiles", "inference, scene", "evaluation"}
@@ -44,7 +44,7 @@ def test_the_parts_are_measured_beside_the_plain_way(tiled, tmp_path):
 def test_the_operators_are_measured_in_each_layout_and_precision(tmp_path):
     output = tmp_path / "operators.csv"
     words = ["--crop-size", 16, "-b", 1, "--rounds", 2, "--device", "cpu", "-o", output]
-    done = run_script(ROOT / "benchmarks/operators.py", *words, cwd=tmp_path)
+    done = run_forked(ROOT / "benchmarks/operators.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = read_rows(output)
     ways = {(row["operator"], row["way"]) for row in rows}
@@ -57,7 +57,7 @@ def test_the_operators_are_measured_in_each_layout_and_precision(tmp_path):
 def test_the_overhead_is_measured(tmp_path):
     output = tmp_path / "overhead.csv"
     words = ["--model", "unet", "--backbone", "tu-test_resnet", "--crop-size", 64, "--steps", 4]
-    done = run_script(
+    done = run_forked(
         ROOT / "benchmarks/overhead.py", *words, "--rounds", 3, "-o", output, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
@@ -68,7 +68,7 @@ def test_the_overhead_is_measured(tmp_path):
 
 
 def test_the_syncs_of_a_model_are_counted(tmp_path):
-    done = run_script(ROOT / "benchmarks/syncs.py", "--models", "DeepLabV3", cwd=tmp_path)
+    done = run_forked(ROOT / "benchmarks/syncs.py", "--models", "DeepLabV3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "DeepLabV3: 0 syncs in a step" in done.stdout
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers.commands import ROOT
 
 FAULTS = """
 import resource, sys

@@ -8,24 +8,19 @@ import os
 import random
 import re
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import parse_qs, quote, unquote, urlsplit
-from xml.sax.saxutils import escape
+from urllib.parse import unquote, urlsplit
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from helpers.commands import PATIENCE, ROOT, wait_for
+from helpers.s3 import AIRPORTS, FakeS3, fill, keys_of
+from helpers.scenes import REAL
 
 from common import files
 from common.cli import UserError
@@ -35,163 +30,6 @@ from rareplanes.bucket import RemoteFile, Scene, choose
 from rareplanes.download import main
 
 SCRIPT = ROOT / "rareplanes" / "download.py"
-EXAMPLE = ROOT.parent / "shared" / "data" / "rareplanes_example"
-AIRPORTS = ("Atlanta", "Basel", "Chicago", "Hong_Kong")
-
-
-class FakeS3(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.over = threading.Event()
-        self.reset()
-
-    def reset(self):
-        self.over.set()  # ends what still stalls
-        self.objects: dict[str, bytes] = {}
-        self.etags: dict[str, str] = {}  # where the ETag is not the MD5 of the object
-        self.sizes: dict[str, str] = {}  # where the listing lies
-        self.extra = ""  # what the listing holds besides
-        self.faults: dict[str, list[str]] = {}  # key: what goes wrong on its next GETs, in order
-        self.page_size = 7
-        self.storm_until = 0.0  # 503 to everything before this time
-        self.chunk_delay = 0.0
-        self.object_bytes = 0
-        self.counting = threading.Lock()
-        self.log: list[tuple[str, dict[str, str]]] = []
-        self.over = threading.Event()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def etag(self, key):
-        return self.etags.get(key) or hashlib.md5(self.objects[key]).hexdigest()
-
-    def handle_error(self, request, client_address):
-        pass  # clients that hang up are part of the game
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or every answer waits 40 ms for an acknowledgement
-    server: FakeS3
-
-    def log_message(self, *args):
-        pass
-
-    def reply(self, status, body=b"", **headers):
-        self.send_response(status)
-        for name, value in {"Content-Length": len(body), **headers}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def error(self, status, code):
-        body = f"<Error><Code>{code}</Code><Message>no\u202eon</Message></Error>"
-        self.reply(status, body.encode())
-
-    def do_GET(self):
-        url = urlsplit(self.path)
-        self.server.log.append((self.path, dict(self.headers)))
-        if time.monotonic() < self.server.storm_until:
-            return self.error(503, "SlowDown")
-        if key := unquote(url.path.removeprefix("/rareplanes-public").lstrip("/")):
-            return self.get_object(key)
-        return self.list_objects({k: v[0] for k, v in parse_qs(url.query).items()})
-
-    def list_objects(self, query):
-        keys = sorted(k for k in self.server.objects if k.startswith(query["prefix"]))
-        start = int(query.get("continuation-token", 0))
-        end = start + self.server.page_size
-        rows = "".join(
-            f"<Contents><Key>{escape(quote(key))}</Key>"
-            f"<LastModified>2020-06-01T00:00:00.000Z</LastModified>"
-            f"<ETag>&quot;{self.server.etag(key)}&quot;</ETag>"
-            f"<Size>{self.server.sizes.get(key, len(self.server.objects[key]))}</Size></Contents>"
-            for key in keys[start:end]
-        )
-        more = end < len(keys)
-        token = f"<NextContinuationToken>{end}</NextContinuationToken>" if more else ""
-        body = (
-            f"<ListBucketResult><EncodingType>url</EncodingType>"
-            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{rows}{self.server.extra}</ListBucketResult>"
-        )
-        self.reply(200, body.encode())
-
-    def get_object(self, key):
-        server = self.server
-        if key not in server.objects:
-            return self.error(404, "NoSuchKey")
-        body, etag = server.objects[key], f'"{server.etag(key)}"'
-        if self.headers.get("If-Match", etag) not in (etag, "*"):
-            return self.error(412, "PreconditionFailed")
-        faults = server.faults.get(key)
-        fault = faults.pop(0) if faults else None
-        if fault == "503":
-            return self.error(503, "SlowDown")
-        if fault == "500":
-            return self.error(500, "InternalError")
-        if fault == "nonsense":
-            return self.reply(200, b"<html>log in to the hotel network</html>", ETag=etag)
-        if fault == "flip":
-            body = body[:100] + bytes([body[100] ^ 1]) + body[101:]
-        if fault == "long":
-            body += b"more"
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", etag)
-        self.end_headers()
-        if fault in ("short", "reset", "stall"):
-            self.wfile.write(body[: len(body) // 2])
-            self.wfile.flush()
-            if fault == "stall":
-                server.over.wait(20)
-            if fault == "reset":
-                linger = struct.pack("ii", 1, 0)
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.connection.shutdown(
-                socket.SHUT_RD
-            ) if fault == "short" else self.connection.close()
-            self.close_connection = True
-            return None
-        for at in range(0, len(body), 4096):
-            # Counted first: the client may be done, and the test go on, once the last is written.
-            with server.counting:
-                server.object_bytes += len(body[at : at + 4096])
-            self.wfile.write(body[at : at + 4096])
-            if server.chunk_delay:
-                time.sleep(server.chunk_delay)
-        return None
-
-
-def png(content: bytes) -> bytes:
-    """A file of PNG chunks around `content`, every one with its right CRC."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", 4, 4, 8, 6, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def keys_of(split, stem):
-    return [f"synthetic/{split}/{part}/{stem}{end}" for part, end in bucket.PARTS.items()]
-
-
-def fill(server, per_airport=3, splits=("train", "test"), size=9000):
-    rng = random.Random(1)
-    for split in splits:
-        for airport in AIRPORTS:
-            for n in range(per_airport):
-                image, mask, xml = keys_of(split, f"{airport}_Airport_0_0_{n}")
-                server.objects[image] = png(rng.randbytes(size))
-                server.objects[mask] = png(rng.randbytes(size // 2))
-                server.objects[xml] = f"<image><n>{rng.random()}</n>{' ' * 200}</image>".encode()
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +53,7 @@ def s3(server, monkeypatch):
     monkeypatch.setattr(bucket, "BACKOFF_S", 0.02)
     monkeypatch.setattr(bucket, "BACKOFF_CAP_S", 0.3)
     monkeypatch.setattr(bucket, "BOTO_ATTEMPTS", 1)
-    monkeypatch.setattr(bucket, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(bucket, "TIMEOUT_S", 15.0)
     monkeypatch.setattr(bucket, "make_client", make_client)
     server.reset()
     fill(server)
@@ -368,8 +206,11 @@ def test_small_airports_give_all_they_have_and_the_others_fill_up():
 @pytest.mark.parametrize(
     "fault", ["503", "500", "short", "reset", "stall", "flip", "long", "nonsense"]
 )
-def test_one_fault_after_another_leaves_a_right_tree(s3, tmp_path, fault, capsys):
+def test_one_fault_after_another_leaves_a_right_tree(s3, tmp_path, fault, monkeypatch, capsys):
     s3.faults = {key: [fault] * (1 if fault == "stall" else 3) for key in list(s3.objects)[4::7]}
+    if fault == "stall":
+        monkeypatch.setattr(bucket, "TIMEOUT_S", 1.0)
+        monkeypatch.setattr(bucket, "make_client", make_client.__wrapped__)  # with this patience
     assert download(s3, tmp_path, "--all", "-j", "8") == 0
     assert not any(s3.faults.values())
     assert tree(tmp_path) == expected(s3)
@@ -483,9 +324,9 @@ def test_uploads_in_parts_are_checked_too(s3, tmp_path, monkeypatch, part_size):
 
 
 def test_real_files_pass_where_only_their_own_checksums_can_tell(tmp_path):
-    if not EXAMPLE.is_dir():
-        pytest.skip(f"no real scene at {EXAMPLE}")
-    for path in (p for p in EXAMPLE.rglob("*") if p.suffix in (".png", ".xml")):
+    if not REAL.is_dir():
+        pytest.skip(f"no real scene at {REAL}")
+    for path in (p for p in REAL.rglob("*") if p.suffix in (".png", ".xml")):
         content = path.read_bytes()
         file = RemoteFile("", path.name, len(content), f"{'0' * 32}-3")
         assert local.damage(path, file, "") is None
@@ -566,11 +407,9 @@ def start(s3, out, *flags):
 
 
 def wait_for_bytes(s3, process, count):
-    until, goal = time.monotonic() + 20, s3.object_bytes + count
-    while s3.object_bytes < goal:
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.005)
+    goal = s3.object_bytes + count
+    wait_for(lambda: s3.object_bytes >= goal or process.poll() is not None)
+    assert process.poll() is None
 
 
 def test_kill_9_leaves_no_half_file_and_the_next_run_ends_as_a_clean_one(slow, tmp_path):
@@ -602,7 +441,7 @@ def test_ctrl_c_and_kill_end_tidily(slow, tmp_path, number):
     process = start(slow, tmp_path)
     wait_for_bytes(slow, process, 120_000)
     process.send_signal(number)
-    _, error = process.communicate(timeout=5)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "the same command goes on" in error
     assert "Traceback" not in error

@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import json
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ENCODER, ROOT
+from helpers.commands import ENCODER, ROOT, losses
 from torch import Tensor, nn
 
 from benchmarks.steps import noise_tiles, training_step
@@ -205,11 +204,6 @@ def run_of(tiled, folder, output, *flags):
     return list(map(str, words))
 
 
-def losses_in(output):
-    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
-
-
 @pytest.mark.timeout(600)  # where few cores compile
 @pytest.mark.parametrize("folder", OPTIONS)
 def test_all_techniques_together_through_the_command(tiled, tmp_path, folder):
@@ -218,9 +212,7 @@ def test_all_techniques_together_through_the_command(tiled, tmp_path, folder):
     torch.cuda.set_stream(torch.cuda.default_stream())
     flags = ["--amp", "--channels-last", "--cuda-graphs", "--compile"]
     train.main(run_of(tiled, folder, tmp_path / "all", *flags))
-    np.testing.assert_allclose(
-        losses_in(tmp_path / "all"), losses_in(tmp_path / "plain"), rtol=0.15
-    )
+    np.testing.assert_allclose(losses(tmp_path / "all"), losses(tmp_path / "plain"), rtol=0.15)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +225,7 @@ def test_the_dense_part_of_mask_rcnn_is_captured(tiled, tmp_path, flags):
     words += ["--norm", "group", "--print-freq", 1, "--eval-freq", 99, "--device", "cuda"]
     mask_train.main([*map(str, words), "--output-dir", str(tmp_path / "plain")])
     mask_train.main([*map(str, words), "--output-dir", str(tmp_path / "graph"), *flags])
-    plain, graph = losses_in(tmp_path / "plain"), losses_in(tmp_path / "graph")
+    plain, graph = losses(tmp_path / "plain"), losses(tmp_path / "graph")
     assert np.isfinite(graph).all()
     assert graph[0] == pytest.approx(plain[0], rel=0.05)
     assert (tmp_path / "graph/val_predictions.json").is_file()
@@ -258,7 +250,7 @@ def test_two_gpus_learn_what_one_does(tiled, tmp_path, flags):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     rtol = 0.1 if flags else 0.05
-    np.testing.assert_allclose(losses_in(tmp_path / "two"), losses_in(tmp_path / "one"), rtol=rtol)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=rtol)
 
 
 def test_prefetched_batches_are_the_loaders(tiled, monkeypatch):

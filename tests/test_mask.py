@@ -2,21 +2,25 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script
+from helpers.commands import losses, training
+from helpers.instances import batch_of
 from pycocotools import mask as rle
 from torchvision.models import detection
 from torchvision.models.detection import roi_heads
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torture import children, kills
 
 from benchmarks.steps import noise_tiles
 from benchmarks.syncs import census
 from common import checkpoint
-from common.augment import normalise
 from common.cli import UserError
+from common.distributed import process_group
+from common.speedups import Speedups, place
 from common.targets import instance_targets
 from mask import inference, train
 from mask.model import (
@@ -31,24 +35,6 @@ from mask.parts import Sampler, ignored, paste
 from mask.scenes import Instance, detect, merge
 
 CPU = torch.device("cpu")
-LIGHT = ["--backbone", "resnet18", "--weights-backbone", "none", "--proposals", "40"]
-LIGHT += ["-b", "4", "--crop-size", "64", "--print-freq", "1", "--device", "cpu", "-j", "0"]
-
-
-def batch_of(count, side=96, ignore=True):
-    batch = noise_tiles(count, side, CPU)
-    if not ignore:
-        batch.ids[batch.ids == 255] = 0
-    images = normalise(batch.images).contiguous()
-    targets = instance_targets(batch)
-    for i, target in enumerate(targets):
-        target["key"] = torch.tensor(i)
-    return images, targets
-
-
-def losses(folder):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
 
 
 def torchvisions(model, side):
@@ -213,11 +199,10 @@ def test_targets_leave_slivers_out():
 
 
 @pytest.fixture(scope="module")
-def masked(tiled, tmp_path_factory):
+def masked(few, tmp_path_factory):
     """The output folder of a short Mask R-CNN training."""
     output = tmp_path_factory.mktemp("mask") / "run"
-    words = ["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "10"]
-    train.main([*words, *LIGHT, "--eval-freq", "1"])
+    train.main(training(few, output, "--max-steps", 10, "--eval-freq", 1, model="mask"))
     return output
 
 
@@ -234,46 +219,41 @@ def test_a_run_can_be_read_and_scored(masked, tiled, capsys):
 
 
 def test_two_processes_learn_what_one_does(tiled, tmp_path):
-    base = ["--data-path", tiled, "--max-steps", 4, *LIGHT, "--norm", "group", "--eval-freq", 99]
-    script = ROOT / "mask/train.py"
-    one = run_script(script, *base, "--output-dir", tmp_path / "one", cwd=tmp_path)
-    assert one.returncode == 0, one.stderr
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    words = [*base, "-b", 2, "--output-dir", tmp_path / "two"]
-    two = run_script(script, *words, cwd=tmp_path, launcher=torchrun)
-    assert two.returncode == 0, two.stderr
+    base = ["--max-steps", 4, "--norm", "group", "--eval-freq", 99]
+    train.main(training(tiled, tmp_path / "one", *base, model="mask"))
+    words = training(tiled, tmp_path / "two", *base, "-b", 2, model="mask")
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    ranks = children.start_ranks(partial(kills.run, "mask.train", words), logs)
+    assert [children.end(rank) for rank in ranks] == [0, 0], logs[0].read_text()
+    assert "world size 2" in logs[0].read_text()
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=0.02)
+
+
+def train_beside_ground() -> None:
+    """One process of two; the second one's tiles show only ground."""
+    torch.set_num_threads(1)
+    with process_group("cpu") as process:
+        torch.manual_seed(0)
+        model = build_model("resnet18", 2, norm="group", proposals=40).train()
+        objective = place(model, loss_fn, process, Speedups())
+        images, targets = batch_of(2)
+        if process.rank == 1:
+            for target in targets:
+                target |= {k: target[k][:0] for k in ("boxes", "labels", "masks")}
+        for _ in range(2):
+            objective(images, targets).backward()
+        total = sum(p.grad.double().abs().sum() for p in model.parameters())
+        print("gradients", total.isfinite().item(), total.item(), flush=True)
 
 
 def test_a_rank_that_sees_only_ground_keeps_up(tmp_path):
     """It takes part in the all-reduces, and ends with the weights of the other."""
-    script = tmp_path / "empty.py"
-    script.write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "import torch\n"
-        "from test_mask import batch_of\n"
-        "from common.distributed import process_group\n"
-        "from common.speedups import Speedups, place\n"
-        "from mask.model import build_model, loss_fn\n"
-        "with process_group('cpu') as process:\n"
-        "    torch.manual_seed(0)\n"
-        "    model = build_model('resnet18', 2, norm='group', proposals=40).train()\n"
-        "    objective = place(model, loss_fn, process, Speedups())\n"
-        "    images, targets = batch_of(2)\n"
-        "    if process.rank == 1:\n"
-        "        for target in targets:\n"
-        "            target |= {k: target[k][:0] for k in ('boxes', 'labels', 'masks')}\n"
-        "    for _ in range(2):\n"
-        "        objective(images, targets).backward()\n"
-        "    total = sum(p.grad.double().abs().sum() for p in model.parameters())\n"
-        "    print('gradients', total.isfinite().item(), total.item(), flush=True)\n"
-    )
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    done = run_script(script, cwd=tmp_path, launcher=torchrun)
-    assert done.returncode == 0, done.stderr
-    first, second = (s for s in done.stdout.splitlines() if s.startswith("gradients"))
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    ranks = children.start_ranks(train_beside_ground, logs)
+    assert [children.end(rank) for rank in ranks] == [0, 0], logs[0].read_text()
+    first, second = (log.read_text().splitlines()[-1] for log in logs)
     assert first == second
-    assert "True" in first
+    assert first.startswith("gradients True")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +266,7 @@ def test_a_rank_that_sees_only_ground_keeps_up(tmp_path):
     ],
 )
 def test_techniques_change_the_speed_and_not_what_is_learnt(
-    tiled, masked, tmp_path, monkeypatch, flags, tolerance
+    few, masked, tmp_path, monkeypatch, flags, tolerance
 ):
     """The first step: what the next ones are trained on depends on what this one proposes."""
     # Traced and differentiated as for the compiler, whose code would take minutes.
@@ -295,8 +275,8 @@ def test_techniques_change_the_speed_and_not_what_is_learnt(
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, **how: compile_(self, backend="aot_eager", **how)
     )
-    base = ["--data-path", str(tiled), *LIGHT, "--max-steps", "2", "--eval-freq", "99"]
-    train.main([*base, "--output-dir", str(tmp_path / "run"), *flags])
+    words = ["--max-steps", 2, "--eval-freq", 99, *flags]
+    train.main(training(few, tmp_path / "run", *words, model="mask"))
     found = losses(tmp_path / "run")
     assert np.isfinite(found).all()
     if tolerance:
@@ -384,9 +364,8 @@ def test_neighbours_stay_apart_and_classes_too():
     ],
 )
 def test_mistakes_are_answered_by_one_sentence(tiled, tmp_path, words, sentence):
-    base = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "run"), *LIGHT]
     with pytest.raises(UserError) as caught:
-        train.main([*base, *words])
+        train.main(training(tiled, tmp_path / "run", *words, model="mask"))
     assert sentence in str(caught.value)
 
 

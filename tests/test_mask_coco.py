@@ -6,20 +6,23 @@ import io
 import json
 import runpy
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script
+from helpers.commands import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torture import children
 
 from common.cli import UserError
 from common.data import Tiles
-from common.distributed import Process
+from common.distributed import Process, process_group
 from common.targets import instance_targets
 from mask.coco import DEFINITION, NAMES, evaluate, gather, main, results, score, write
 
@@ -220,45 +223,37 @@ def test_results_speak_of_the_files_ids_and_of_whole_pixels(tiled_copy):
     assert numbers["mask_AP.jet"] == numbers["mask_AP.glider"] == pytest.approx(1)
 
 
-WORKER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, ROOT)
-import torch
-from common.data import Tiles
-from common.distributed import process_group
-from mask.coco import gather, results, write
-
-def predict(tile):
+def found_in(tile):
     random = torch.Generator().manual_seed(tile)
     corners = torch.randint(0, 64, (6, 2, 2), generator=random)
     boxes = torch.stack([corners[:, 0], corners[:, 0] + corners[:, 1] + 1], 1).flatten(1)
     masks = torch.zeros(6, 128, 128, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist()):
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist(), strict=True):
         mask[y1:y2, x1:x2] = True
     scores = torch.randint(1, 4, (6,), generator=random) / 4
     labels = torch.ones(6, dtype=torch.int64)
     return {"boxes": boxes.float(), "labels": labels, "scores": scores, "masks": masks}
 
-with process_group("cpu") as process:
-    data = Tiles(Path(sys.argv[1]))
-    tiles = list(range(process.rank, len(data), process.world_size))
-    tiles += [0] if process.rank else []  # which is rank 0's too
-    found = gather(results([predict(tile) for tile in tiles], tiles, data), process)
-    assert process.is_main or found == []
-    if process.is_main:
-        write(found, Path(sys.argv[2]))
-"""
+
+def write_together(folder: Path, path: Path) -> None:
+    """What one process of any number does."""
+    with process_group("cpu") as process:
+        data = Tiles(folder)
+        tiles = list(range(process.rank, len(data), process.world_size))
+        tiles += [0] if process.rank else []  # which is rank 0's too
+        found = gather(results([found_in(tile) for tile in tiles], tiles, data), process)
+        assert process.is_main or found == []
+        if process.is_main:
+            write(found, path)
 
 
-def test_two_processes_write_the_file_of_one(tiled, tmp_path, monkeypatch):
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER.replace("ROOT", repr(str(ROOT))))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    done = run_script(script, tiled / "test", "two.json", cwd=tmp_path, launcher=torchrun)
-    assert done.returncode == 0, done.stderr
-    monkeypatch.setattr(sys, "argv", [str(script), str(tiled / "test"), str(tmp_path / "one.json")])
-    runpy.run_path(str(script))
+def test_two_processes_write_the_file_of_one(tiled, tmp_path):
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    ranks = children.start_ranks(
+        partial(write_together, tiled / "test", tmp_path / "two.json"), logs
+    )
+    assert [children.end(rank) for rank in ranks] == [0, 0], logs[0].read_text()
+    write_together(tiled / "test", tmp_path / "one.json")
     found = json.loads((tmp_path / "one.json").read_text())
     assert len(found) == 6 * len(Tiles(tiled / "test"))
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()

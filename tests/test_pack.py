@@ -11,10 +11,10 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, run_script
-from scenes import make_dataset, make_scene, tree
-from test_coco import make_coco, tile_args
-from test_preprocess import ROOT, alive, children, start_and_wait
+from helpers.coco import make_coco, tile_args
+from helpers.commands import ROOT, run_forked, run_script, training
+from helpers.scenes import make_dataset, make_scene, tree
+from helpers.tiling import kill, start_and_wait
 
 from benchmarks import loader
 from common.cli import UserError
@@ -125,9 +125,7 @@ def test_training_on_arrays_is_training_on_pngs(tiled, packed_copy, tmp_path):
     logs = []
     for name, root in (("pngs", tiled), ("arrays", packed_copy)):
         output = tmp_path / name
-        train.main(
-            ["--data-path", str(root), "--output-dir", str(output), "--max-steps", "5", *TINY]
-        )
+        train.main(training(root, output, "--max-steps", 5))
         lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
         logs.append([(line["step"], line.get("loss"), line.get("mIoU")) for line in lines])
     assert logs[0] == logs[1]
@@ -161,13 +159,7 @@ def test_killed_run_is_continued_to_the_same_bytes(tmp_path):
     for pattern, wait in ((PACKED[0], 0), ("lock", random.uniform(0, took))):
         process = start_and_wait([*args, out], out / "train" / ".tiling", pattern, 1)
         time.sleep(wait)
-        workers = children(process.pid)
-        process.kill()
-        process.wait()
-        end = time.monotonic() + 5
-        while any(map(alive, workers)):
-            assert time.monotonic() < end, "workers outlive the run"
-            time.sleep(0.01)
+        kill(process)
     assert main([str(word) for word in [*args, out]]) == 0
     assert tree(out) == tree(tmp_path / "clean")
 
@@ -255,7 +247,7 @@ def test_a_disk_too_full_is_found_before_the_arrays_are_begun(tmp_path, monkeypa
 def test_the_loader_benchmark_writes_a_row_for_each_arm(packed, tmp_path):
     output = tmp_path / "results" / "loader.csv"
     words = ["--data-path", packed, "-b", "4", "--rounds", "1", "-o", output]
-    done = run_script(ROOT / "benchmarks/loader.py", *words, cwd=tmp_path)
+    done = run_forked(ROOT / "benchmarks/loader.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Packed takes" in done.stdout
     with output.open(newline="") as file:

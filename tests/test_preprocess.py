@@ -3,19 +3,29 @@
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.commands import PATIENCE, wait_for
+from helpers.scenes import (
+    MAKES,
+    REAL,
+    make_dataset,
+    make_scene,
+    random_ids,
+    read_tiles,
+    tree,
+    write_png,
+)
+from helpers.tiling import COMMAND, children, command, kill, start_and_wait
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
-from scenes import MAKES, REAL, make_dataset, make_scene, random_ids, read_tiles, tree, write_png
 
 from common.cli import UserError
 from preprocessing import files, pool
@@ -23,15 +33,6 @@ from preprocessing.preprocess import RarePlanesScene, choose_airports, main
 from preprocessing.splits import tile_splits
 from preprocessing.tiles import MIN_PIXELS, Labels, Settings, Thing, cut, grid
 from rareplanes.attributes import makes
-
-ROOT = Path(__file__).resolve().parents[1]
-COMMAND = [sys.executable, str(ROOT / "preprocessing" / "preprocess.py")]
-
-
-def command(*args, cwd=None):
-    return subprocess.run(
-        [*COMMAND, *map(str, args)], capture_output=True, text=True, timeout=120, cwd=cwd
-    )
 
 
 def check_tiles(folder, scenes, tile, min_visible=0.1):
@@ -324,39 +325,6 @@ def test_record_of_overwritten_tiles_is_not_believed(tmp_path, monkeypatch):
     assert tree(tmp_path) == interrupted
 
 
-def children(pid):
-    """Processes whose parent is `pid`, that work for a pool."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-            cmdline = (stat.parent / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and b"spawn_main" in cmdline:
-            found.append(int(stat.parent.name))
-    return found
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def start_and_wait(args, stage, pattern, count):
-    """The command, once `count` files of a kind are staged (or it has ended)."""
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    end = time.monotonic() + 60
-    while len(list(stage.glob(pattern))) < count and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.002)
-    return process
-
-
 @pytest.mark.parametrize(
     ("pattern", "count"),
     [("records/*.json", 1), ("records/*.json", 9), ("images_tiled/*", 9)],
@@ -369,13 +337,7 @@ def test_killed_run_is_continued_to_the_same_bytes(tmp_path, pattern, count):
     for size in (40, 48):
         args = [tmp_path / "data", "-s", size, "-n", 2, "-o", out]
         process = start_and_wait(args, out / "train" / ".tiling", pattern, count)
-        workers = children(process.pid)
-        process.kill()
-        process.wait()
-        end = time.monotonic() + 5
-        while any(map(alive, workers)):
-            assert time.monotonic() < end, "workers outlive the run"
-            time.sleep(0.01)
+        kill(process)
     assert main([str(a) for a in args]) == 0
     assert tree(out) == tree(tmp_path / "clean")
 
@@ -389,7 +351,7 @@ def test_run_survives_a_killed_worker(tmp_path):
     workers = children(process.pid)
     assert workers
     os.kill(workers[0], signal.SIGKILL)
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
     args[-1] = tmp_path / "clean"
     assert command(*args).returncode == 0
     assert tree(out) == tree(tmp_path / "clean")
@@ -405,10 +367,10 @@ def test_interrupt_is_a_sentence(tmp_path):
         # A shell starts background jobs, so perhaps these tests, with Ctrl-C ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while not list((tmp_path / "out").rglob("records/*.json")) and process.poll() is None:
-        time.sleep(0.002)
+    records = partial((tmp_path / "out").rglob, "records/*.json")
+    wait_for(lambda: any(records()) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "the same command continues" in errors
     assert "Traceback" not in errors
@@ -454,12 +416,12 @@ def test_scene_that_kills_its_worker_is_named_and_the_others_are_tiled(tmp_path,
 def test_scene_that_hangs_its_worker_is_named_and_the_others_are_tiled(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(pool, "PATIENCE_S", 8.0)
+    monkeypatch.setattr(pool, "PATIENCE_S", 15.0)
     scenes = [Scene(f"s{i}", endless=i == 3) for i in range(5)]
     assert tile_splits({tmp_path: scenes}, ["aircraft"], Settings(tile_size=32), 2, True) == 0
     (named,) = (line for line in capsys.readouterr().err.splitlines() if "bad scene" in line)
     assert "s3" in named
-    assert "hung for 8 s" in named
+    assert "hung for 15 s" in named
     assert len(read_tiles(tmp_path)[0]["images"]) == 4
 
 

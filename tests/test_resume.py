@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from helpers.commands import training, wait_for
 from torch import nn
 from torch.utils.data import get_worker_info
 from torture import checkpoints, children, kills
 
 from common import archive, checkpoint, data, distributed, ends, engine, finite
+from common.args import train_parser
 from common.cli import UserError, run
 from common.distributed import Process
 from common.speedups import Speedups, make_step, place
@@ -25,20 +26,9 @@ from unet import train
 ALONE = Process(0, 1, torch.device("cpu"))
 
 
-def words(tiled, output, *more):
-    return ["--data-path", str(tiled), "--output-dir", str(output), *TINY, *map(str, more)]
-
-
 def lines(folder: Path) -> int:
     path = folder / "log.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def wait_for(condition, seconds=60):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen"
-        time.sleep(0.005)
 
 
 # What runs in a process of its own.
@@ -46,18 +36,18 @@ def wait_for(condition, seconds=60):
 
 def hold_lock(folder: Path) -> None:
     with distributed.locked(folder, ALONE):
-        time.sleep(60)
+        time.sleep(600)
 
 
 def launch(up: Path) -> None:
     multiprocessing.get_context("fork").Process(target=work, args=(up,)).start()
-    time.sleep(60)
+    time.sleep(600)
 
 
 def work(up: Path) -> None:
     distributed.die_with_parent()
     up.write_text(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(600)
 
 
 # --- to the bit --------------------------------------------------------------------------------
@@ -71,13 +61,14 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tiled, tmp_path, number
 @pytest.mark.parametrize("model", ["fcn", "mask"])
 def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(tiled, tmp_path, model):
     log = tmp_path / "log"
+    small = ["--crop-size", "32"] if model == "fcn" else []  # its resnet50 is the real one
     for name in ("whole", "cut"):
         train_it = kills.command(
-            model, tiled, tmp_path / name, "--max-steps", "6", "--save-every", "0"
+            model, tiled, tmp_path / name, "--max-steps", "6", "--save-every", "0", *small
         )
         child = children.start(train_it, log)
         if name == "cut":
-            wait_for(lambda: lines(tmp_path / "cut") == 1)  # that of step 2
+            wait_for(lambda: lines(tmp_path / "cut") >= 1)  # that of step 2
             os.kill(child.pid, signal.SIGUSR1)
             assert children.end(child) == ends.REQUEUE, log.read_text()
             child = children.start(train_it, log)
@@ -91,7 +82,7 @@ def test_a_run_that_is_ended_while_it_is_scored_is_scored_when_it_goes_on(
     tiled, tmp_path, monkeypatch
 ):
     base = ["--max-steps", "9", "--eval-steps", "2", "--eval-tiles", "3"]
-    train.main(words(tiled, tmp_path / "whole", *base))
+    train.main(training(tiled, tmp_path / "whole", *base))
     evaluate, calls = train.evaluate, []
 
     def ended(*args):
@@ -102,9 +93,9 @@ def test_a_run_that_is_ended_while_it_is_scored_is_scored_when_it_goes_on(
 
     monkeypatch.setattr(train, "evaluate", ended)
     with pytest.raises(KeyboardInterrupt):
-        train.main(words(tiled, tmp_path / "cut", *base))
+        train.main(training(tiled, tmp_path / "cut", *base))
     assert checkpoint.load(tmp_path / "cut/checkpoint.pth")["step"] == 6
-    train.main(words(tiled, tmp_path / "cut", *base, "--resume"))
+    train.main(training(tiled, tmp_path / "cut", *base, "--resume"))
 
     def scores(folder):
         log = (json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines())
@@ -125,11 +116,11 @@ def test_two_processes_end_together_and_go_on_to_the_bit(tiled, tmp_path):
 
     assert [children.end(child) for child in start("whole")] == [0, 0]
     cut = start("cut")
-    wait_for(lambda: lines(tmp_path / "cut") == 1)
+    wait_for(lambda: lines(tmp_path / "cut") >= 1)
     os.kill(cut[1].pid, signal.SIGTERM)  # one of them alone
     assert [children.end(child) for child in cut] == [ends.REQUEUE] * 2
     saved = checkpoint.load(tmp_path / "cut/checkpoint.pth")
-    assert 0 < saved["step"] < 8
+    assert 0 < saved["step"] < 11
     assert not torch.equal(*saved["ranks"]["rng"])
     assert [children.end(child) for child in start("cut")] == [0, 0]
     assert kills.outcome(tmp_path / "cut") == kills.outcome(tmp_path / "whole")
@@ -137,7 +128,9 @@ def test_two_processes_end_together_and_go_on_to_the_bit(tiled, tmp_path):
 
 def test_other_settings_go_on_and_say_so(tiled, trained, tmp_path, capsys):
     folder = shutil.copytree(trained, tmp_path / "run")
-    train.main(words(tiled, folder, "--max-steps", 9, "--resume", "--grad-accum", 1, "--lr", 1e-4))
+    train.main(
+        training(tiled, folder, "--max-steps", 9, "--resume", "--grad-accum", 1, "--lr", 1e-4)
+    )
     said = capsys.readouterr().out
     assert "not bit-exact, because max_steps was 8 and is 9, lr was 0.001 and is 0.0001" in said
     assert "learning rate and weight decay stay the checkpoint's" in said
@@ -161,7 +154,7 @@ def test_odd_values_in_a_checkpoint_are_answered_by_one_sentence(
         made = whole | {key: value}
         torch.save(made | {"sha256": checkpoints.checksum(made)}, tmp_path / "odd.pth")
         try:
-            train.main(words(tiled, tmp_path / "run", "--resume", tmp_path / "odd.pth"))
+            train.main(training(tiled, tmp_path / "run", "--resume", tmp_path / "odd.pth"))
         except UserError as error:
             return str(error)
         return ""
@@ -189,12 +182,12 @@ def test_changed_tiles_are_noticed(tiled_copy, trained, tmp_path, capsys):
     folder = shutil.copytree(trained, tmp_path / "run")
     mask = next((tiled_copy / "train/masks_tiled").iterdir())
     mask.write_bytes(mask.read_bytes() + b"\0")
-    train.main(words(tiled_copy, folder, "--max-steps", 9, "--resume", "auto"))
+    train.main(training(tiled_copy, folder, "--max-steps", 9, "--resume", "auto"))
     assert "the training tiles have changed" in capsys.readouterr().out
 
 
 def test_auto_starts_where_there_is_nothing(tiled, tmp_path):
-    train.main(words(tiled, tmp_path / "run", "--max-steps", 1, "--resume", "auto"))
+    train.main(training(tiled, tmp_path / "run", "--max-steps", 1, "--resume", "auto"))
     assert checkpoint.load(tmp_path / "run/checkpoint.pth")["step"] == 1
 
 
@@ -223,7 +216,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiled, trained, tmp_p
     folder = shutil.copytree(trained, tmp_path / "run")
     latest = folder / "checkpoint.pth"
     latest.write_bytes(latest.read_bytes()[:-1000])
-    train.main(words(tiled, folder, "--max-steps", 8, "--resume"))
+    train.main(training(tiled, folder, "--max-steps", 8, "--resume"))
     said = capsys.readouterr().out
     assert "is damaged" in said
     assert "Continuing from" in said
@@ -233,14 +226,14 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiled, trained, tmp_p
     latest.write_bytes(b"")
     (folder / "checkpoint.previous.pth").write_bytes(b"")
     with pytest.raises(UserError, match=r"previous.*is damaged"):
-        train.main(words(tiled, folder, "--max-steps", 8, "--resume"))
+        train.main(training(tiled, folder, "--max-steps", 8, "--resume"))
 
 
 def test_a_second_run_is_refused_and_a_dead_ones_lock_is_free(tiled, tmp_path):
     child = children.start(partial(hold_lock, tmp_path), tmp_path / "log")
     wait_for(lambda: (tmp_path / ".lock").exists() and (tmp_path / ".lock").read_text())
     with pytest.raises(UserError, match=rf"another run \(process {child.pid} on"):
-        train.main(words(tiled, tmp_path, "--max-steps", 1))
+        train.main(training(tiled, tmp_path, "--max-steps", 1))
     children.kill(child)
     with distributed.locked(tmp_path, ALONE):
         pass
@@ -252,7 +245,7 @@ def test_a_world_that_shrank_must_keep_its_global_batch(tiled, trained, tmp_path
     saved["settings"] |= {"world_size": 2, "global_batch": 8}
     archive.write(saved, folder / "checkpoint.pth")
     with pytest.raises(UserError, match=r"global batch of 8 on 2 .* their product is 8 / 1"):
-        train.main(words(tiled, folder, "--max-steps", 9, "--resume"))
+        train.main(training(tiled, folder, "--max-steps", 9, "--resume"))
 
 
 # --- processes ---------------------------------------------------------------------------------
@@ -265,17 +258,17 @@ def test_workers_die_with_their_launcher(tmp_path):
     worker = int(up.read_text())
     assert children.alive(worker)
     children.kill(parent)
-    wait_for(lambda: not children.alive(worker), 2)
+    wait_for(lambda: not children.alive(worker))
 
 
 def test_a_stopped_process_is_named(tiled, tmp_path):
     logs = [tmp_path / f"{rank}.log" for rank in range(2)]
-    model = kills.command("unet", tiled, tmp_path / "run", "-b", "2", "--dist-timeout", "3")
+    model = kills.command("unet", tiled, tmp_path / "run", "-b", "2", "--dist-timeout", "10")
     first, second = children.start_ranks(model, logs)
     wait_for(lambda: (tmp_path / "run/checkpoint.pth").exists())
     os.kill(second.pid, signal.SIGSTOP)
     try:
-        assert children.end(first, 30) == 2, logs[0].read_text()
+        assert children.end(first) == 2, logs[0].read_text()
     finally:
         children.kill(second)
     said = logs[0].read_text().splitlines()[-1]
@@ -288,9 +281,16 @@ def test_a_damaged_tile_is_named_without_its_readers_traceback(tiled_copy, tmp_p
     for image in (tiled_copy / "train/images_tiled").iterdir():
         image.write_bytes(b"no png")
     with pytest.raises(UserError) as caught:
-        train.main(words(tiled_copy, tmp_path / "run", "--max-steps", 2, "-j", 1))
+        train.main(training(tiled_copy, tmp_path / "run", "--max-steps", 2, "-j", 1))
     assert "\n" not in str(caught.value)
     assert "images_tiled" in str(caught.value)
+
+
+def kill_loaders() -> None:
+    time.sleep(1)  # until they are idle: killed with a lock of torch's, one would leave it locked
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    time.sleep(60)  # torch's handler of SIGCHLD raises in here
 
 
 def test_a_killed_loader_process_is_answered_by_one_sentence(tiled, tmp_path, monkeypatch):
@@ -298,14 +298,34 @@ def test_a_killed_loader_process_is_answered_by_one_sentence(tiled, tmp_path, mo
 
     def kill(watch, step):
         if step == 2:
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            time.sleep(1)  # torch's handler of SIGCHLD raises in here
+            kill_loaders()
         return agreed(watch, step)
 
     monkeypatch.setattr(ends.Watch, "agreed", kill)
     with pytest.raises(UserError, match=r"a loader process died .* lower --workers"):
-        train.main(words(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
+        train.main(training(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
+
+
+def test_a_loader_process_killed_while_scoring_is_answered_too(
+    tiled, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(engine, "normalise", lambda images: kill_loaders())
+    words = ["--test-only", "--resume", trained / "checkpoint.pth", "-j", 1]
+    with pytest.raises(UserError, match=r"a loader process died .* lower --workers"):
+        train.main(training(tiled, tmp_path, *words))
+
+
+def test_no_loader_process_is_left_for_torch_to_complain_of_later(tiled):
+    """Of two loaders, as an epoch's and a scoring's: torch raises for one of them at a time."""
+    options = train_parser("").parse(["-b", "4", "-j", "1"])
+    loaders = [data.scoring_loader(data.Tiles(tiled / "val"), options, ALONE) for _ in range(2)]
+    for loader in loaders:
+        next(iter(loader))
+    assert len(multiprocessing.active_children()) >= 2
+    data.lost_worker(RuntimeError("timed out"))
+    for _ in loaders:
+        signal.raise_signal(signal.SIGCHLD)
+    assert not multiprocessing.active_children()
 
 
 class Stuck(data.Tiles):
@@ -321,7 +341,7 @@ def test_a_loader_process_that_hangs_is_answered_by_one_sentence(tiled, tmp_path
     monkeypatch.setattr(data, "Tiles", Stuck)
     monkeypatch.setattr(data, "PATIENCE", 10)
     with pytest.raises(UserError, match=r"a loader process hung for 10 s .* lower --workers"):
-        train.main(words(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
+        train.main(training(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
 
 
 def test_an_output_folder_that_goes_away_is_named(tiled, tmp_path, monkeypatch, capsys):
@@ -335,7 +355,7 @@ def test_an_output_folder_that_goes_away_is_named(tiled, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(ends.Watch, "agreed", remove)
     with pytest.raises(SystemExit) as end:
-        run(lambda: train.main(words(tiled, folder, "--max-steps", 4)))
+        run(lambda: train.main(training(tiled, folder, "--max-steps", 4)))
     assert end.value.code == 2
     assert f"error: No such file or directory: {folder}" in capsys.readouterr().err
 
@@ -393,7 +413,7 @@ def test_lost_losses_are_counted_and_too_many_end_the_run(tiled, tmp_path, monke
     monkeypatch.setattr(finite, "LIMIT", 4)
     folder = tmp_path / "run"
     with pytest.raises(UserError) as caught:
-        train.main(words(tiled, folder, "--max-steps", 40, "--save-every", 1))
+        train.main(training(tiled, folder, "--max-steps", 40, "--save-every", 1))
     sentence = str(caught.value)
     assert "not finite for 4 steps in a row, last at step 13 with '" in sentence
     assert "_tile_" in sentence
@@ -403,4 +423,4 @@ def test_lost_losses_are_counted_and_too_many_end_the_run(tiled, tmp_path, monke
     assert all(value.isfinite().all() for value in saved["model"].values())
     ahead = shutil.copytree(folder, tmp_path / "ahead")
     monkeypatch.setattr(train, "loss_fn", train_loss)
-    train.main(words(tiled, ahead, "--max-steps", 13, "--resume"))
+    train.main(training(tiled, ahead, "--max-steps", 13, "--resume"))

@@ -3,24 +3,18 @@
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from helpers.commands import ROOT, SHARED
+from helpers.scenes import decode, tree
 
 from common.cli import UserError
 from rareplanes import sample
 
-ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 960, 540
 SCENES = 16
-
-
-def decode(path):
-    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    assert image is not None
-    return image
 
 
 class Read:
@@ -213,7 +207,7 @@ def test_quirks_of_the_real_data_occur(scenes):
 
 
 def test_makes_are_those_of_the_table(scenes):
-    table = ROOT.parent / "shared" / "data" / "aircraft_attributes.csv"
+    table = SHARED / "aircraft_attributes.csv"
     if not table.is_file():
         pytest.skip(f"needs {table}")
     known = {line.split(",")[0] for line in table.read_text().splitlines()}
@@ -222,29 +216,25 @@ def test_makes_are_those_of_the_table(scenes):
             assert f"{thing.findtext('category3')}_{thing.findtext('category4')}" in known
 
 
-def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def test_same_bytes_for_any_number_of_workers(tmp_path):
     for workers in ("1", "2"):
         arguments = ["-n", "3", "--seed", "9", "--size", "320", "240", "--workers", workers]
         command = [sys.executable, str(ROOT / "rareplanes" / "sample.py")]
         subprocess.run([*command, "-o", str(tmp_path / workers), *arguments], check=True)
-    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    assert tree(tmp_path / "1") == tree(tmp_path / "2")
 
 
 def test_seeds_differ_and_a_cut_run_goes_on(tmp_path):
     arguments = ["-n", "2", "--size", "256", "256"]
     sample.main(["-o", str(tmp_path / "a"), *arguments, "--seed", "1"])
     sample.main(["-o", str(tmp_path / "b"), *arguments, "--seed", "2"])
-    whole = contents(tmp_path / "a")
-    images = [name for name in whole if name.parent.name == "images"]
-    assert all(whole[name] != contents(tmp_path / "b")[name] for name in images)
+    whole = tree(tmp_path / "a")
+    images = [name for name in whole if "/images/" in name]
+    assert all(whole[name] != tree(tmp_path / "b")[name] for name in images)
     for xml in (tmp_path / "a").glob("train/xmls/*.xml"):
         xml.unlink()
     sample.main(["-o", str(tmp_path / "a"), *arguments, "--seed", "1"])
-    assert contents(tmp_path / "a") == whole
+    assert tree(tmp_path / "a") == whole
 
 
 @pytest.mark.parametrize(
@@ -267,10 +257,10 @@ def test_bad_numbers_are_refused_before_anything_is_written(tmp_path, flags, tol
 def test_scenes_of_other_settings_are_not_mixed(tmp_path):
     out, arguments = tmp_path / "out", ["-n", "1", "--size", "256", "256"]
     sample.main(["-o", str(out), *arguments, "--seed", "1"])
-    before = contents(out)
+    before = tree(out)
     with pytest.raises(UserError, match="other settings"):
         sample.main(["-o", str(out), *arguments, "--seed", "2"])
-    assert contents(out) == before
+    assert tree(out) == before
 
 
 def test_foreign_folders_and_files_are_left_alone(tmp_path):

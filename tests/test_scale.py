@@ -1,7 +1,7 @@
 """The plan for scale: the script on the smallest model, its model of time, and its tables."""
 
 import pytest
-from conftest import ROOT, run_script
+from helpers.commands import ROOT, run_forked
 from torch import nn
 
 from benchmarks import scale, scale_report, workload
@@ -14,7 +14,7 @@ from common.cli import UserError
 def rows(tmp_path_factory) -> list[scale_report.Row]:
     """In a process of its own: the fake process group is not to meet other tests."""
     folder = tmp_path_factory.mktemp("scale")
-    done = run_script(
+    done = run_forked(
         ROOT / "benchmarks/scale.py", "-o", "new/scale.csv", "--models", "unet", cwd=folder
     )
     assert done.returncode == 0, done.stderr

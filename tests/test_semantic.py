@@ -3,31 +3,35 @@
 import importlib
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import ENCODER, ROOT, TINY, run_script
+from helpers.commands import ROOT, run_forked, training
 from torch import nn
 from torchvision.models import mobilenet_v3_large
+from torture import children
 
 from common import checkpoint
 from common.backbones import load_backbone
-from common.cli import UserError
+from common.cli import UserError, run
+from common.distributed import check_equal, process_group
 from common.metrics import IGNORE
 from common.semantic import segmentation_loss, two_head_loss
 from DeepLabV3 import inference, train
 from DeepLabV3.model import build_model, loss_fn, predict, probabilities
 
-LIGHT = ["--backbone", "mobilenet_v3_large", *TINY[2:]]
+
+def deeplab_words(data, output, *more):
+    return training(data, output, *more, model="DeepLabV3")
 
 
 @pytest.fixture(scope="module")
 def deeplab(tiled, tmp_path_factory):
     """The output folder of a short DeepLabV3 training."""
     output = tmp_path_factory.mktemp("deeplab") / "run"
-    words = ["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "9"]
-    train.main([*words, *LIGHT, "--clip-grad-norm", "1"])
+    train.main(deeplab_words(tiled, output, "--max-steps", 9, "--clip-grad-norm", 1))
     return output
 
 
@@ -47,8 +51,7 @@ def test_a_run_can_be_read_scored_and_used(deeplab, tiled, tmp_path, capsys):
 def test_a_resumed_run_keeps_its_step_and_its_options(deeplab, tiled, tmp_path):
     shutil.copytree(deeplab, tmp_path / "run")
     saved = tmp_path / "run/checkpoint.pth"
-    words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "run"), *LIGHT]
-    train.main([*words, "--resume", str(saved), "--max-steps", "11"])
+    train.main(deeplab_words(tiled, tmp_path / "run", "--resume", saved, "--max-steps", 11))
     content = checkpoint.load(saved, "DeepLabV3")
     assert content["step"] == 11
     assert content["optimizer"]["param_groups"][0]["fused"]
@@ -79,10 +82,9 @@ def test_a_checkpoint_of_another_model_is_refused(deeplab, trained, folder, tmp_
 )
 def test_what_cannot_work_is_refused_before_it_starts(tiled, tmp_path, folder, words, sentence):
     output = tmp_path / "run"
-    base = ["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "1", *TINY[2:]]
-    base += ["--encoder", ENCODER] if folder == "unet" else []
+    script = importlib.import_module(f"{folder}.train")
     with pytest.raises(UserError) as caught:
-        importlib.import_module(f"{folder}.train").main([*base, *words])
+        script.main(training(tiled, output, "--max-steps", 1, *words, model=folder))
     assert sentence in str(caught.value)
     assert not (output / "checkpoint.pth").exists()
 
@@ -90,33 +92,28 @@ def test_what_cannot_work_is_refused_before_it_starts(tiled, tmp_path, folder, w
 def test_compiling_without_a_compiler_is_refused(tiled, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "run"), *LIGHT]
     with pytest.raises(UserError, match=r"install g\+\+"):
-        train.main([*words, "--compile"])
+        train.main(deeplab_words(tiled, tmp_path / "run", "--compile"))
 
 
 def test_batches_of_one_train_with_group_norm(tiled, tmp_path):
-    words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "run"), *LIGHT]
-    train.main([*words, "-b", "1", "--norm", "group", "--max-steps", "2"])
+    words = ["-b", 1, "--norm", "group", "--max-steps", 2]
+    train.main(deeplab_words(tiled, tmp_path / "run", *words))
     assert (tmp_path / "run/checkpoint.pth").is_file()
+
+
+def disagree() -> None:
+    with process_group("cpu") as process:
+        check_equal(process, tiles=7 + process.rank, steps=3)
 
 
 def test_processes_that_disagree_end_with_a_sentence(tmp_path):
     """Ranks with data of their own would hang in the first collective that one of them skips."""
-    script = tmp_path / "disagree.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from common.cli import run\n"
-        "from common.distributed import check_equal, process_group\n"
-        "def main():\n"
-        "    with process_group('cpu') as process:\n"
-        "        check_equal(process, tiles=7 + process.rank, steps=3)\n"
-        "run(main)\n"
-    )
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    done = run_script(script, cwd=tmp_path, launcher=torchrun)
-    assert done.returncode != 0
-    assert "disagree about the number of tiles: 7 on rank 0, 8 on rank 1" in done.stderr
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    ranks = children.start_ranks(partial(run, disagree), logs)
+    assert [children.end(rank) for rank in ranks] == [2, 2]
+    said = "\n".join(log.read_text() for log in logs)
+    assert "disagree about the number of tiles: 7 on rank 0, 8 on rank 1" in said
 
 
 def test_the_auxiliary_head_counts_in_training_alone():
@@ -183,7 +180,7 @@ def test_the_scripts_answer_from_any_directory_without_a_traceback(tmp_path, fol
         (ROOT / folder / "train.py", "--data-path", "nowhere"),
         (ROOT / folder / "inference.py", "nothing.pth", ".", "out"),
     ):
-        result = run_script(*words, cwd=tmp_path)
+        result = run_forked(*words, cwd=tmp_path)
         assert result.returncode == 2, result.stderr
         assert result.stderr.startswith("error: ")
         assert len(result.stderr.strip().splitlines()) == 1

@@ -3,9 +3,8 @@
 import os
 import signal
 import subprocess
-import time
 
-from conftest import ROOT
+from helpers.commands import PATIENCE, ROOT, wait_for
 
 STANDINS = {
     "scontrol": 'echo "$@" >> calls; test "$1" = requeue || printf "node7\\nnode8\\n"',
@@ -30,17 +29,15 @@ def start(folder):
     }
     script = ["sh", ROOT / "slurm.sh", "unet/train.py", "--output-dir", "my runs"]
     process = subprocess.Popen(script, cwd=folder, env=environment)
-    end = time.monotonic() + 20
-    while not (folder / "words").exists() or not (folder / "words").read_text():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    words = folder / "words"
+    wait_for(lambda: words.exists() and words.read_text())
     return process
 
 
 def test_every_node_is_told_who_it_is(tmp_path):
     process = start(tmp_path)
     (tmp_path / "finish").touch()
-    assert process.wait(20) == 0
+    assert process.wait(PATIENCE) == 0
     words = (tmp_path / "words").read_text().splitlines()
     assert "--nnodes=2" in words
     assert "--nproc-per-node=4" in words
@@ -55,6 +52,6 @@ def test_every_node_is_told_who_it_is(tmp_path):
 def test_before_its_time_is_over_a_job_saves_and_is_queued_again(tmp_path):
     process = start(tmp_path)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(20) == 1
+    assert process.wait(PATIENCE) == 1
     assert (tmp_path / "done").read_text() == "saved\n"
     assert "requeue 12" in (tmp_path / "calls").read_text()

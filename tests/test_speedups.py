@@ -5,8 +5,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import ENCODER
-from standin import CpuGraph
+from helpers.commands import ENCODER
+from helpers.cpu_graph import CpuGraph
+from helpers.networks import thin_fcn
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -19,9 +20,10 @@ from common.cli import UserError
 from common.distributed import Process, process_group
 from common.speedups import Speedups, make_step, place
 from common.targets import semantic_target
+from fcn import model as fcn
 
 CPU = Process(0, 1, torch.device("cpu"))
-# Light enough for a CPU; FCN has no light backbone, which costs the tests seconds, not minutes.
+# Light enough for a CPU; FCN has no light backbone, see `thin`.
 LIGHT = {"fcn": "resnet50", "DeepLabV3": "mobilenet_v3_large", "unet": ENCODER}
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,6 +37,12 @@ def fake(monkeypatch):
     monkeypatch.setattr(nn.Module, "to", lambda self, *args, **kwargs: self)
     with FakeTensorMode() as mode:
         yield mode
+
+
+@pytest.fixture
+def thin(monkeypatch):
+    """A narrow FCN, where a real step is made: the tests of fake ones have the real one."""
+    monkeypatch.setitem(fcn.BACKBONES, "resnet50", thin_fcn)
 
 
 @pytest.fixture
@@ -62,10 +70,10 @@ def test_a_whole_step_reads_nothing_back(fake, name, dtype):
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_a_real_step_holds_no_operator_that_syncs(name):
+def test_a_real_step_holds_no_operator_that_syncs(thin, name):
     settings = Speedups(amp_dtype=torch.bfloat16, channels_last=True)
-    _, step = training_step(name, CPU, settings, 64, LIGHT[name], clip_grad_norm=1.0)
-    batch = noise_tiles(2, 96, CPU.device)
+    _, step = training_step(name, CPU, settings, 32, LIGHT[name], clip_grad_norm=1.0)
+    batch = noise_tiles(2, 48, CPU.device)
     step(batch)
     assert census(lambda: step(batch)) == {}
 
@@ -117,7 +125,7 @@ def test_on_a_gpu_no_operator_mixes_devices(fake, monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_channels_last_goes_through_every_layer(name):
+def test_channels_last_goes_through_every_layer(thin, name):
     settings = Speedups(channels_last=True)
     seen, broken = [], []
 
@@ -167,12 +175,13 @@ def losses_of(name, settings, steps, **kwargs):
     ],
 )
 def test_a_replayed_step_is_the_step(standin, settings, clip):
-    plain, expected = losses_of("unet", Speedups(**settings), 15, clip_grad_norm=clip)
+    steps = graphs.WARMUP_STEPS + 3
+    plain, expected = losses_of("unet", Speedups(**settings), steps, clip_grad_norm=clip)
     graphed, found = losses_of(
-        "unet", Speedups(**settings, cuda_graphs=True), 15, clip_grad_norm=clip
+        "unet", Speedups(**settings, cuda_graphs=True), steps, clip_grad_norm=clip
     )
     (graph,) = standin
-    assert (graph.captures, graph.replays) == (1, 15 - graphs.WARMUP_STEPS)
+    assert (graph.captures, graph.replays) == (1, 3)
     # A learning rate in a float32 tensor is not to the last bit the number it was made from.
     assert found == pytest.approx(expected, rel=0.02)
     for (key, a), b in zip(plain.state_dict().items(), graphed.state_dict().values(), strict=True):

@@ -4,28 +4,19 @@ import json
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ENCODER, ROOT, TINY, run_script
+from helpers.commands import ENCODER, ROOT, TORCHRUN, losses, run_forked, run_script, training
+from helpers.scenes import decode
 
 from common import archive, checkpoint
 from common.cli import UserError
 from common.metrics import IGNORE
 from unet import inference, train
 from unet.model import build_model, from_checkpoint, loss_fn, predict
-
-
-def read(path: Path, flag=cv2.IMREAD_UNCHANGED) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flag)
-
-
-def losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_training_leaves_a_run_that_can_be_read(trained):
@@ -37,15 +28,13 @@ def test_training_leaves_a_run_that_can_be_read(trained):
     assert content["step"] == 8
     assert content["scores"]["mIoU"] <= content["best"] <= 1
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in content["model"])
-    assert read(trained / "curves.png").std() > 5
+    assert decode(trained / "curves.png").std() > 5
 
 
 def test_the_weights_change_and_the_loss_falls(tiled, tmp_path):
     output = tmp_path / "run"
-    train.main(
-        ["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "40", *TINY]
-        + ["--lr", "3e-3", "--eval-freq", "99"]
-    )
+    words = ["--max-steps", 40, "--lr", "3e-3", "--eval-freq", 99]
+    train.main(training(tiled, output, *words))
     found = losses(output)
     assert np.mean(found[-8:]) < 0.8 * np.mean(found[:4])
     torch.manual_seed(0)
@@ -57,9 +46,7 @@ def test_the_weights_change_and_the_loss_falls(tiled, tmp_path):
 
 def test_no_secret_of_the_environment_is_written(tiled, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "CANARY")
-    train.main(
-        ["--data-path", str(tiled), "--output-dir", str(tmp_path), "--max-steps", "1", *TINY]
-    )
+    train.main(training(tiled, tmp_path, "--max-steps", 1))
     assert "CANARY" not in "".join(capfd.readouterr())
     assert not any(b"CANARY" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
@@ -71,28 +58,27 @@ def test_scoring_a_split_writes_scores_and_a_sheet(tiled, trained, tmp_path, cap
     scores = json.loads((folder / "test_scores.json").read_text())
     assert set(scores) >= {"mIoU", "IoU.ground", "pixel_accuracy"}
     assert f"mIoU {scores['mIoU']:.4f}" in capsys.readouterr().out
-    assert read(folder / "test_sheet.jpg").shape[1] == 3 * 320 + 40
+    assert decode(folder / "test_sheet.jpg").shape[1] == 3 * 320 + 40
     train.main([*words, "--test-only", "val", "-j", "0", "--device", "cpu"])
     saved = checkpoint.load(folder / "checkpoint.pth")["scores"]
     assert json.loads((folder / "val_scores.json").read_text()) == pytest.approx(saved)
 
 
 def test_validation_every_so_many_steps_on_some_of_the_tiles(tiled, tmp_path):
-    words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "run"), *TINY]
-    train.main([*words, "--max-steps", "11", "--eval-steps", "3", "--eval-tiles", "4"])
+    chosen = ["--max-steps", 11, "--eval-steps", 3, "--eval-tiles", 4]
+    train.main(training(tiled, tmp_path / "run", *chosen))
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     scores = [line for line in log if "mIoU" in line]
     assert [line["step"] for line in scores] == [3, 6, 9, 11]  # an epoch has 8 steps
     assert [line["epoch"] for line in scores] == [0, 0, 1, 1]
-    assert read(tmp_path / "run/val_sheet.jpg").shape[1] == 3 * 320 + 40
+    assert decode(tmp_path / "run/val_sheet.jpg").shape[1] == 3 * 320 + 40
     saved = checkpoint.load(tmp_path / "run/checkpoint.pth")
     assert (saved["epoch"], saved["seen"], saved["scored_at"]) == (1, 12, 11)
 
 
 def test_without_validation_tiles_the_last_state_is_the_best(tiled_copy, tmp_path, capsys):
     shutil.rmtree(tiled_copy / "val")
-    words = ["--data-path", str(tiled_copy), "--output-dir", str(tmp_path / "run"), *TINY]
-    train.main([*words, "--max-steps", "2"])
+    train.main(training(tiled_copy, tmp_path / "run", "--max-steps", 2))
     assert "model_best.pth is the last state" in capsys.readouterr().out
     best, latest = (tmp_path / "run" / name for name in ("model_best.pth", "checkpoint.pth"))
     weights = [archive.digest(checkpoint.load(path)["model"]) for path in (best, latest)]
@@ -100,16 +86,16 @@ def test_without_validation_tiles_the_last_state_is_the_best(tiled_copy, tmp_pat
 
 
 def test_a_decoder_of_another_width_is_trained_and_used(tiled, tmp_path):
-    words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "run"), *TINY]
-    train.main([*words, "--max-steps", "1", "--decoder-channels", "32", "16", "16", "8", "8"])
+    width = ["--decoder-channels", 32, 16, 16, 8, 8]
+    train.main(training(tiled, tmp_path / "run", "--max-steps", 1, *width))
     model = from_checkpoint(checkpoint.load(tmp_path / "run/checkpoint.pth"))
     assert [block.conv1[0].out_channels for block in model.decoder.blocks] == [32, 16, 16, 8, 8]
     with pytest.raises(UserError, match="--decoder-channels: expected 5 arguments"):
-        train.main([*words, "--decoder-channels", "32", "16"])
+        train.main(training(tiled, tmp_path / "other", *width[:3]))
 
 
-def test_layout_and_precision_change_the_speed_and_not_what_is_learnt(tiled, tmp_path):
-    found = {}
+def test_layout_and_precision_change_the_speed_and_not_what_is_learnt(few, tmp_path):
+    found, words = {}, ["--max-steps", 5, "--norm", "group", "--crop-size", 32]
     for name, flags in {
         "plain": [],
         "channels-last": ["--channels-last"],
@@ -117,8 +103,7 @@ def test_layout_and_precision_change_the_speed_and_not_what_is_learnt(tiled, tmp
         "fp16": ["--amp", "--amp-dtype", "fp16"],
     }.items():
         output = tmp_path / name
-        words = ["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "6"]
-        train.main([*words, *TINY, "--norm", "group", *flags])
+        train.main(training(few, output, *words, *flags))
         found[name] = losses(output)
     # The same function to rounding; what a step rounds differently, the next steps multiply.
     assert found["channels-last"][0] == pytest.approx(found["plain"][0], rel=1e-5)
@@ -134,22 +119,18 @@ def test_layout_and_precision_change_the_speed_and_not_what_is_learnt(tiled, tmp
 def test_a_gpu_learns_what_the_cpu_does(tiled, tmp_path, flags):
     found = {}
     for device in ("cpu", "cuda"):
-        words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / device), *TINY]
-        words += ["--max-steps", "6", "--norm", "group", *flags, "--device", device]
-        train.main(words)
+        words = ["--max-steps", 6, "--norm", "group", *flags, "--device", device]
+        train.main(training(tiled, tmp_path / device, *words))
         found[device] = losses(tmp_path / device)
     np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=0.05)
 
 
 def test_two_processes_learn_what_one_does_with_the_same_global_batch(tiled, tmp_path):
     """GroupNorm: BatchNorm would normalise by each process's own tiles, which is another model."""
-    script = ROOT / "unet" / "train.py"
-    base = ["--data-path", tiled, "--max-steps", 5, *TINY[:-6], "--crop-size", 64]
-    base += ["--print-freq", 1, "--norm", "group", "--eval-freq", 99]
-    one = run_script(script, *base, "-b", 4, "--output-dir", tmp_path / "one", cwd=tmp_path)
-    assert one.returncode == 0, one.stderr
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    two = run_script(script, *base, "-b", 2, "--output-dir", "two", cwd=tmp_path, launcher=torchrun)
+    base = ["--max-steps", 5, "--norm", "group", "--eval-freq", 99]
+    train.main(training(tiled, tmp_path / "one", *base))
+    words = training(tiled, "two", *base, "-b", 2)
+    two = run_script(ROOT / "unet/train.py", *words, cwd=tmp_path, launcher=TORCHRUN)
     assert two.returncode == 0, two.stderr
     assert "world size 2" in two.stdout
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-4)
@@ -205,10 +186,10 @@ def test_prediction_of_a_folder(trained, tiled, tmp_path):
     report = json.loads((target / "predictions.json").read_text())
     assert [entry["image"] for entry in report["images"]] == ["scene.png", "small.jpg", "small.png"]
     for entry in report["images"]:
-        mask = read(target / entry["mask"])
+        mask = decode(target / entry["mask"])
         # a palette image: cv2 expands the colours, so the class is where there is any
         assert mask.shape[:2] == (entry["height"], entry["width"])
-        assert read(target / entry["overlay"]).shape == (entry["height"], entry["width"], 3)
+        assert decode(target / entry["overlay"]).shape == (entry["height"], entry["width"], 3)
         for region in entry["regions"]:
             x, y, w, h = region["bbox"]
             assert 0 <= x < x + w <= entry["width"]
@@ -260,9 +241,8 @@ def test_weights_of_an_earlier_run_start_the_encoder(trained, tmp_path):
 )
 def test_mistakes_are_answered_by_one_sentence(tiled, tmp_path, words, sentence):
     output = tmp_path / "run"
-    base = ["--data-path", str(tiled), "--output-dir", str(output), "--max-steps", "1", *TINY]
     with pytest.raises(UserError) as caught:
-        train.main([*base, *words])
+        train.main(training(tiled, output, "--max-steps", 1, *words))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (output / "checkpoint.pth").exists()
@@ -271,13 +251,13 @@ def test_mistakes_are_answered_by_one_sentence(tiled, tmp_path, words, sentence)
 def test_a_finished_run_is_not_written_over(tiled, trained):
     before = archive.digest(checkpoint.load(trained / "checkpoint.pth"))
     with pytest.raises(UserError, match="holds a run already"):
-        train.main(["--data-path", str(tiled), "--output-dir", str(trained), *TINY])
+        train.main(training(tiled, trained))
     assert archive.digest(checkpoint.load(trained / "checkpoint.pth")) == before
 
 
 def test_config_file(tiled, tmp_path):
     config = tmp_path / "c.yaml"
-    words = ["--data-path", str(tiled), "--output-dir", str(tmp_path / "r"), *TINY]
+    words = training(tiled, tmp_path / "r")
     config.write_text("max_steps: 1\nchannels-last: true\nlr: 5.0e-4\n")
     train.main([*words, "--config", str(config), "--lr", "7e-4"])
     args = checkpoint.load(tmp_path / "r" / "checkpoint.pth")["args"]
@@ -332,9 +312,8 @@ def test_a_full_or_read_only_disk_ends_in_one_sentence_and_keeps_the_last_checkp
         shutil.copy(trained / "checkpoint.pth", disk / "checkpoint.pth")
         if fault == "read-only":
             subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        words = ["--data-path", tiled, "--output-dir", disk, *TINY, "--max-steps", 9]
-        resume = ["--resume", disk / "checkpoint.pth"]
-        result = run_script(ROOT / "unet/train.py", *words, *resume, cwd=tmp_path)
+        words = training(tiled, disk, "--max-steps", 9, "--resume", disk / "checkpoint.pth")
+        result = run_forked(ROOT / "unet/train.py", *words, cwd=tmp_path)
         assert result.returncode == 2, result.stderr
         assert result.stderr.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in result.stderr

@@ -54,7 +54,7 @@ def start_ranks(function: Callable[[], object], logs: list[Path]) -> list[ForkSe
     return [start(function, log, RANK=r, LOCAL_RANK=r, **world) for r, log in enumerate(logs)]
 
 
-def end(child: ForkServerProcess, seconds: float = 120) -> int:
+def end(child: ForkServerProcess, seconds: float = 240) -> int:
     """Wait for a child; its exit code, negative for a signal. A hang is an AssertionError."""
     child.join(seconds)
     if child.exitcode is None:

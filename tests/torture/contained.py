@@ -57,7 +57,7 @@ def several(case: Callable[[int, Path], str], numbers: range, folder: Path) -> s
     def run() -> str:
         return "\n".join({case(number, folder) for number in numbers})
 
-    return set(contained(run, seconds=120).splitlines())
+    return set(contained(run, seconds=240).splitlines())
 
 
 def hundred(case: Callable[[int, Path], str], number: int, folder: Path) -> str:

@@ -4,7 +4,7 @@ import random
 from functools import partial
 from pathlib import Path
 
-from scenes import xml
+from helpers.scenes import xml
 from torture.contained import contained
 
 from common.cli import UserError

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from helpers.commands import SHARED
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "rareplanes_example"
+REAL = SHARED / "rareplanes_example"
 MAKES = ["Boeing_737", "Cessna", "PiperAircraft_PA-28", "Tupolev_154", "ATR_ATR-72"]
 
 OBJECT = """<object id="{n}"><category0>{kind}</category0><category1>Civil</category1>
@@ -100,9 +101,14 @@ def make_dataset(root, train=("A", "A", "A", "B", "C"), test=("D",), **options):
     return made
 
 
+def decode(path):
+    """The pixels as stored, colours in OpenCV's order."""
+    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+
+
 def read_png(path):
     """RGB or single-channel, as stored."""
-    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    pixels = decode(path)
     return pixels[..., ::-1] if pixels.ndim == 3 else pixels
 
 

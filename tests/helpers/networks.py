@@ -1,0 +1,30 @@
+"""Narrow networks, for what does not depend on the width: FCN has no light backbone of its own."""
+
+import importlib
+
+import torch
+from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.segmentation.fcn import FCN, FCNHead
+
+from fcn import model as fcn
+
+
+class Thin(Bottleneck):
+    expansion = 1
+
+
+def thin_fcn(weights: None, weights_backbone: None, num_classes: int, aux_loss: bool) -> nn.Module:
+    """As torchvision's `fcn_resnet50`, dilated stages, both heads and all: 1.3 million weights."""
+    dilated = [False, True, True]
+    resnet = ResNet(Thin, [1, 1, 1, 1], width_per_group=16, replace_stride_with_dilation=dilated)
+    backbone = IntermediateLayerGetter(resnet, {"layer4": "out", "layer3": "aux"})
+    return FCN(backbone, FCNHead(512, num_classes), FCNHead(256, num_classes))
+
+
+def train_thin(folder: str, words: list[str]) -> None:
+    """`folder`/train.py in a process of its own, which has no other use for its networks."""
+    torch.set_num_threads(1)
+    fcn.BACKBONES["resnet50"] = thin_fcn
+    importlib.import_module(f"{folder}.train").main(words)

@@ -1,0 +1,171 @@
+"""A local server that speaks S3 and misbehaves on request, and what it serves."""
+
+import hashlib
+import random
+import socket
+import struct
+import threading
+import time
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+from rareplanes import bucket
+
+AIRPORTS = ("Atlanta", "Basel", "Chicago", "Hong_Kong")
+
+
+class FakeS3(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.over = threading.Event()
+        self.reset()
+
+    def reset(self):
+        self.over.set()  # ends what still stalls
+        self.objects: dict[str, bytes] = {}
+        self.etags: dict[str, str] = {}  # where the ETag is not the MD5 of the object
+        self.sizes: dict[str, str] = {}  # where the listing lies
+        self.extra = ""  # what the listing holds besides
+        self.faults: dict[str, list[str]] = {}  # key: what goes wrong on its next GETs, in order
+        self.page_size = 7
+        self.storm_until = 0.0  # 503 to everything before this time
+        self.chunk_delay = 0.0
+        self.object_bytes = 0
+        self.counting = threading.Lock()
+        self.log: list[tuple[str, dict[str, str]]] = []
+        self.over = threading.Event()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def etag(self, key):
+        return self.etags.get(key) or hashlib.md5(self.objects[key]).hexdigest()
+
+    def handle_error(self, request, client_address):
+        pass  # clients that hang up are part of the game
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for an acknowledgement
+    server: FakeS3
+
+    def log_message(self, *args):
+        pass
+
+    def reply(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def error(self, status, code):
+        body = f"<Error><Code>{code}</Code><Message>no\u202eon</Message></Error>"
+        self.reply(status, body.encode())
+
+    def do_GET(self):
+        url = urlsplit(self.path)
+        self.server.log.append((self.path, dict(self.headers)))
+        if time.monotonic() < self.server.storm_until:
+            return self.error(503, "SlowDown")
+        if key := unquote(url.path.removeprefix("/rareplanes-public").lstrip("/")):
+            return self.get_object(key)
+        return self.list_objects({k: v[0] for k, v in parse_qs(url.query).items()})
+
+    def list_objects(self, query):
+        keys = sorted(k for k in self.server.objects if k.startswith(query["prefix"]))
+        start = int(query.get("continuation-token", 0))
+        end = start + self.server.page_size
+        rows = "".join(
+            f"<Contents><Key>{escape(quote(key))}</Key>"
+            f"<LastModified>2020-06-01T00:00:00.000Z</LastModified>"
+            f"<ETag>&quot;{self.server.etag(key)}&quot;</ETag>"
+            f"<Size>{self.server.sizes.get(key, len(self.server.objects[key]))}</Size></Contents>"
+            for key in keys[start:end]
+        )
+        more = end < len(keys)
+        token = f"<NextContinuationToken>{end}</NextContinuationToken>" if more else ""
+        body = (
+            f"<ListBucketResult><EncodingType>url</EncodingType>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{rows}{self.server.extra}</ListBucketResult>"
+        )
+        self.reply(200, body.encode())
+
+    def get_object(self, key):
+        server = self.server
+        if key not in server.objects:
+            return self.error(404, "NoSuchKey")
+        body, etag = server.objects[key], f'"{server.etag(key)}"'
+        if self.headers.get("If-Match", etag) not in (etag, "*"):
+            return self.error(412, "PreconditionFailed")
+        faults = server.faults.get(key)
+        fault = faults.pop(0) if faults else None
+        if fault == "503":
+            return self.error(503, "SlowDown")
+        if fault == "500":
+            return self.error(500, "InternalError")
+        if fault == "nonsense":
+            return self.reply(200, b"<html>log in to the hotel network</html>", ETag=etag)
+        if fault == "flip":
+            body = body[:100] + bytes([body[100] ^ 1]) + body[101:]
+        if fault == "long":
+            body += b"more"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", etag)
+        self.end_headers()
+        if fault in ("short", "reset", "stall"):
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            if fault == "stall":
+                server.over.wait(120)
+            if fault == "reset":
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.shutdown(
+                socket.SHUT_RD
+            ) if fault == "short" else self.connection.close()
+            self.close_connection = True
+            return None
+        for at in range(0, len(body), 4096):
+            # Counted first: the client may be done, and the test go on, once the last is written.
+            with server.counting:
+                server.object_bytes += len(body[at : at + 4096])
+            self.wfile.write(body[at : at + 4096])
+            if server.chunk_delay:
+                time.sleep(server.chunk_delay)
+        return None
+
+
+def png(content: bytes) -> bytes:
+    """A file of PNG chunks around `content`, every one with its right CRC."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 4, 4, 8, 6, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def keys_of(split, stem):
+    return [f"synthetic/{split}/{part}/{stem}{end}" for part, end in bucket.PARTS.items()]
+
+
+def fill(server, per_airport=3, splits=("train", "test"), size=9000):
+    rng = random.Random(1)
+    for split in splits:
+        for airport in AIRPORTS:
+            for n in range(per_airport):
+                image, mask, xml = keys_of(split, f"{airport}_Airport_0_0_{n}")
+                server.objects[image] = png(rng.randbytes(size))
+                server.objects[mask] = png(rng.randbytes(size // 2))
+                server.objects[xml] = f"<image><n>{rng.random()}</n>{' ' * 200}</image>".encode()
