@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import get_worker_info
 from torture import checkpoints, children, kills
 
-from common import archive, checkpoint, data, distributed, ends, engine, finite
+from common import archive, checkpoint, data, distributed, ends, engine, finite, semantic
 from common.args import train_parser
 from common.cli import UserError, run
 from common.distributed import Process
@@ -309,7 +309,7 @@ def test_a_killed_loader_process_is_answered_by_one_sentence(tiled, tmp_path, mo
 def test_a_loader_process_killed_while_scoring_is_answered_too(
     tiled, trained, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(engine, "normalise", lambda images: kill_loaders())
+    monkeypatch.setattr(semantic, "normalise", lambda images: kill_loaders())
     words = ["--test-only", "--resume", trained / "checkpoint.pth", "-j", 1]
     with pytest.raises(UserError, match=r"a loader process died .* lower --workers"):
         train.main(training(tiled, tmp_path, *words))
