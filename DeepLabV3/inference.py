@@ -10,10 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import checkpoint
 from common.cli import run as run_main
 from common.distributed import pick_device
-from common.inference import inference_parser, predict_folder
+from common.predict.folder import inference_parser, predict_folder
+from common.run import checkpoint
 from DeepLabV3.model import from_checkpoint, probabilities
 
 

@@ -25,15 +25,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 
-from benchmarks.machine import provenance
-from benchmarks.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.environment import provenance
+from benchmarks.lib.readme import README, read_rows, write_part, write_rows
 from common.args import train_parser
 from common.augment import MEAN, STD
 from common.cli import Parser, UserError, positive, run
 from common.data import Tiles, training_loader
 from common.distributed import Process
+from common.io.tiles import INDEX, Packed, Pngs, tile_paths
 from common.progress import progress
-from common.storage import INDEX, Packed, Pngs, tile_paths
 
 
 class Usual(Dataset):

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.machine import hardware, provenance, seconds
-from benchmarks.readme import README, read_rows, write_part, write_rows
-from benchmarks.rows import median_interval
+from benchmarks.lib.environment import hardware, provenance, seconds
+from benchmarks.lib.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.results import median_interval
 from common.cli import Parser, positive, run
 from common.distributed import pick_device
 from common.progress import progress

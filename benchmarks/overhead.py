@@ -26,18 +26,18 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
-from benchmarks.machine import provenance
-from benchmarks.readme import README, read_rows, write_part, write_rows
-from benchmarks.rows import median_interval
-from benchmarks.steps import BACKBONES, model_module, noise_tiles
+from benchmarks.lib.environment import provenance
+from benchmarks.lib.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.results import median_interval
+from benchmarks.lib.synthetic import BACKBONES, model_module, noise_tiles
 from common import engine
 from common.augment import normalise
-from common.checkpoint import Run
 from common.cli import Parser, positive, run
 from common.data import Batch
 from common.distributed import Process, pick_device
+from common.loader import GlobalBatches
 from common.progress import progress
-from common.sampling import GlobalBatches
+from common.run.checkpoint import Run
 from common.speedups import Speedups, make_step, place
 from common.targets import semantic_target
 

@@ -29,14 +29,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from benchmarks.machine import hardware, provenance, seconds
-from benchmarks.readme import README, read_rows, write_part, write_rows
-from benchmarks.rows import median_interval
+from benchmarks.lib.environment import hardware, provenance, seconds
+from benchmarks.lib.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.results import median_interval
 from common.cli import Parser, UserError, positive, run
 from common.distributed import pick_device
+from common.predict.windows import blend
 from common.progress import progress
 from common.speedups import Speedups, has_native_bf16
-from common.windows import blend
 from mask.coco import evaluate
 from rareplanes.scene import instance_ids, read_xml, scene_files, scene_stems
 from unet.model import build_model, probabilities

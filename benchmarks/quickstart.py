@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.machine import provenance
-from benchmarks.readme import ROOT, read_rows, write_part, write_rows
+from benchmarks.lib.environment import provenance
+from benchmarks.lib.readme import ROOT, read_rows, write_part, write_rows
 from common.cli import Parser, UserError, run, whole
 from common.speedups import has_native_bf16
 

@@ -23,12 +23,13 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import child, quality, table
-from benchmarks.machine import hardware, provenance
-from benchmarks.matrix import Cell, plan
-from benchmarks.readme import read_rows
-from benchmarks.rows import KEY, PLACE, append, newest
-from benchmarks.steps import BACKBONES
+from benchmarks import table
+from benchmarks.lib import launch, quality
+from benchmarks.lib.environment import hardware, provenance
+from benchmarks.lib.matrix import Cell, plan
+from benchmarks.lib.readme import read_rows
+from benchmarks.lib.results import KEY, PLACE, append, newest
+from benchmarks.lib.synthetic import BACKBONES
 from common import graphs
 from common.cli import Parser, UserError, number, positive, run, whole
 from common.distributed import pick_device
@@ -103,18 +104,18 @@ def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) 
 
 def _measured(cell: Cell, args: argparse.Namespace, timeout: float) -> dict[str, Any]:
     """Run the cell's process; the row it makes, `error` empty or what went wrong."""
-    cache = args.cache / child.cache_name(cell, args)
-    row = child.columns(cell, args) | {"cache": "warm" if cache.is_dir() else "cold"}
+    cache = args.cache / launch.cache_name(cell, args)
+    row = launch.columns(cell, args) | {"cache": "warm" if cache.is_dir() else "cold"}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        words = [str(ROOT / "benchmarks/cell.py"), str(report), cell.model]
+        words = [str(ROOT / "benchmarks/lib/timed_train.py"), str(report), cell.model]
         words += [
             str(args.warmup),
             str(args.steps),
-            *child.train_words(cell, args, f"{folder}/run"),
+            *launch.train_words(cell, args, f"{folder}/run"),
         ]
-        row["error"] = child.run(cell, words, cache, timeout)
+        row["error"] = launch.run(cell, words, cache, timeout)
         if report.is_file():
             row |= json.loads(report.read_text()) | {"error": ""}
     return row | {"wall_s": time.monotonic() - began}

@@ -18,10 +18,10 @@ sys.path.insert(0, str(ROOT))
 import DeepLabV3.model
 import fcn.model
 import unet.model
-from benchmarks import scale_report
-from benchmarks.network import Network, exposed, hidden_from
-from benchmarks.readme import README, read_rows, write_part, write_rows
-from benchmarks.workload import CLASSES, Workload, fake_world, measure
+from benchmarks.lib.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.scale import report
+from benchmarks.lib.scale.network import Network, exposed, hidden_from
+from benchmarks.lib.scale.workload import CLASSES, Workload, fake_world, measure
 from common.cli import Parser, UserError, number, positive
 from common.cli import run as run_main
 from common.progress import progress
@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.output}: {len(chosen)} models at world size {args.world_size}, computed")
     if args.write_readme:
         written = read_rows(args.output)
-        write_part(README, "scale", scale_report.tables(written))
-        scale_report.draw(written, ROOT / "assets/scale.png")
+        write_part(README, "scale", report.tables(written))
+        report.draw(written, ROOT / "assets/scale.png")
 
 
 def row(workload: Workload, gpu: str, gbit: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.steps import BACKBONES, noise_tiles, training_step
+from benchmarks.lib.synthetic import BACKBONES, noise_tiles, training_step
 from common.cli import Parser, positive, run
 from common.distributed import Process
 from common.speedups import Speedups

@@ -13,10 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bars, quality
-from benchmarks.readme import README, read_rows, write_part
-from benchmarks.rows import SHARE, Row, Summary, newest, summaries
-from benchmarks.steps import BACKBONES
+from benchmarks.lib import plots, quality
+from benchmarks.lib.readme import README, read_rows, write_part
+from benchmarks.lib.results import SHARE, Row, Summary, newest, summaries
+from benchmarks.lib.synthetic import BACKBONES
 from common.cli import Parser, run
 
 RESULTS = ROOT / "benchmarks/results"
@@ -192,14 +192,14 @@ def parts(
             for kind, rows in found.items()
             if model in models(rows)
         ]
-        picture = bars.shown(
-            f"{bars.NAMES[model]}_benchmark", "images per second of each technique"
+        picture = plots.shown(
+            f"{plots.NAMES[model]}_benchmark", "images per second of each technique"
         )
         shown = [picture] * bool(blocks)
         made[ROOT / model / "README.md", "benchmark"] = _blocks(shown + blocks, found)
     sides = [f"{heading(rows)}\n\n{machine_side(rows)}" for rows in found.values()]
     if any(row["world"] not in ("1", "") for rows in found.values() for row in rows):
-        sides.insert(0, bars.shown("scaling", "DDP's speed by the number of processes"))
+        sides.insert(0, plots.shown("scaling", "DDP's speed by the number of processes"))
     made[README, "machine"] = _blocks(sides, found)
     made[README, "ceilings"] = ceilings()
     overviews = [f"{heading(rows)}\n\n{overview(rows)}" for rows in found.values()]
@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             write_part(readme, name, text)
     if not args.print:
-        for path in bars.draw_all(found, ROOT / "assets"):
+        for path in plots.draw_all(found, ROOT / "assets"):
             print(f"wrote {path}")
 
 

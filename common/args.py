@@ -11,7 +11,7 @@ import torch
 from common import graphs
 from common.cli import Parser, UserError, fraction, number, positive, whole
 from common.distributed import Process, pick_device
-from common.ends import interval
+from common.run.signals import interval
 from common.speedups import Speedups, has_native_bf16, slowdown_of
 
 

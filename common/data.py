@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from common import ends
 from common.cli import UserError
-from common.coco import is_id, read_coco
 from common.distributed import Process
+from common.io.coco import is_id, read_coco
+from common.io.tiles import INDEX, Packed, Pngs, mask_dtype
+from common.loader import GlobalBatches, Shard
 from common.metrics import IGNORE
-from common.sampling import GlobalBatches, Shard
-from common.storage import INDEX, Packed, Pngs, mask_dtype
+from common.run import signals
 
 PATIENCE = 120  # seconds the loop waits for a loader process
 
@@ -264,7 +264,7 @@ def _as_it_is(batch: Any) -> Batch:
 
 def _at_start(_worker: int) -> None:
     cv2.setNumThreads(0)  # torch's own threads are already set to one by the DataLoader
-    for number in ends.SIGNALS:  # a scheduler sends them to all processes; the run answers them
+    for number in signals.SIGNALS:  # a scheduler sends them to all processes; the run answers them
         signal.signal(number, signal.SIG_IGN)
 
 

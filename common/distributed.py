@@ -20,8 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from common import graphs, heartbeat
+from common import graphs
 from common.cli import UserError
+from common.run import heartbeat
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def process_group(
     """Join the process group torchrun announces, if any, and leave it on the way out.
 
     A process whose launcher ends, ends too. One that falls silent is named by its peers, see
-    `common.heartbeat`.
+    `common.run.heartbeat`.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`. With several processes on one machine each takes

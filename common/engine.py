@@ -14,14 +14,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from common import checkpoint, ends, files, finite, heartbeat
 from common.cli import UserError
 from common.data import Batch, lost_worker, names, prefetch
 from common.distributed import Process, average_buffers, check_equal, gather
-from common.log import Log, describe, memory
-from common.overlay import curves
+from common.io import files
+from common.loader import GlobalBatches
+from common.predict.pictures import curves
 from common.progress import progress, say
-from common.sampling import GlobalBatches
+from common.run import checkpoint, heartbeat, nonfinite, signals
+from common.run.log import Log, describe, memory
 from common.speedups import Step
 
 Prepare = Callable[[Batch, int], tuple[Tensor, Any]]
@@ -53,7 +54,7 @@ def fit(
         prepare: (batch on the device, epoch) → (images, targets) of `step`.
         score: Scores of the bare model; nothing where there is no validation set.
         eval_freq: Epochs between validations.
-        save_every: Also save between validations, see `common.ends.interval`.
+        save_every: Also save between validations, see `common.run.signals.interval`.
         eval_steps: Steps between validations, instead of `eval_freq`.
 
     Raises:
@@ -95,7 +96,7 @@ def fit(
             if unscored:
                 print(f"nothing to validate on: {checkpoint.BEST} is the last state.", flush=True)
 
-    with ends.Watch(process, save_every) as watch, loader_deaths():
+    with signals.Watch(process, save_every) as watch, loader_deaths():
         # A run may have been ended between a save and the validation after it.
         if due() and run.scored_at != run.step:
             validate()
@@ -110,7 +111,7 @@ def fit(
                 if ended:
                     name = signal.Signals(ended).name
                     process.print(f"{name}: saved step {run.step}; --resume continues from it.")
-                    raise SystemExit(ends.REQUEUE)
+                    raise SystemExit(signals.REQUEUE)
                 if due():
                     validate()
                     watch.restart()
@@ -223,14 +224,14 @@ def account(
         where = f"last at step {at} with {names(tiles, shown)}"
         if run.scaler.is_enabled():
             where += f", loss scale {run.scaler.get_scale():g}"
-        if everyone[:, 3].max() >= finite.LIMIT:
+        if everyone[:, 3].max() >= nonfinite.LIMIT:
             raise UserError(
                 f"the loss was not finite for {int(everyone[:, 3].max())} steps in a row, {where}; "
                 "lower --lr or check these tiles. None of it has reached the weights or a "
                 "checkpoint."
             )
         process.print(f"skipped {lost} of {count * process.world_size} losses, not finite: {where}")
-        finite.mend(run.model, run.tally)
+        nonfinite.mend(run.model, run.tally)
     run.tally.clear()
     return ({"loss": total / taken} if taken else {}), ({"skipped": lost} if lost else {})
 

@@ -15,7 +15,7 @@ from common.augment import normalise, random_view
 from common.data import Batch, Tiles, prefetch
 from common.distributed import Process, all_reduce_sum
 from common.metrics import IGNORE
-from common.overlay import Sheet
+from common.predict.pictures import Sheet
 from common.progress import progress
 from common.speedups import Speedups
 from common.targets import semantic_target

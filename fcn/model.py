@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation import fcn_resnet50, fcn_resnet101
 
 from common.backbones import imagenet_weights, load_backbone, normalised_by, with_dropout
-from common.checkpoint import load_weights
+from common.run.checkpoint import load_weights
 from common.semantic import likeliest, main_head, softmax, two_head_loss
 
 STRIDE = 8  # sides of a training crop must be multiples of it
@@ -43,7 +43,7 @@ def build_model(
 
 
 def from_checkpoint(content: dict[str, Any]) -> nn.Module:
-    """The trained network of a checkpoint that `common.checkpoint.load` returned."""
+    """The trained network of a checkpoint that `common.run.checkpoint.load` returned."""
     args = content["args"]
     model = build_model(args["backbone"], len(content["classes"]), norm=args["norm"])
     load_weights(model, content)
@@ -61,5 +61,5 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def probabilities(model: nn.Module, images: Tensor) -> Tensor:
-    """What `common.windows` blends: float [B,3,H,W] → float32 [B,C,H,W] that sums to 1 over C."""
+    """What `predict.windows` blends: float [B,3,H,W] → float32 [B,C,H,W] that sums to 1 over C."""
     return softmax(main_head(model, images))

@@ -14,13 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from common import args as arguments
-from common import checkpoint, data, engine, resume
+from common import data, engine
 from common.cli import fraction
 from common.cli import run as run_main
 from common.distributed import locked, process_group
+from common.predict.score import test_semantic
+from common.run import checkpoint, resume
 from common.semantic import evaluate, training_views
 from common.speedups import make_step, place
-from common.testing import test_semantic
 from fcn.model import BACKBONES, STRIDE, build_model, from_checkpoint, loss_fn, predict
 
 

@@ -21,11 +21,11 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from common.cli import Parser, UserError, run
-from common.coco import is_id, read_coco, read_json, short
 from common.data import Tiles
 from common.distributed import Process
-from common.files import write_atomic
-from preprocessing.outlines import run_lengths
+from common.io.coco import is_id, read_coco, read_json, short
+from common.io.files import write_atomic
+from common.io.outlines import run_lengths
 
 DEFINITION = (
     "AP = precision averaged over recalls 0, 0.01 … 1, IoUs 0.5, 0.55 … 0.95 and the classes that "

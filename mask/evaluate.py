@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common import testing
 from common.augment import normalise
 from common.data import Batch, Tiles, prefetch
 from common.distributed import Process
-from common.overlay import Sheet
+from common.predict import score
+from common.predict.pictures import Sheet
 from common.progress import progress
 from common.speedups import Speedups
 from common.targets import instance_targets
@@ -68,7 +68,7 @@ def evaluate(
 
 def test(args: argparse.Namespace) -> None:
     """What `--test-only` does."""
-    testing.test(args, "mask", from_checkpoint, evaluate, coco.DEFINITION)
+    score.test(args, "mask", from_checkpoint, evaluate, coco.DEFINITION)
 
 
 def _numbered(masks: torch.Tensor) -> np.ndarray:

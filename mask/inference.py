@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from pycocotools import mask as rle
 
-from common import checkpoint
 from common.augment import normalise
 from common.cli import UserError, fraction
 from common.cli import run as run_main
 from common.distributed import pick_device
-from common.files import write_atomic
-from common.inference import (
+from common.io.files import write_atomic
+from common.predict.folder import (
     inference_parser,
     list_images,
     make_output_folder,
     readable,
     refuse,
 )
-from common.overlay import outline, save
+from common.predict.pictures import outline, save
+from common.run import checkpoint
 from mask.model import from_checkpoint, predict
 from mask.scenes import Instance, detect
 

@@ -35,10 +35,10 @@ from torchvision.models.detection.rpn import (
 from torchvision.ops import MultiScaleRoIAlign
 
 from common.backbones import imagenet_weights, load_backbone, normalised_by
-from common.checkpoint import load_weights
 from common.distributed import all_reduce_sum
+from common.run.checkpoint import load_weights
 from common.speedups import Speedups
-from mask.parts import Anchors, Coder, Dense, Heads, Proposals, Sampler, paste
+from mask.rcnn import Anchors, Coder, Dense, Heads, Proposals, Sampler, paste
 from mask.views import Targets
 
 STRIDE = 32  # sides of a training crop must be multiples of it
@@ -181,7 +181,7 @@ def _pyramid(backbone: str, weights: str | None, norm_layer: type[nn.Module] | N
 
 
 def from_checkpoint(content: dict[str, Any]) -> TileMaskRCNN:
-    """The trained network of a checkpoint that `common.checkpoint.load` returned."""
+    """The trained network of a checkpoint that `common.run.checkpoint.load` returned."""
     args = content["args"]
     model = build_model(
         args["backbone"],

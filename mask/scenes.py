@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.windows import grid
+from common.predict.windows import grid
 
 SAME = 0.5  # IoU, where two windows both look, from which two masks are one aircraft
 

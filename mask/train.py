@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from common import args as arguments
-from common import checkpoint, data, engine, resume
+from common import data, engine
 from common.cli import positive
 from common.cli import run as run_main
 from common.distributed import locked, process_group
+from common.run import checkpoint, resume
 from common.speedups import make_step, place
 from mask.evaluate import evaluate, test
 from mask.model import BACKBONES, STRIDE, build_model, loss_fn, speed_up

@@ -21,12 +21,12 @@ import numpy as np
 from pycocotools import mask as rle
 
 from common.cli import Parser, UserError, run
-from common.coco import read_coco, read_json
+from common.io.coco import read_coco, read_json
+from common.io.images import image_size, read_image
+from common.io.outlines import run_lengths
 from preprocessing.options import add_tiling_options, settings_from
-from preprocessing.outlines import run_lengths
 from preprocessing.splits import tile_splits
 from preprocessing.tiles import Labels, Thing
-from rareplanes.images import image_size, read_image
 
 MAX_OBJECTS = (1 << 16) - 2
 MAX_STEM = 200  # bytes: with `_tile_999_mask.png` and a temporary's ending it still is a file name

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from common.cli import UserError
+from common.io.tiles import PACKED
 from common.progress import progress
-from common.storage import PACKED
-from preprocessing.files import image_path, mask_path, read_record, write_images, write_labels
-from preprocessing.packing import pack_splits
-from preprocessing.pool import Workers
+from preprocessing.pack import pack_splits
+from preprocessing.scene_tiles import image_path, mask_path, read_record, write_images, write_labels
 from preprocessing.tiles import MIN_PIXELS, Settings, Source
+from preprocessing.workers import Workers
 
 OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json", *PACKED)
 STAGE = ".tiling"

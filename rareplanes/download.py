@@ -22,9 +22,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.cli import Parser, UserError, run
-from rareplanes import bucket, local
-from rareplanes.bucket import Listing, RemoteFile, Scene
-from rareplanes.transfer import GIVE_UP_AFTER, Outcome, as_size, fetch_all
+from rareplanes.bucket import listing, manifest
+from rareplanes.bucket.listing import Listing, RemoteFile, Scene
+from rareplanes.bucket.transfer import GIVE_UP_AFTER, Outcome, as_size, fetch_all
 
 SPLITS = ("train", "test")
 SPARE_BYTES = 50_000_000  # for the manifest, folders and the files' last blocks
@@ -77,12 +77,12 @@ def main(argv: list[str] | None = None) -> int:
 def download(args: argparse.Namespace) -> int:
     root: Path = args.output_path
     on_disk = existing_parent(root)
-    client = bucket.make_client(args.endpoint_url, args.workers)
+    client = listing.make_client(args.endpoint_url, args.workers)
     splits = SPLITS if args.split == "all" else (args.split,)
-    print(f"listing s3://{bucket.BUCKET}/{bucket.PREFIX}/ …", flush=True)
-    listing = bucket.list_scenes(client, splits, args.retries)
-    report_listing(listing)
-    scenes = pick(listing.scenes, splits, args.airports, args.limit, args.seed)
+    print(f"listing s3://{listing.BUCKET}/{listing.PREFIX}/ …", flush=True)
+    listed = listing.list_scenes(client, splits, args.retries)
+    report_listing(listed)
+    scenes = pick(listed.scenes, splits, args.airports, args.limit, args.seed)
 
     files = [file for scene in scenes for file in scene.files]
     missing = sum(file.size for file in files if not has_its_size(root, file))
@@ -100,12 +100,12 @@ def download(args: argparse.Namespace) -> int:
     if args.dry_run:
         return 0
 
-    local.prepare_folders(root, files)
+    manifest.prepare_folders(root, files)
     outcome = fetch_all(
         client,
         root,
         scenes,
-        local.load_manifest(root),
+        manifest.load_manifest(root),
         workers=args.workers,
         retries=args.retries,
         verify=args.verify,
@@ -133,7 +133,8 @@ def pick(
     """The scenes asked for, the first `limit` of each split."""
     if not scenes:
         raise UserError(
-            f"s3://{bucket.BUCKET}/{bucket.PREFIX}/ lists no complete scene: check --endpoint-url."
+            f"s3://{listing.BUCKET}/{listing.PREFIX}/ lists no complete scene: "
+            "check --endpoint-url."
         )
     known = sorted({scene.airport for scene in scenes})
     for name in airports or ():
@@ -146,7 +147,7 @@ def pick(
     return [
         scene
         for split in splits
-        for scene in bucket.choose(
+        for scene in listing.choose(
             [s for s in scenes if s.split == split and s.airport in wanted], limit, seed
         )
     ]
@@ -161,7 +162,7 @@ def has_its_size(root: Path, file: RemoteFile) -> bool:
 
 def describe(files: list[RemoteFile]) -> str:
     size = as_size(sum(file.size for file in files))
-    return f"{len(files) // len(bucket.PARTS)} scenes, {len(files)} files, {size}"
+    return f"{len(files) // len(listing.PARTS)} scenes, {len(files)} files, {size}"
 
 
 def print_table(scenes: list[Scene], splits: tuple[str, ...]) -> None:

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from common.cli import Parser, UserError, run
-from common.files import sweep, write_atomic
+from common.io.files import sweep, write_atomic
 from common.progress import progress
 from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render

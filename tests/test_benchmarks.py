@@ -5,7 +5,7 @@ from helpers.commands import ROOT, run_forked
 from torture import run as torture
 
 from benchmarks import loader, operators, overhead, parts
-from benchmarks.readme import README, part, read_rows, write_part
+from benchmarks.lib.readme import README, part, read_rows, write_part
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torture import checkpoints
 
-from common import archive, checkpoint, files
 from common.cli import UserError
+from common.io import files
+from common.run import checkpoint, checkpoint_file
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def content():
 
 def test_round_trip(content, tmp_path):
     path = tmp_path / "a.pth"
-    archive.write(content, path)
+    checkpoint_file.write(content, path)
     back = checkpoint.load(path, "unet")
     assert torch.equal(back["model"]["w"], content["model"]["w"])
     assert back["args"] == content["args"]
@@ -32,7 +33,7 @@ def test_round_trip(content, tmp_path):
 
 def test_any_flipped_bit_is_noticed(content, tmp_path):
     path = tmp_path / "a.pth"
-    archive.write(content, path)
+    checkpoint_file.write(content, path)
     good = path.read_bytes()
     start = good.index(content["model"]["w"].numpy().tobytes())
     for at in range(start, start + 4800, 97):
@@ -66,7 +67,7 @@ def test_foreign_and_other_models(content, tmp_path):
     torch.save({"model_state_dict": {}}, tmp_path / "foreign.pth")
     with pytest.raises(UserError, match="was not written by"):
         checkpoint.load(tmp_path / "foreign.pth")
-    archive.write(content, tmp_path / "a.pth")
+    checkpoint_file.write(content, tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"python unet/inference\.py"):
         checkpoint.load(tmp_path / "a.pth", "fcn")
     with pytest.raises(UserError, match="there is no checkpoint"):
@@ -78,14 +79,14 @@ def test_foreign_and_other_models(content, tmp_path):
 )
 def test_a_format_that_is_no_number_is_no_format_of_ours(content, tmp_path, number):
     made = content | {"format": number}
-    torch.save(made | {"sha256": archive.digest(made)}, tmp_path / "a.pth")
+    torch.save(made | {"sha256": checkpoint_file.digest(made)}, tmp_path / "a.pth")
     with pytest.raises(UserError, match="was not written by"):
         checkpoint.load(tmp_path / "a.pth")
 
 
 def test_a_failed_write_keeps_the_old_file(content, tmp_path, monkeypatch):
     path = tmp_path / "a.pth"
-    archive.write(content, path)
+    checkpoint_file.write(content, path)
     before = path.read_bytes()
 
     def full(value, file):
@@ -94,7 +95,7 @@ def test_a_failed_write_keeps_the_old_file(content, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="is the disk full"):
-        archive.write(content, path)
+        checkpoint_file.write(content, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
@@ -111,7 +112,7 @@ def test_a_small_torture(case, number, tmp_path):
 def test_bombs_are_not_unpacked(content, tmp_path):
     """Deflated zeros, and a tensor of 4 TB that has 4 bytes."""
     path = tmp_path / "a.pth"
-    archive.write(content | {"zeros": torch.zeros(10**6)}, path)
+    checkpoint_file.write(content | {"zeros": torch.zeros(10**6)}, path)
     path.write_bytes(checkpoints.deflated(bytearray(path.read_bytes())))
     with pytest.raises(UserError, match="it is compressed"):
         checkpoint.load(path)
@@ -123,7 +124,7 @@ def test_bombs_are_not_unpacked(content, tmp_path):
 def test_the_one_before_is_kept_and_temporaries_are_swept(content, tmp_path):
     path, previous = tmp_path / "checkpoint.pth", tmp_path / "checkpoint.previous.pth"
     for step in range(3):
-        archive.write(content | {"step": step}, path, previous)
+        checkpoint_file.write(content | {"step": step}, path, previous)
     assert [checkpoint.load(p)["step"] for p in (path, previous)] == [2, 1]
     (tmp_path / ".checkpoint.pth.999999999.tmp").write_bytes(b"half")
     files.sweep(tmp_path)

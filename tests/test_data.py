@@ -15,10 +15,10 @@ from torch.utils.data import default_collate
 from common.cli import UserError
 from common.data import Tiles
 from common.distributed import Process
-from common.sampling import GlobalBatches, Shard
-from common.storage import tile_paths
+from common.io.images import read_rgb
+from common.io.tiles import tile_paths
+from common.loader import GlobalBatches, Shard
 from common.targets import instance_targets, semantic_target
-from rareplanes.images import read_rgb
 
 CPU = torch.device("cpu")
 

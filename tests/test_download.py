@@ -22,11 +22,11 @@ from helpers.commands import PATIENCE, ROOT, wait_for
 from helpers.s3 import AIRPORTS, FakeS3, fill, keys_of
 from helpers.scenes import REAL
 
-from common import files
 from common.cli import UserError
-from common.files import temporary_name
-from rareplanes import bucket, local, transfer
-from rareplanes.bucket import RemoteFile, Scene, choose
+from common.io import files
+from common.io.files import temporary_name
+from rareplanes.bucket import listing, manifest, transfer
+from rareplanes.bucket.listing import RemoteFile, Scene, choose
 from rareplanes.download import main
 
 SCRIPT = ROOT / "rareplanes" / "download.py"
@@ -44,17 +44,17 @@ def server():
     thread.join()
 
 
-make_client = functools.cache(bucket.make_client)  # boto takes half a second to make one
+make_client = functools.cache(listing.make_client)  # boto takes half a second to make one
 
 
 @pytest.fixture
 def s3(server, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(bucket, "BACKOFF_S", 0.02)
-    monkeypatch.setattr(bucket, "BACKOFF_CAP_S", 0.3)
-    monkeypatch.setattr(bucket, "BOTO_ATTEMPTS", 1)
-    monkeypatch.setattr(bucket, "TIMEOUT_S", 15.0)
-    monkeypatch.setattr(bucket, "make_client", make_client)
+    monkeypatch.setattr(listing, "BACKOFF_S", 0.02)
+    monkeypatch.setattr(listing, "BACKOFF_CAP_S", 0.3)
+    monkeypatch.setattr(listing, "BOTO_ATTEMPTS", 1)
+    monkeypatch.setattr(listing, "TIMEOUT_S", 15.0)
+    monkeypatch.setattr(listing, "make_client", make_client)
     server.reset()
     fill(server)
     return server
@@ -135,7 +135,7 @@ def test_keys_in_the_environment_are_sent_to_nobody_and_written_nowhere(
 ):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "CANARY")
-    monkeypatch.setattr(bucket, "make_client", make_client.__wrapped__)  # made with these
+    monkeypatch.setattr(listing, "make_client", make_client.__wrapped__)  # made with these
     assert download(s3, tmp_path, "-n", "1") == 0
     assert s3.log
     for path, headers in s3.log:
@@ -209,8 +209,8 @@ def test_small_airports_give_all_they_have_and_the_others_fill_up():
 def test_one_fault_after_another_leaves_a_right_tree(s3, tmp_path, fault, monkeypatch, capsys):
     s3.faults = {key: [fault] * (1 if fault == "stall" else 3) for key in list(s3.objects)[4::7]}
     if fault == "stall":
-        monkeypatch.setattr(bucket, "TIMEOUT_S", 1.0)
-        monkeypatch.setattr(bucket, "make_client", make_client.__wrapped__)  # with this patience
+        monkeypatch.setattr(listing, "TIMEOUT_S", 1.0)
+        monkeypatch.setattr(listing, "make_client", make_client.__wrapped__)  # with this patience
     assert download(s3, tmp_path, "--all", "-j", "8") == 0
     assert not any(s3.faults.values())
     assert tree(tmp_path) == expected(s3)
@@ -239,10 +239,10 @@ def test_default_retries_outlast_a_storm_of_30_seconds(monkeypatch):
     monkeypatch.setattr(random, "uniform", lambda low, high: low)
 
     def fails():
-        raise bucket.DamagedError("no")
+        raise listing.DamagedError("no")
 
-    with pytest.raises(bucket.DamagedError):
-        bucket.persist(fails, 8, stop, lambda line: None)
+    with pytest.raises(listing.DamagedError):
+        listing.persist(fails, 8, stop, lambda line: None)
     assert len(waits) == 8
     assert sum(waits) > 30
 
@@ -267,7 +267,7 @@ def test_an_object_gone_or_changed_since_the_listing_is_not_retried(
     s3, tmp_path, monkeypatch, capsys
 ):
     gone, _, _, changed, *_ = s3.objects
-    real = bucket.list_scenes
+    real = listing.list_scenes
 
     def list_then_change(*args):
         listing = real(*args)
@@ -275,7 +275,7 @@ def test_an_object_gone_or_changed_since_the_listing_is_not_retried(
         s3.objects[changed] = s3.objects[changed][::-1]
         return listing
 
-    monkeypatch.setattr(bucket, "list_scenes", list_then_change)
+    monkeypatch.setattr(listing, "list_scenes", list_then_change)
     assert download(s3, tmp_path, "--all") == 1
     tries = Counter(unquote(urlsplit(path).path) for path, _ in s3.log)
     assert tries[f"/rareplanes-public/{gone}"] == tries[f"/rareplanes-public/{changed}"] == 1
@@ -305,7 +305,7 @@ def multipart_etag(content, size):
 
 @pytest.mark.parametrize("part_size", [1000, 50_000, 777])  # 777: unknown here, 50 000: one part
 def test_uploads_in_parts_are_checked_too(s3, tmp_path, monkeypatch, part_size):
-    monkeypatch.setattr(local, "PART_SIZES", [1000, 2000])
+    monkeypatch.setattr(manifest, "PART_SIZES", [1000, 2000])
     s3.etags = {key: multipart_etag(body, part_size) for key, body in s3.objects.items()}
     checkable = ".png" if part_size == 777 else ""  # flipped in its padding, an XML still parses
     flipped = [key for key in s3.objects if key.endswith(checkable)][::5]
@@ -329,12 +329,12 @@ def test_real_files_pass_where_only_their_own_checksums_can_tell(tmp_path):
     for path in (p for p in REAL.rglob("*") if p.suffix in (".png", ".xml")):
         content = path.read_bytes()
         file = RemoteFile("", path.name, len(content), f"{'0' * 32}-3")
-        assert local.damage(path, file, "") is None
+        assert manifest.damage(path, file, "") is None
         if path.suffix == ".png":
             for at in random.Random(0).sample(range(len(content)), 40):
                 flipped = tmp_path / path.name
                 flipped.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
-                assert local.damage(flipped, file, "")
+                assert manifest.damage(flipped, file, "")
 
 
 # What is here already
@@ -535,7 +535,7 @@ def test_listings_that_lie_are_answered_in_a_sentence(s3, tmp_path, capsys):
 
 
 def test_a_listing_without_end_is_left(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr(bucket, "MAX_KEYS", 10)
+    monkeypatch.setattr(listing, "MAX_KEYS", 10)
     with pytest.raises(UserError, match="more than 10 keys"):
         download(s3, tmp_path, "--all")
 
@@ -591,7 +591,7 @@ def test_no_credentials_are_read_or_sent(s3, tmp_path, monkeypatch):
         secrets[name] = str(config)
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(bucket, "make_client", make_client.__wrapped__)
+    monkeypatch.setattr(listing, "make_client", make_client.__wrapped__)
     assert download(s3, tmp_path / "data", "-n", "2") == 0
     assert len(s3.log) > 12
     public = make_client.__wrapped__(None, 4)

@@ -16,10 +16,11 @@ import torch.distributed as dist
 from helpers.commands import ENCODER, ROOT, losses
 from torch import Tensor, nn
 
-from benchmarks.steps import noise_tiles, training_step
-from common import checkpoint, data, graphs
+from benchmarks.lib.synthetic import noise_tiles, training_step
+from common import data, graphs
 from common.args import train_parser
 from common.distributed import Process
+from common.run import checkpoint
 from common.speedups import Speedups
 from mask import train as mask_train
 from mask.model import build_model

@@ -15,11 +15,11 @@ from torchvision.models.detection import roi_heads
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torture import children, kills
 
-from benchmarks.steps import noise_tiles
+from benchmarks.lib.synthetic import noise_tiles
 from benchmarks.syncs import census
-from common import checkpoint
 from common.cli import UserError
 from common.distributed import process_group
+from common.run import checkpoint
 from common.speedups import Speedups, place
 from common.targets import instance_targets
 from mask import inference, train
@@ -31,7 +31,7 @@ from mask.model import (
     loss_fn,
     predict,
 )
-from mask.parts import Sampler, ignored, paste
+from mask.rcnn import Sampler, ignored, paste
 from mask.scenes import Instance, detect, merge
 
 CPU = torch.device("cpu")

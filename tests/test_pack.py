@@ -20,7 +20,7 @@ from benchmarks import loader
 from common.cli import UserError
 from common.data import Tiles, scoring_loader
 from common.distributed import Process
-from common.storage import PACKED, Packed, Pngs
+from common.io.tiles import PACKED, Packed, Pngs
 from preprocessing import coco
 from preprocessing.preprocess import main
 from unet import train

@@ -28,7 +28,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from common.cli import UserError
-from preprocessing import files, pool
+from preprocessing import scene_tiles
+from preprocessing import workers as pool
 from preprocessing.preprocess import RarePlanesScene, choose_airports, main
 from preprocessing.splits import tile_splits
 from preprocessing.tiles import MIN_PIXELS, Labels, Settings, Thing, cut, grid
@@ -305,19 +306,19 @@ def test_record_of_overwritten_tiles_is_not_believed(tmp_path, monkeypatch):
     stage = tmp_path / ".tiling"
     for name in ("records", "masks_tiled", "images_tiled"):
         (stage / name).mkdir(parents=True)
-    files.write_labels(source, stage, Settings(tile_size=64))
+    scene_tiles.write_labels(source, stage, Settings(tile_size=64))
 
     written = []
 
-    def stop_later(path, data, write=files.write_atomic):
+    def stop_later(path, data, write=scene_tiles.write_atomic):
         if len(written) == 12:
             raise KeyboardInterrupt
         written.append(write(path, data))
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_atomic", stop_later)
+        patch.setattr(scene_tiles, "write_atomic", stop_later)
         with pytest.raises(KeyboardInterrupt):
-            files.write_labels(source, stage, Settings(tile_size=48))
+            scene_tiles.write_labels(source, stage, Settings(tile_size=48))
     assert main([*args, "64"]) == 0
     interrupted = tree(tmp_path)
     assert main([*args, "48"]) == 0

@@ -16,10 +16,11 @@ from torch import nn
 from torch.utils.data import get_worker_info
 from torture import checkpoints, children, kills
 
-from common import archive, checkpoint, data, distributed, ends, engine, finite, semantic
+from common import data, distributed, engine, semantic
 from common.args import train_parser
 from common.cli import UserError, run
 from common.distributed import Process
+from common.run import checkpoint, checkpoint_file, nonfinite, signals
 from common.speedups import Speedups, make_step, place
 from unet import train
 
@@ -70,7 +71,7 @@ def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(tiled, tmp_path, model)
         if name == "cut":
             wait_for(lambda: lines(tmp_path / "cut") >= 1)  # that of step 2
             os.kill(child.pid, signal.SIGUSR1)
-            assert children.end(child) == ends.REQUEUE, log.read_text()
+            assert children.end(child) == signals.REQUEUE, log.read_text()
             child = children.start(train_it, log)
         assert children.end(child) == 0, log.read_text()
     assert "SIGUSR1: saved step" in log.read_text()
@@ -118,7 +119,7 @@ def test_two_processes_end_together_and_go_on_to_the_bit(tiled, tmp_path):
     cut = start("cut")
     wait_for(lambda: lines(tmp_path / "cut") >= 1)
     os.kill(cut[1].pid, signal.SIGTERM)  # one of them alone
-    assert [children.end(child) for child in cut] == [ends.REQUEUE] * 2
+    assert [children.end(child) for child in cut] == [signals.REQUEUE] * 2
     saved = checkpoint.load(tmp_path / "cut/checkpoint.pth")
     assert 0 < saved["step"] < 11
     assert not torch.equal(*saved["ranks"]["rng"])
@@ -196,7 +197,7 @@ def test_save_every_counts_steps_or_minutes(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
     def saves(text):
-        watch, saved = ends.Watch(ALONE, ends.interval(text)), []
+        watch, saved = signals.Watch(ALONE, signals.interval(text)), []
         for step in range(1, 8):
             clock[0] += 30
             if watch.agreed(step)[1]:
@@ -220,7 +221,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiled, trained, tmp_p
     said = capsys.readouterr().out
     assert "is damaged" in said
     assert "Continuing from" in said
-    assert archive.digest(checkpoint.load(latest)["model"]) == archive.digest(
+    assert checkpoint_file.digest(checkpoint.load(latest)["model"]) == checkpoint_file.digest(
         checkpoint.load(trained / "checkpoint.pth")["model"]
     )
     latest.write_bytes(b"")
@@ -243,7 +244,7 @@ def test_a_world_that_shrank_must_keep_its_global_batch(tiled, trained, tmp_path
     folder = shutil.copytree(trained, tmp_path / "run")
     saved = checkpoint.load(folder / "checkpoint.pth")
     saved["settings"] |= {"world_size": 2, "global_batch": 8}
-    archive.write(saved, folder / "checkpoint.pth")
+    checkpoint_file.write(saved, folder / "checkpoint.pth")
     with pytest.raises(UserError, match=r"global batch of 8 on 2 .* their product is 8 / 1"):
         train.main(training(tiled, folder, "--max-steps", 9, "--resume"))
 
@@ -294,14 +295,14 @@ def kill_loaders() -> None:
 
 
 def test_a_killed_loader_process_is_answered_by_one_sentence(tiled, tmp_path, monkeypatch):
-    agreed = ends.Watch.agreed
+    agreed = signals.Watch.agreed
 
     def kill(watch, step):
         if step == 2:
             kill_loaders()
         return agreed(watch, step)
 
-    monkeypatch.setattr(ends.Watch, "agreed", kill)
+    monkeypatch.setattr(signals.Watch, "agreed", kill)
     with pytest.raises(UserError, match=r"a loader process died .* lower --workers"):
         train.main(training(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
 
@@ -346,14 +347,14 @@ def test_a_loader_process_that_hangs_is_answered_by_one_sentence(tiled, tmp_path
 
 def test_an_output_folder_that_goes_away_is_named(tiled, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
-    agreed = ends.Watch.agreed
+    agreed = signals.Watch.agreed
 
     def remove(watch, step):
         if step == 2:
             shutil.rmtree(folder)
         return agreed(watch, step)
 
-    monkeypatch.setattr(ends.Watch, "agreed", remove)
+    monkeypatch.setattr(signals.Watch, "agreed", remove)
     with pytest.raises(SystemExit) as end:
         run(lambda: train.main(training(tiled, folder, "--max-steps", 4)))
     assert end.value.code == 2
@@ -375,13 +376,13 @@ def test_a_lost_step_changes_no_weight(dtype, clip):
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     scaler = settings.scaler(process.device)
     step = make_step(objective, optimizer, schedule, scaler, settings, process.device, clip)
-    x, tally = torch.randn(2, 3, 8, 8), finite.Tally()
+    x, tally = torch.randn(2, 3, 8, 8), nonfinite.Tally()
     for number in range(4):
         tally.add(step(x, torch.ones(2, 1, 1, 1)), number, torch.tensor([7, 8]))
-    finite.mend(model, tally)
+    nonfinite.mend(model, tally)
 
     def state():
-        return archive.digest([list(model.parameters()), optimizer.state_dict()["state"]])
+        return checkpoint_file.digest([list(model.parameters()), optimizer.state_dict()["state"]])
 
     before = state()
     for number, broken in enumerate([torch.inf, torch.nan, -torch.inf] * 60, start=4):
@@ -390,12 +391,12 @@ def test_a_lost_step_changes_no_weight(dtype, clip):
         tally.add(step(bad, torch.ones(2, 1, 1, 1)), number, torch.tensor([9, 10]))
     assert state() == before
     assert tally.sums[1:7].tolist() == [180, 180, 180, 183, 9, 10]
-    finite.mend(model, tally)
-    finite.check(model)
+    nonfinite.mend(model, tally)
+    nonfinite.check(model)
     assert all(buffer.isfinite().all() for buffer in model.buffers())
     assert not scaler.is_enabled() or scaler.get_scale() >= 1
     assert step(x, torch.ones(2, 1, 1, 1)).isfinite()
-    finite.check(model)
+    nonfinite.check(model)
     assert state() != before
 
 
@@ -410,7 +411,7 @@ def test_lost_losses_are_counted_and_too_many_end_the_run(tiled, tmp_path, monke
 
     train_loss = train.loss_fn
     monkeypatch.setattr(train, "loss_fn", loss_fn)
-    monkeypatch.setattr(finite, "LIMIT", 4)
+    monkeypatch.setattr(nonfinite, "LIMIT", 4)
     folder = tmp_path / "run"
     with pytest.raises(UserError) as caught:
         train.main(training(tiled, folder, "--max-steps", 40, "--save-every", 1))

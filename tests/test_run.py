@@ -12,16 +12,25 @@ import torch
 from helpers.commands import ENCODER, PATIENCE, ROOT, run_script, wait_for
 from PIL import Image
 
-from benchmarks import bars, quality, table
-from benchmarks.matrix import plan
-from benchmarks.readme import part, read_rows
-from benchmarks.rows import COLUMNS, PHASES, PLACE, append, median_interval, newest, summaries
+from benchmarks import table
+from benchmarks.lib import plots, quality
+from benchmarks.lib.matrix import plan
+from benchmarks.lib.readme import part, read_rows
+from benchmarks.lib.results import (
+    COLUMNS,
+    PHASES,
+    PLACE,
+    append,
+    median_interval,
+    newest,
+    summaries,
+)
 from common.cli import UserError
 
 # Slows the training down, in whichever process has --channels-last.
 SLOWER = """
 import sys
-if "--channels-last" in sys.orig_argv and "benchmarks/cell.py" in " ".join(sys.orig_argv):
+if "--channels-last" in sys.orig_argv and "timed_train.py" in " ".join(sys.orig_argv):
     import time, torch
     backward = torch.Tensor.backward
     def slow(*args, **kwargs):
@@ -187,7 +196,7 @@ def test_the_readmes_show_the_committed_numbers(written, readme, name):
 def test_the_picture_is_drawn_for_light_and_dark_pages(tmp_path):
     rows = rows_of({"plain": [10, 11], "amp": [20, 21], "compile": [5, 6]})
     rows += rows_of({"ddp": [1]}, error="it did not")
-    written = bars.draw_all({"cpu": rows}, tmp_path)
+    written = plots.draw_all({"cpu": rows}, tmp_path)
     assert [path.name for path in written] == ["unet_benchmark.png", "unet_benchmark_dark.png"]
     light, dark = (Image.open(path).convert("L") for path in written)
     assert light.size == dark.size

@@ -4,14 +4,15 @@ import pytest
 from helpers.commands import ROOT, run_forked
 from torch import nn
 
-from benchmarks import scale, scale_report, workload
-from benchmarks.network import Network, exposed, hidden_from
-from benchmarks.readme import README, part, read_rows
+from benchmarks import scale
+from benchmarks.lib.readme import README, part, read_rows
+from benchmarks.lib.scale import report, workload
+from benchmarks.lib.scale.network import Network, exposed, hidden_from
 from common.cli import UserError
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> list[scale_report.Row]:
+def rows(tmp_path_factory) -> list[report.Row]:
     """In a process of its own: the fake process group is not to meet other tests."""
     folder = tmp_path_factory.mktemp("scale")
     done = run_forked(
@@ -43,7 +44,7 @@ def test_efficiency_rises_with_bandwidth_and_falls_with_faster_gpus(rows):
 def test_the_readme_shows_the_committed_numbers():
     committed = read_rows(ROOT / "benchmarks/results/scale.csv")
     assert {row["model"] for row in committed} == set(scale.MODELS)
-    assert part(README, "scale") == scale_report.tables(committed), (
+    assert part(README, "scale") == report.tables(committed), (
         "stale; run: python benchmarks/scale.py --write-readme"
     )
 

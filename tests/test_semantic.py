@@ -13,11 +13,11 @@ from torch import nn
 from torchvision.models import mobilenet_v3_large
 from torture import children
 
-from common import checkpoint
 from common.backbones import load_backbone
 from common.cli import UserError, run
 from common.distributed import check_equal, process_group
 from common.metrics import IGNORE
+from common.run import checkpoint
 from common.semantic import segmentation_loss, two_head_loss
 from DeepLabV3 import inference, train
 from DeepLabV3.model import build_model, loss_fn, predict, probabilities

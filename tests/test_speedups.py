@@ -11,13 +11,13 @@ from helpers.networks import thin_fcn
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from benchmarks.steps import model_module, noise_tiles, training_step
+from benchmarks.lib.synthetic import model_module, noise_tiles, training_step
 from benchmarks.syncs import census
 from common import args as arguments
 from common import augment, distributed, graphs, speedups
-from common.checkpoint import restore_optimizer
 from common.cli import UserError
 from common.distributed import Process, process_group
+from common.run.checkpoint import restore_optimizer
 from common.speedups import Speedups, make_step, place
 from common.targets import semantic_target
 from fcn import model as fcn

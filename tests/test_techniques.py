@@ -19,8 +19,9 @@ from helpers.networks import thin_fcn, train_thin
 from torch import nn
 from torture import children
 
-from benchmarks.readme import part, write_part
-from common import checkpoint, graphs
+from benchmarks.lib.readme import part, write_part
+from common import graphs
+from common.run import checkpoint
 from fcn import model as fcn
 
 # A graph is captured after its warm-up, and then replayed three times.

@@ -12,9 +12,9 @@ import torch
 from helpers.commands import ENCODER, ROOT, TORCHRUN, losses, run_forked, run_script, training
 from helpers.scenes import decode
 
-from common import archive, checkpoint
 from common.cli import UserError
 from common.metrics import IGNORE
+from common.run import checkpoint, checkpoint_file
 from unet import inference, train
 from unet.model import build_model, from_checkpoint, loss_fn, predict
 
@@ -81,7 +81,7 @@ def test_without_validation_tiles_the_last_state_is_the_best(tiled_copy, tmp_pat
     train.main(training(tiled_copy, tmp_path / "run", "--max-steps", 2))
     assert "model_best.pth is the last state" in capsys.readouterr().out
     best, latest = (tmp_path / "run" / name for name in ("model_best.pth", "checkpoint.pth"))
-    weights = [archive.digest(checkpoint.load(path)["model"]) for path in (best, latest)]
+    weights = [checkpoint_file.digest(checkpoint.load(path)["model"]) for path in (best, latest)]
     assert weights[0] == weights[1]
 
 
@@ -249,10 +249,10 @@ def test_mistakes_are_answered_by_one_sentence(tiled, tmp_path, words, sentence)
 
 
 def test_a_finished_run_is_not_written_over(tiled, trained):
-    before = archive.digest(checkpoint.load(trained / "checkpoint.pth"))
+    before = checkpoint_file.digest(checkpoint.load(trained / "checkpoint.pth"))
     with pytest.raises(UserError, match="holds a run already"):
         train.main(training(tiled, trained))
-    assert archive.digest(checkpoint.load(trained / "checkpoint.pth")) == before
+    assert checkpoint_file.digest(checkpoint.load(trained / "checkpoint.pth")) == before
 
 
 def test_config_file(tiled, tmp_path):

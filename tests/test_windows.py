@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.windows import blend, grid
+from common.predict.windows import blend, grid
 
 
 @settings(deadline=None, max_examples=60)

@@ -8,8 +8,8 @@ from segmentation_models_pytorch.encoders import encoders
 from torch import Tensor, nn
 
 from common.backbones import imagenet_weights, load_backbone, normalised_by
-from common.checkpoint import load_weights
 from common.cli import UserError
+from common.run.checkpoint import load_weights
 from common.semantic import likeliest, segmentation_loss, softmax
 
 STRIDE = 32  # sides of an input must be multiples of it
@@ -54,7 +54,7 @@ def build_model(
 
 
 def from_checkpoint(content: dict[str, Any]) -> nn.Module:
-    """The trained network of a checkpoint that `common.checkpoint.load` returned."""
+    """The trained network of a checkpoint that `common.run.checkpoint.load` returned."""
     args = content["args"]
     model = build_model(
         args["encoder"],
@@ -78,5 +78,5 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def probabilities(model: nn.Module, images: Tensor) -> Tensor:
-    """What `common.windows` blends: float [B,3,H,W] → float32 [B,C,H,W] that sums to 1 over C."""
+    """What `predict.windows` blends: float [B,3,H,W] → float32 [B,C,H,W] that sums to 1 over C."""
     return softmax(model(images))

@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.steps import noise_tiles
+from benchmarks.lib.synthetic import noise_tiles
 from common.augment import normalise
 from common.targets import instance_targets
 

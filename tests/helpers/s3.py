@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from rareplanes import bucket
+from rareplanes.bucket import listing
 
 AIRPORTS = ("Atlanta", "Basel", "Chicago", "Hong_Kong")
 
@@ -157,7 +157,7 @@ def png(content: bytes) -> bytes:
 
 
 def keys_of(split, stem):
-    return [f"synthetic/{split}/{part}/{stem}{end}" for part, end in bucket.PARTS.items()]
+    return [f"synthetic/{split}/{part}/{stem}{end}" for part, end in listing.PARTS.items()]
 
 
 def fill(server, per_airport=3, splits=("train", "test"), size=9000):

@@ -10,7 +10,7 @@ from pathlib import Path
 from multinode.hosts import Hosts
 from multinode.job import ROOT, Job
 
-from common import checkpoint
+from common.run import checkpoint
 
 STEPS = 24
 FLAGS = ["--encoder", "tu-test_resnet", "--weights-backbone", "none", "--device", "cpu", "-j", "0"]

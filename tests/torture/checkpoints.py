@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from common import archive, checkpoint
 from common.cli import UserError
+from common.run import checkpoint, checkpoint_file
 from unet.model import build_model, from_checkpoint
 
 
@@ -34,13 +34,13 @@ def content(step: int) -> dict:
 def killed_save(number: int, folder: Path) -> str:
     """A process that saves without end is killed at a random moment: what it saved last loads."""
     path = folder / f"{number}.pth"
-    archive.write(content(0), path)
+    checkpoint_file.write(content(0), path)
     ready, begun = os.pipe()
     child = os.fork()
     if child == 0:  # only numbers and files from here on, and no way back
         try:
             for step in range(1, 10_000):
-                archive.write(content(step), path)
+                checkpoint_file.write(content(step), path)
                 os.write(begun, b"%d\n" % step)
         finally:
             os._exit(1)
@@ -60,7 +60,7 @@ def killed_save(number: int, folder: Path) -> str:
 def corrupted(number: int, folder: Path) -> str:
     """A bit flips, the end is missing, a page is zero or two pages change places."""
     path = folder / "damaged.pth"
-    archive.write(content(number), path)
+    checkpoint_file.write(content(number), path)
     data = bytearray(path.read_bytes())
     rng = random.Random(number)
     kind = ("flip", "cut", "zeros", "swap")[number % 4]
@@ -83,7 +83,7 @@ def corrupted(number: int, folder: Path) -> str:
         return f"{kind} refused"
     # Bytes that mean nothing, as the padding between the parts of the archive, may change.
     made = content(number)
-    assert archive.digest(found) == archive.digest(
+    assert checkpoint_file.digest(found) == checkpoint_file.digest(
         {key: value for key, value in made.items() if key != "sha256"}
     ), f"{kind}: wrong values accepted"
     return f"{kind} without effect" if bytes(data) != before else f"{kind} changed nothing"
@@ -94,7 +94,11 @@ def network() -> dict[str, Any]:
     """The checkpoint of a small UNet that loads and predicts."""
     model = build_model("tu-test_resnet", 2)
     args = {"encoder": "tu-test_resnet", "norm": "batch"}
-    whole = content(0) | {"args": args, "model": model.state_dict(), "format": archive.FORMATS[-1]}
+    whole = content(0) | {
+        "args": args,
+        "model": model.state_dict(),
+        "format": checkpoint_file.FORMATS[-1],
+    }
     return whole | {"settings": {}, "seen": 0, "best": 0.5, "scores": {}}
 
 
@@ -141,8 +145,8 @@ def dense(value: Any) -> bool:
 def checksum(made: dict[str, Any]) -> str:
     """As a stranger would compute it; of what has none, as a list that holds itself, any."""
     try:
-        archive._check_plain(made, Path(__file__), 2**40)
-        return archive.digest(made)
+        checkpoint_file._check_plain(made, Path(__file__), 2**40)
+        return checkpoint_file.digest(made)
     except UserError:
         return "0" * 64
 

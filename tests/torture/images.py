@@ -11,7 +11,7 @@ import numpy as np
 from torture.contained import contained
 
 from common.cli import UserError
-from rareplanes.images import MAX_PIXELS, image_size, read_image, read_rgb
+from common.io.images import MAX_PIXELS, image_size, read_image, read_rgb
 
 SIZE = (61, 47)
 DAMAGE = ("flip", "cut", "zeros")

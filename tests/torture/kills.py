@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torture import children
 
-from common import archive, checkpoint
 from common.cli import run as run_main
+from common.run import checkpoint, checkpoint_file
 from preprocessing import preprocess
 from rareplanes import sample
 
@@ -50,7 +50,9 @@ def outcome(folder: Path) -> tuple[list[tuple[int, str]], str]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [(line["step"], line["loss"].hex()) for line in lines if "loss" in line]
     end = checkpoint.load(folder / checkpoint.LATEST)
-    return losses, archive.digest([end[k] for k in ("model", "optimizer", "step", "best", "ranks")])
+    return losses, checkpoint_file.digest(
+        [end[k] for k in ("model", "optimizer", "step", "best", "ranks")]
+    )
 
 
 def killed_run(number: int, folder: Path, kills: int = KILLS, data: Path | None = None) -> str:

@@ -27,8 +27,8 @@ from multinode.scenarios import scenario
 from torture import checkpoints, coco_files, images, kills, xmls
 from torture.contained import hundred
 
-from benchmarks.machine import provenance
-from benchmarks.readme import read_rows, write_part
+from benchmarks.lib.environment import provenance
+from benchmarks.lib.readme import read_rows, write_part
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 RESULTS = Path(__file__).with_name("results.csv")

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from common.cli import UserError
-from common.files import write_atomic
+from common.io.files import write_atomic
 from preprocessing.tiles import Settings, Source, cut, is_positive
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from common.cli import UserError
-from common.files import write_atomic
+from common.io.files import write_atomic
+from common.io.tiles import INDEX, PACKED, mask_dtype, pack_index, read_tile
 from common.progress import progress
-from common.storage import INDEX, PACKED, mask_dtype, pack_index, read_tile
-from preprocessing.pool import Workers
+from preprocessing.workers import Workers
 
 CHUNK = 16
 """Tiles in a task: 16 MB at 512 pixels, decoded in a fraction of a second."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.matrix import PLAIN, SHARE
+from benchmarks.lib.matrix import PLAIN, SHARE
 
 Row = dict[str, str]
 

@@ -1,6 +1,7 @@
 """One cell of the benchmark: a model's train.py with a clock at the seams of its steps.
 
-    python benchmarks/cell.py report.json unet 3 8 --data-path sample_data --crop-size 128 -j 0
+    python benchmarks/lib/timed_train.py report.json unet 3 8 --data-path sample_data \
+        --crop-size 128 -j 0
 
 trains as `python unet/train.py --data-path …` would, three steps to warm up and eight that count,
 and leaves before the first checkpoint. `benchmarks/run.py` starts these, each in a process of its
@@ -21,21 +22,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.flops import FORMULAS, matmul_peak
-from benchmarks.machine import clock_mhz
+from benchmarks.lib.environment import clock_mhz
+from benchmarks.lib.flops import FORMULAS, matmul_peak
 from benchmarks.syncs import census
 from common import args as arguments
 from common import engine
-from common.checkpoint import Run
 from common.cli import Parser, positive, run
 from common.distributed import Process
+from common.run.checkpoint import Run
 
 
 class Enough(Exception):

@@ -13,9 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.files import fresh_file, temporary_name
-from rareplanes import local
-from rareplanes.bucket import (
+from common.io.files import fresh_file, temporary_name
+from rareplanes.bucket import manifest
+from rareplanes.bucket.listing import (
     BUCKET,
     SAY_EVERY_S,
     TRANSIENT,
@@ -28,7 +28,7 @@ from rareplanes.bucket import (
     stoppable_pool,
     throttled,
 )
-from rareplanes.local import Entry
+from rareplanes.bucket.manifest import Entry
 
 SAVE_EVERY_S = 30.0
 PLAIN_LINE_EVERY_S = 30.0
@@ -86,7 +86,7 @@ def fetch_all(
         files = [
             file
             for file in scene.files
-            if verify or not local.is_recorded(root, file, entries.get(file.path))
+            if verify or not manifest.is_recorded(root, file, entries.get(file.path))
         ]
         outcome.kept += len(scene.files) - len(files)
         if files:
@@ -105,10 +105,10 @@ def fetch_all(
                     outcome.gave_up = True
                     break
                 if time.monotonic() - saved > SAVE_EVERY_S:
-                    local.save_manifest(root, entries)
+                    manifest.save_manifest(root, entries)
                     saved = time.monotonic()
     finally:
-        local.save_manifest(root, entries)
+        manifest.save_manifest(root, entries)
     return outcome
 
 
@@ -130,7 +130,7 @@ def _bring(shared: Shared, files: list[RemoteFile], entries: dict[str, Entry]) -
     """Keep or fetch the files of one scene."""
     results = []
     for file in files:
-        entry = local.recheck(shared.root, file, entries.get(file.path), shared.stop)
+        entry = manifest.recheck(shared.root, file, entries.get(file.path), shared.stop)
         if entry:
             shared.advance(file.size)
             results.append(Result(file, entry))
@@ -167,7 +167,7 @@ def _receive(shared: Shared, file: RemoteFile, temporary: Path) -> str:
     try:
         body = shared.client.get_object(Bucket=BUCKET, Key=file.key, IfMatch=if_match)["Body"]
         with closing(body), fresh_file(temporary) as out:
-            while chunk := body.read(local.CHUNK):
+            while chunk := body.read(manifest.CHUNK):
                 if shared.stop.is_set():
                     raise StoppedError
                 received += len(chunk)
@@ -176,7 +176,7 @@ def _receive(shared: Shared, file: RemoteFile, temporary: Path) -> str:
                     raise DamagedError(f"more than the listed {file.size} bytes")
                 md5.update(chunk)
                 out.write(chunk)
-        if wrong := local.damage(temporary, file, md5.hexdigest()):
+        if wrong := manifest.damage(temporary, file, md5.hexdigest()):
             raise DamagedError(wrong)
     except BaseException:
         shared.advance(-received)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from common.cli import UserError
-from rareplanes.images import read_image, read_rgb
+from common.io.images import read_image, read_rgb
 
 INDEX = "packed.json"
 PACKED = ("images_tiled.npy", "masks_tiled.npy", INDEX)

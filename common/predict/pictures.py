@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from common.files import whole_file
+from common.io.files import whole_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -5,8 +5,8 @@ from typing import Any
 
 from matplotlib.patches import Patch
 
-from common.files import whole_file
-from common.overlay import BLUE, INK, plt
+from common.io.files import whole_file
+from common.predict.pictures import BLUE, INK, plt
 
 Row = dict[str, str]
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from common import args as arguments
-from common import checkpoint, engine, metrics, resume, semantic
+from common import engine, metrics, semantic
 from common.cli import UserError
 from common.data import scoring_loader, scoring_split
 from common.distributed import Process, process_group
-from common.log import describe
+from common.run import checkpoint, resume
+from common.run.log import describe
 from common.speedups import Speedups
 
 FromCheckpoint = Callable[[dict[str, Any]], nn.Module]

@@ -6,8 +6,8 @@ from itertools import combinations
 
 import torch
 
-from benchmarks.machine import cores
-from benchmarks.steps import BACKBONES
+from benchmarks.lib.environment import cores
+from benchmarks.lib.synthetic import BACKBONES
 from common import graphs
 from common.cli import UserError
 

@@ -13,11 +13,11 @@ import torch
 
 from common.augment import normalise
 from common.cli import Parser, UserError, number, positive, whole
-from common.files import write_atomic
-from common.overlay import paint, save
+from common.io.files import write_atomic
+from common.io.images import read_rgb
+from common.predict.pictures import paint, save
+from common.predict.windows import Probabilities, blend
 from common.progress import progress
-from common.windows import Probabilities, blend
-from rareplanes.images import read_rgb
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 STRIDE = 32  # the largest of the four networks'

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from common import args as arguments
-from common import checkpoint
 from common.cli import UserError
 from common.data import Tiles
 from common.distributed import Process
+from common.run import checkpoint
 
 AUTO = Path("auto")
 # Options that do not change what is learnt.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.backends import cudnn
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def provenance(script: str, argv: list[str] | None) -> dict[str, str]:

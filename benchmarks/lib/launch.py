@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.matrix import LIGHT, Cell
-from benchmarks.steps import BACKBONES
+from benchmarks.lib.matrix import LIGHT, Cell
+from benchmarks.lib.synthetic import BACKBONES
 
 
 def columns(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:

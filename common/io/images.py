@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from common.cli import UserError
-from common.files import open_file, read_file
+from common.io.files import open_file, read_file
 
 MAX_PIXELS = 100_000_000  # a scene has 2 million; beyond this a header is a mistake or a bomb
 

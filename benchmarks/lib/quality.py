@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import child
-from benchmarks.matrix import PLAIN, SHARE, Cell
-from benchmarks.readme import read_rows
-from benchmarks.rows import CELL, KEY, PLACE, Row, append
-from common.log import read_log
+from benchmarks.lib import launch
+from benchmarks.lib.matrix import PLAIN, SHARE, Cell
+from benchmarks.lib.readme import read_rows
+from benchmarks.lib.results import CELL, KEY, PLACE, Row, append
 from common.progress import progress, say
+from common.run.log import read_log
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCORES = ("mIoU", "mask_AP")
 COLUMNS = (*KEY, *CELL, "max_steps", "losses", "name", "score", "wall_s", *PLACE, "when", "command")
 
@@ -41,14 +41,14 @@ def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) 
     ]
     for seed, cell in progress(todo, desc="quality", unit="run"):
         began = time.monotonic()
-        row = child.columns(cell, args) | {"round": seed}
+        row = launch.columns(cell, args) | {"round": seed}
         with tempfile.TemporaryDirectory() as folder:
             words = [str(ROOT / cell.model / "train.py")]
-            words += child.train_words(cell, args, f"{folder}/run")
+            words += launch.train_words(cell, args, f"{folder}/run")
             words += ["--seed", str(seed), "--max-steps", str(args.max_steps)]
             words += ["--print-freq", "1", "--eval-freq", str(args.max_steps)]
-            cache = args.cache / child.cache_name(cell, args)
-            row["error"] = child.run(cell, words, cache, timeout=3600)
+            cache = args.cache / launch.cache_name(cell, args)
+            row["error"] = launch.run(cell, words, cache, timeout=3600)
             log = read_log(Path(folder) / "run/log.jsonl")
         row["losses"] = [line["loss"] for line in log if "loss" in line]
         scores = {name: log[-1][name] for name in SCORES if log and name in log[-1]}

@@ -15,8 +15,8 @@ import defusedxml
 import defusedxml.ElementTree
 
 from common.cli import UserError
-from common.files import sweep, write_atomic
-from rareplanes.bucket import BUCKET, RemoteFile, StoppedError
+from common.io.files import sweep, write_atomic
+from rareplanes.bucket.listing import BUCKET, RemoteFile, StoppedError
 from rareplanes.scene import MAX_TAGS, MAX_XML_BYTES
 
 MANIFEST = "manifest.json"

@@ -20,7 +20,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.flops import FORMULAS
+from benchmarks.lib.flops import FORMULAS
 from common.distributed import Process
 from common.speedups import Speedups, place
 

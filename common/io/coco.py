@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
-from common.files import read_file
+from common.io.files import read_file
 
 MAX_BYTES = 1 << 31  # read, a file takes several times its size in memory
 MAX_SIDE = 1 << 15
@@ -31,7 +31,7 @@ def read_coco(path: Path) -> dict[str, Any]:
 
     Ids are whole numbers and occur once; sides are 1 to `MAX_SIDE`; an annotation's image and
     category are in the file; names can be printed. Outlines are not looked at, see
-    `preprocessing.outlines`.
+    `common.io.outlines`.
 
     Raises:
         UserError: as `read_json`, or one of these is not so.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from common.cli import UserError
-from common.files import temporary_name, whole_file
+from common.io.files import temporary_name, whole_file
 
 FORMATS = (1, 2)
 # A ResNet-101's checkpoint has some 2 000 values; what has more than these nests without end.

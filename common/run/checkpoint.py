@@ -11,9 +11,9 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from common import archive, finite
 from common.cli import UserError
 from common.distributed import Process, gather, wait_for_all
+from common.run import checkpoint_file, nonfinite
 
 T = TypeVar("T")
 LATEST, PREVIOUS, BEST = "checkpoint.pth", "checkpoint.previous.pth", "model_best.pth"
@@ -25,8 +25,8 @@ class Run:
 
     `model` is the bare module, so that names carry neither `module.` nor `_orig_mod.`. `args` are
     plain values and rebuild the model; `model_name` and `classes` say what it is. `settings` is
-    what else decides the bits, see `common.resume`. `seen` counts the tiles of the global batches
-    that the open epoch has trained on; the order of an epoch and what happens to a tile are
+    what else decides the bits, see `common.run.resume`. `seen` counts the tiles of the global
+    batches that the open epoch has trained on; the order of an epoch and what happens to a tile are
     functions of seed and epoch, so that this is the loader's whole state. `scored_at` is the step
     of the last validation. Nothing in a run draws from Python's or numpy's generators.
     """
@@ -45,7 +45,7 @@ class Run:
     best: float = -1.0
     scores: dict[str, float] = field(default_factory=dict)
     scored_at: int = 0
-    tally: finite.Tally = field(default_factory=finite.Tally)
+    tally: nonfinite.Tally = field(default_factory=nonfinite.Tally)
 
     def save(self, paths: Iterable[Path], process: Process) -> None:
         """Save into all `paths`, from rank 0; every process takes part and waits for the disk.
@@ -53,13 +53,13 @@ class Run:
         Raises:
             UserError: A weight is not finite, or the disk is full; what is on disk is untouched.
         """
-        finite.mend(self.model, self.tally)
-        finite.check(self.model)
+        nonfinite.mend(self.model, self.tally)
+        nonfinite.check(self.model)
         mine = _own(self.model, process.device) | {"tally": self.tally.sums.cpu()}
         ranks = {name: gather(process, value) for name, value in mine.items()}
         if process.is_main:
             content = {
-                "format": archive.FORMATS[-1],
+                "format": checkpoint_file.FORMATS[-1],
                 "model_name": self.model_name,
                 "classes": self.classes,
                 "args": self.args,
@@ -80,7 +80,7 @@ class Run:
             for path in paths:
                 # One model is the best; of the latest two are kept, should one be lost.
                 previous = path.with_name(PREVIOUS) if path.name == LATEST else None
-                archive.write(content, path, previous)
+                checkpoint_file.write(content, path, previous)
         # Who went on and ended would have torchrun end rank 0 in the middle of its writing.
         wait_for_all(process)
 
@@ -90,7 +90,7 @@ class Run:
         Raises:
             UserError: It is not this model's, or was saved by a version that could not resume.
         """
-        if content["format"] < archive.FORMATS[-1]:
+        if content["format"] < checkpoint_file.FORMATS[-1]:
             raise UserError(
                 "the checkpoint was written before runs could be resumed in the middle of an "
                 "epoch; it can be scored and used for prediction, but not trained on."
@@ -205,7 +205,7 @@ def load(path: Path, model_name: str | None = None) -> dict[str, Any]:
     Raises:
         UserError: Missing, damaged, not one of ours, or of another model than `model_name`.
     """
-    content = archive.read(path)
+    content = checkpoint_file.read(path)
     found = content["model_name"]
     if model_name and found != model_name:
         # A stranger's name may be anything.
