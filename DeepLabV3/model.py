@@ -13,6 +13,7 @@ from common.backbones import imagenet_weights, load_backbone, normalised_by, wit
 from common.run.checkpoint import load_weights
 from common.semantic import likeliest, main_head, softmax, two_head_loss
 
+NAME = "DeepLabV3"
 STRIDE = 16  # sides of a training crop must be multiples of it; the ResNets' is 8
 BACKBONES = {
     "resnet50": deeplabv3_resnet50,

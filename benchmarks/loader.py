@@ -27,13 +27,12 @@ from torchvision.transforms import functional
 
 from benchmarks.lib.environment import provenance
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
-from common.args import train_parser
 from common.augment import MEAN, STD
-from common.cli import Parser, UserError, positive, run
-from common.data import Tiles, training_loader
+from common.cli import Parser, UserError, positive, progress, run
+from common.data import Tiles
 from common.distributed import Process
 from common.io.tiles import INDEX, Packed, Pngs, tile_paths
-from common.progress import progress
+from common.loader import training_loader
 
 
 class Usual(Dataset):
@@ -103,9 +102,8 @@ def table(rows: list[dict[str, str]]) -> str:
 def arms_of(tiles: Tiles, packed: Packed, batch_size: int) -> dict[str, Arm]:
     png = copy(tiles)
     png.stored = Pngs(tiles.folder, tiles.images, [len(found) for found in tiles.instances])
-    args = train_parser("").parse(["-b", str(batch_size), "-j", "0"])
     process = Process(0, 1, torch.device("cpu"))
-    loader = training_loader(tiles, args, process)
+    loader = training_loader(tiles, batch_size, 0, process, seed=0)
 
     def plain_copy() -> Iterator[list[np.ndarray]]:
         """In order, into memory as fresh as a loader's batches."""
@@ -117,7 +115,7 @@ def arms_of(tiles: Tiles, packed: Packed, batch_size: int) -> dict[str, Arm]:
             yield batch
 
     return {
-        "png": lambda: training_loader(png, args, process),
+        "png": lambda: training_loader(png, batch_size, 0, process, seed=0),
         "packed": lambda: loader,
         "copy": plain_copy,
         "usual": lambda: DataLoader(Usual(tiles), batch_sampler=loader.batch_sampler),

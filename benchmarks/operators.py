@@ -23,9 +23,8 @@ from torch import nn
 from benchmarks.lib.environment import hardware, provenance, seconds
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
 from benchmarks.lib.results import median_interval
-from common.cli import Parser, positive, run
+from common.cli import Parser, positive, progress, run
 from common.distributed import pick_device
-from common.progress import progress
 
 
 def conv(channels: int, kernel: int, dilation: int = 1, groups: int = 1) -> nn.Module:

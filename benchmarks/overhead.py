@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,15 @@ from benchmarks.lib.results import median_interval
 from benchmarks.lib.synthetic import BACKBONES, model_module, noise_tiles
 from common import engine
 from common.augment import normalise
-from common.cli import Parser, positive, run
+from common.cli import Parser, positive, progress, run
 from common.data import Batch
 from common.distributed import Process, pick_device
 from common.loader import GlobalBatches
-from common.progress import progress
 from common.run.checkpoint import Run
+from common.run.nonfinite import Tally
+from common.semantic import semantic_target
+from common.session import Session
 from common.speedups import Speedups, make_step, place
-from common.targets import semantic_target
 
 
 class Clock:
@@ -94,7 +96,8 @@ def main(argv: list[str] | None = None) -> None:
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     scaler = Speedups().scaler(process.device)
-    ours = make_step(objective, optimizer, schedule, scaler, Speedups(), process.device)
+    state = Run(args.model, ["ground", "aircraft"], {}, model, optimizer, schedule, scaler)
+    ours = make_step(objective, state, Speedups())
     clocks = {
         "bare": Clock(bare, process.device),
         "fit": Clock(lambda: ours(images, targets), process.device),
@@ -111,17 +114,21 @@ def main(argv: list[str] | None = None) -> None:
             clocks["bare"]()
 
     def fit() -> None:
-        state = Run(args.model, ["ground", "aircraft"], {}, model, optimizer, schedule, scaler)
+        fresh = replace(state, step=0, epoch=0, seen=0, tally=Tally())
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+            session = Session(
+                name=args.model,
+                classes=fresh.classes,
+                process=process,
+                speedups=Speedups(),
+                batches=loader,
+                val_batches=None,
+                output_dir=Path(folder),
+                total_steps=args.steps,
+                eval_interval=args.steps,
+            )
             engine.fit(
-                state,
-                clocks["fit"],
-                loader,
-                lambda _batch, _epoch: (images, targets),
-                dict,
-                process,
-                Path(folder),
-                args.steps,
+                session, fresh, clocks["fit"], lambda _batch, _epoch: (images, targets), dict
             )
 
     rounds: dict[str, list[float]] = {"bare": [], "fit": []}

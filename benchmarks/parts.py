@@ -32,10 +32,9 @@ from torch import Tensor
 from benchmarks.lib.environment import hardware, provenance, seconds
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
 from benchmarks.lib.results import median_interval
-from common.cli import Parser, UserError, positive, run
+from common.cli import Parser, UserError, positive, progress, run
 from common.distributed import pick_device
 from common.predict.windows import blend
-from common.progress import progress
 from common.speedups import Speedups, has_native_bf16
 from mask.coco import evaluate
 from rareplanes.scene import instance_ids, read_xml, scene_files, scene_stems

@@ -31,9 +31,8 @@ from benchmarks.lib.readme import read_rows
 from benchmarks.lib.results import KEY, PLACE, append, newest
 from benchmarks.lib.synthetic import BACKBONES
 from common import graphs
-from common.cli import Parser, UserError, number, positive, run, whole
+from common.cli import Parser, UserError, number, positive, progress, run, say, whole
 from common.distributed import pick_device
-from common.progress import progress, say
 
 RESULTS = ROOT / "benchmarks/results"
 PATIENCE = 1200.0  # seconds for a cell; the slowest compile for a few minutes

@@ -22,9 +22,8 @@ from benchmarks.lib.readme import README, read_rows, write_part, write_rows
 from benchmarks.lib.scale import report
 from benchmarks.lib.scale.network import Network, exposed, hidden_from
 from benchmarks.lib.scale.workload import CLASSES, Workload, fake_world, measure
-from common.cli import Parser, UserError, number, positive
+from common.cli import Parser, UserError, number, positive, progress
 from common.cli import run as run_main
-from common.progress import progress
 
 MODELS: dict[str, tuple[Any, str]] = {
     "unet-resnet34": (unet.model, "resnet34"),

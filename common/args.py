@@ -9,19 +9,18 @@ from typing import Any
 import torch
 
 from common import graphs
-from common.cli import Parser, UserError, fraction, number, positive, whole
+from common.cli import Parser, UserError, fraction, interval, number, positive, whole
 from common.distributed import Process, pick_device
-from common.run.signals import interval
-from common.speedups import Speedups, has_native_bf16, slowdown_of
+from common.speedups import Speedups, has_native_bf16
 
 
-def train_parser(description: str, **defaults: Any) -> Parser:
-    """The options every train.py has. `defaults` are this model's own values for some of them."""
+def train_parser(description: str, output_dir: str = "runs") -> Parser:
+    """The options every train.py has; `output_dir` is this model's default."""
     parser = Parser(description=description)
     add = parser.add_argument
     add("--config", metavar="FILE.yaml", help="sets any option; the command line overrides it")
     add("--data-path", type=Path, default="data", help="folder with the tiled train/ and val/")
-    add("--output-dir", type=Path, default="runs", help="checkpoints, log and pictures")
+    add("--output-dir", type=Path, default=output_dir, help="checkpoints, log and pictures")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     workers = min(4, os.cpu_count() or 1)
     add("-j", "--workers", type=whole, default=workers, help="loader processes per process")
@@ -118,7 +117,6 @@ def train_parser(description: str, **defaults: Any) -> Parser:
     group.add_argument(
         "--sync-bn", action=switch, default=False, help="BatchNorm over all processes' tiles"
     )
-    parser.set_defaults(**defaults)
     return parser
 
 
@@ -199,12 +197,10 @@ def amp_dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype | N
 def speedups(args: argparse.Namespace, process: Process) -> Speedups:
     """Resolve the speed-up flags for the device of `process`."""
     device, dtype = process.device, amp_dtype(args, process.device)
-    slow = dtype == torch.float16 or not has_native_bf16(device)
-    if dtype and device.type == "cpu" and slow:
+    if dtype and device.type == "cpu" and (dtype == torch.float16 or not has_native_bf16(device)):
         process.print(
-            f"this processor has no {str(dtype).removeprefix('torch.')} arithmetic, so --amp will "
-            f"be slow: two steps of a few convolutions took {slowdown_of(dtype, device):.1f} times "
-            "as long as in float32."
+            f"warning: this processor has no {str(dtype).removeprefix('torch.')} arithmetic and "
+            "emulates it, which is slower than float32; leave out --amp."
         )
     return Speedups(
         amp_dtype=dtype,

@@ -1,4 +1,4 @@
-"""How every script talks with its user: options, and one sentence for a mistake (no torch here)."""
+"""How a script talks with its user: options, errors in one sentence, progress (no torch here)."""
 
 import argparse
 import ctypes
@@ -6,11 +6,13 @@ import difflib
 import errno
 import math
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from tqdm import tqdm
 
 # What a disk, a permission or a lost network folder makes of a path; the rest are bugs of ours.
 OF_THE_DISK = {
@@ -141,4 +143,50 @@ def number(
     return parse
 
 
+def interval(text: str) -> tuple[str, float]:
+    """An argument type: `500` steps or `10m`, minutes; 0 of either is never."""
+    minutes = text.endswith("m")
+    value = float(text[:-1]) if minutes else int(text)
+    if not 0 <= value < 1e9:
+        raise ValueError
+    return ("minutes" if minutes else "steps"), value
+
+
+interval.__name__ = "number of steps (500) or minutes (10m)"  # argparse: "invalid … value"
+
 positive, whole, fraction = number(int, 1), number(int, 0), number(float, 0, 1)
+
+
+class _Lines(tqdm):
+    """tqdm for log files: a line of its own at most every ten seconds, and no cursor movements."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.spoke = time.monotonic()
+        super().__init__(*args, **kwargs)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if time.monotonic() - self.spoke > 10:
+            self.spoke = time.monotonic()
+            print(msg or str(self), file=sys.stderr, flush=True)
+
+    def clear(self, nolock: bool = False) -> None:
+        pass
+
+    def close(self) -> None:
+        self.disable = True
+
+
+def progress(
+    items: Iterable | None = None, *, desc: str, enabled: bool = True, **kwargs: Any
+) -> tqdm:
+    """`tqdm(items)` that fits where stderr goes."""
+    bar = tqdm if sys.stderr.isatty() else _Lines
+    return bar(items, desc=desc, disable=not enabled, leave=False, ncols=88, **kwargs)
+
+
+def say(text: str) -> None:
+    """Print a line without tearing the bar."""
+    if sys.stderr.isatty():
+        tqdm.write(text)
+    else:
+        print(text, flush=True)

@@ -24,6 +24,9 @@ from common import graphs
 from common.cli import UserError
 from common.run import heartbeat
 
+# What a scheduler sends before it ends a run: all processes then save and leave.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
 
 @dataclass(frozen=True)
 class Process:

@@ -4,63 +4,57 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from common.cli import UserError
-from common.data import Batch, lost_worker, names, prefetch
+from common.cli import UserError, progress, say
+from common.data import Batch
 from common.distributed import Process, average_buffers, check_equal, gather
 from common.io import files
-from common.loader import GlobalBatches
-from common.predict.pictures import curves
-from common.progress import progress, say
-from common.run import checkpoint, heartbeat, nonfinite, signals
-from common.run.log import Log, describe, memory
+from common.loader import GlobalBatches, loader_deaths, names, prefetch
+from common.run import checkpoint, heartbeat, nonfinite, resume, signals
+from common.run.checkpoint import Run
+from common.run.log import Log, curves, describe, memory
+from common.session import Session
 from common.speedups import Step
 
 Prepare = Callable[[Batch, int], tuple[Tensor, Any]]
+Score = Callable[..., dict[str, float]]
 T = TypeVar("T")
 
 
 def fit(
-    run: checkpoint.Run,
+    session: Session,
+    run: Run,
     step: Step,
-    batches: DataLoader,
     prepare: Prepare,
-    score: Callable[[], dict[str, float]],
-    process: Process,
-    output_dir: Path,
-    total_steps: int,
-    print_freq: int = 20,
-    eval_freq: int = 1,
+    score: Score,
     select: str = "mIoU",
-    save_every: tuple[str, float] | None = None,
-    eval_steps: int | None = None,
 ) -> None:
-    """Train from where `run` stands to `total_steps`; validate and save on the way and at the end.
+    """Train to `session.total_steps`, from `session.saved` where there is one; validate and save.
 
     Writes `checkpoint.pth` (latest; the one before it is kept), `model_best.pth` (highest
     `select`; the last state where there is nothing to validate on), `log.jsonl` (a line per log
-    line and per score) and `curves.png` into `output_dir`.
+    line and per score), `curves.png` and what `score` writes into `session.output_dir`.
 
     Args:
+        session: The data, this process, and how often to log, validate and save.
+        run: What `session.run` returned.
+        step: What `make_step` returned.
         prepare: (batch on the device, epoch) → (images, targets) of `step`.
-        score: Scores of the bare model; nothing where there is no validation set.
-        eval_freq: Epochs between validations.
-        save_every: Also save between validations, see `common.run.signals.interval`.
-        eval_steps: Steps between validations, instead of `eval_freq`.
+        score: (batches, process, speed-ups, folder) → scores of the bare model over the batches.
+        select: The score that the best checkpoint has the most of.
 
     Raises:
         UserError: The processes disagree about data or steps, or too many losses are not finite.
         SystemExit: With code 75, after SIGTERM or SIGUSR1; the run was saved.
     """
+    process, batches, total_steps = session.process, session.batches, session.total_steps
+    resume.restore(run, session.saved, process)
+    process.print(session.speedups.banner(process, session.args.get("batch_size")))
     check_equal(
         process,
         tiles=len(batches.dataset),  # type: ignore[arg-type]
@@ -68,18 +62,18 @@ def fit(
         steps_done=run.step,
     )
     if process.is_main:
-        files.sweep(output_dir)
-    latest = output_dir / checkpoint.LATEST
-    interval = eval_steps or eval_freq * len(batches)
+        files.sweep(session.output_dir)
+    latest = session.output_dir / checkpoint.LATEST
     run.tally.sums = run.tally.sums.to(process.device)
-    log = Log(output_dir / "log.jsonl", process, run.step)
+    log = Log(session.output_dir / "log.jsonl", process, run.step)
 
     def due() -> bool:
-        return run.step > 0 and (run.step % interval == 0 or run.step >= total_steps)
+        return run.step > 0 and (run.step % session.eval_interval == 0 or run.step >= total_steps)
 
     def validate() -> None:
         average_buffers(run.model)
-        run.scores, run.scored_at = score(), run.step
+        scored = session.val_batches, process, session.speedups, session.output_dir
+        run.scores, run.scored_at = score(*scored) if session.val_batches else {}, run.step
         if run.scores:
             log.write(step=run.step, epoch=run.epoch, **run.scores)
             process.print(f"step {run.step}: {describe(run.scores)}")
@@ -89,21 +83,19 @@ def fit(
         run.best = max(selected, run.best)
         better = gather(process, better)[0]  # rank 0 alone may know the scores
         # The best first: the latest records its score.
-        best = [output_dir / checkpoint.BEST] if better else []
+        best = [session.output_dir / checkpoint.BEST] if better else []
         run.save([*best, latest], process)
         if process.is_main:
-            curves(log.path, output_dir / "curves.png")
+            curves(log.path, session.output_dir / "curves.png")
             if unscored:
                 print(f"nothing to validate on: {checkpoint.BEST} is the last state.", flush=True)
 
-    with signals.Watch(process, save_every) as watch, loader_deaths():
+    with signals.Watch(process, session.save_every) as watch, loader_deaths():
         # A run may have been ended between a save and the validation after it.
         if due() and run.scored_at != run.step:
             validate()
         while run.step < total_steps:
-            for _ in train_one_epoch(
-                run, step, batches, prepare, process, log, total_steps, print_freq
-            ):
+            for _ in train_one_epoch(session, run, step, prepare, log):
                 ended, save = watch.agreed(run.step)
                 if ended or save or due():  # scoring takes long, and may be where the run is ended
                     run.save([latest], process)
@@ -117,34 +109,18 @@ def fit(
                     watch.restart()
 
 
-@contextmanager
-def loader_deaths() -> Iterator[None]:
-    """Turn what torch's signal handler raises in the middle of anything into a sentence."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise lost_worker(error) from error
-
-
 def train_one_epoch(
-    run: checkpoint.Run,
-    step: Step,
-    batches: DataLoader,
-    prepare: Prepare,
-    process: Process,
-    log: Log,
-    total_steps: int,
-    print_freq: int,
+    session: Session, run: Run, step: Step, prepare: Prepare, log: Log
 ) -> Iterator[None]:
-    """What is left of an epoch's pass over the training tiles, or of `total_steps`.
+    """What is left of an epoch's pass over the training tiles, or of `session.total_steps`.
 
     Yields after each step, when `run` is whole.
 
     Raises:
         UserError: Too many losses in a row were not finite.
     """
+    process, batches, total_steps = session.process, session.batches, session.total_steps
+    print_freq = session.print_freq
     sampler = batches.batch_sampler
     assert isinstance(sampler, GlobalBatches)
     images_per_step = sampler.batch_size * process.world_size
@@ -204,7 +180,7 @@ def train_one_epoch(
 
 
 def account(
-    run: checkpoint.Run, count: int, tiles: Any, process: Process
+    run: Run, count: int, tiles: Any, process: Process
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Read the tally of the last `count` steps of all processes, and begin a new one.
 
@@ -234,18 +210,6 @@ def account(
         nonfinite.mend(run.model, run.tally)
     run.tally.clear()
     return ({"loss": total / taken} if taken else {}), ({"skipped": lost} if lost else {})
-
-
-def polynomial_schedule(optimizer: Optimizer, steps: int, warmup: int) -> LambdaLR:
-    """Linear rise over `warmup` steps, then (1 - t)^0.9 down to zero at `steps` (DeepLab's)."""
-    warmup = min(warmup, steps // 2)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return (1 - min(step - warmup, steps - warmup) / max(steps - warmup, 1)) ** 0.9
-
-    return LambdaLR(optimizer, factor)
 
 
 def timed(items: Iterator[T] | DataLoader) -> Iterator[tuple[T, float]]:

@@ -11,7 +11,7 @@ from typing import Protocol
 from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.cli import UserError
 
@@ -125,3 +125,25 @@ class Graphed:
 
 def _name(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def capture_part(
+    part: nn.Module, model: nn.Module, images: Tensor, autocast: torch.autocast
+) -> None:
+    """Capture the forward and the backward pass of `part`, a module of `model`, in place.
+
+    For a model whose other parts have shapes that come from the data. A captured part hands all
+    its gradients to DDP at once, so that their all-reduce no longer hides behind its backward pass.
+    Evaluation runs uncaptured: `make_graphed_callables` replays in training mode alone.
+
+    Args:
+        part: In training mode, on the device.
+        model: Its buffers are restored after the warm-up, which runs on zeros.
+        images: Like the input of every forward pass in training.
+        autocast: Without a cache of casts: the graph would not refresh what it holds.
+    """
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with autocast:
+        torch.cuda.make_graphed_callables(part, (images,), capture_error_mode="thread_local")
+    for name, buffer in model.named_buffers():
+        buffer.copy_(before[name])

@@ -1,12 +1,21 @@
-"""Which tiles each process takes, step by step."""
+"""Which tile goes to which process and step, the loader processes, and batches on the device."""
 
+import multiprocessing
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
+import cv2
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from common.cli import UserError
-from common.distributed import Process
+from common.data import Batch, Tiles
+from common.distributed import SIGNALS, Process
+
+PATIENCE = 120  # seconds the loop waits for a loader process
 
 
 class GlobalBatches(Sampler[list[int]]):
@@ -53,3 +62,144 @@ class Shard(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
+
+
+def training_loader(
+    tiles: Tiles, batch_size: int, workers: int, process: Process, seed: int
+) -> DataLoader:
+    """Shuffled global batches, shared out over the processes: a loader's batch is a step's."""
+    batches = GlobalBatches(len(tiles), batch_size, process, seed)
+    return _loader(tiles, batches, workers, process.device)
+
+
+def scoring_loader(tiles: Tiles, batch_size: int, workers: int, process: Process) -> DataLoader:
+    """Every tile once, in order, shared out over the processes."""
+    return _loader(tiles, Shard(len(tiles), batch_size, process), workers, process.device)
+
+
+def _loader(tiles: Tiles, batches: Sampler, workers: int, device: torch.device) -> DataLoader:
+    """Nothing in the workers is random, so they need no seeds.
+
+    They are spawned: a forked one inherits the locks of OpenCV's and torch's threads. One that
+    hangs (a dead network disk) ends the run after `PATIENCE` instead of never.
+    """
+    return DataLoader(
+        tiles,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="spawn" if workers else None,
+        persistent_workers=workers > 0,
+        timeout=PATIENCE if workers else 0,
+        worker_init_fn=_at_start,
+        collate_fn=_as_it_is,
+        # A loader draws a seed whenever it is begun: from the global generator it would change the
+        # dropout of a run that is resumed within an epoch.
+        generator=torch.Generator(),
+    )
+
+
+def _as_it_is(batch: Any) -> Batch:
+    return batch  # `Tiles.__getitems__` has put the tiles together
+
+
+def _at_start(_worker: int) -> None:
+    cv2.setNumThreads(0)  # torch's own threads are already set to one by the DataLoader
+    for number in SIGNALS:  # a scheduler sends them to all processes; the run answers them
+        signal.signal(number, signal.SIG_IGN)
+
+
+def names(tiles: Any, indices: list[int]) -> str:
+    """The files of some tiles, for a sentence; negative indices are none."""
+    return ", ".join(repr(tiles.images[i]["file_name"]) for i in indices if i >= 0)
+
+
+def end_loaders() -> None:
+    """Kill the loader processes and wait for them.
+
+    Torch's handler of SIGCHLD looks for a dead loader process that nobody has waited for, and
+    raises wherever the program then is: for one loader at a time, so that the death of another may
+    be raised at the next SIGCHLD, long after. One that has been waited for is not found.
+    """
+    while True:
+        try:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+                worker.join(5)  # not for ever: one that waits for a dead disk may outlive its kill
+            return
+        except RuntimeError as error:  # the handler's, once for each loader
+            if not str(error).startswith("DataLoader worker"):
+                raise
+
+
+def lost_worker(error: Exception, where: str = "") -> UserError:
+    """What to say when a loader process died or hung. Torch raises it wherever the loop then is."""
+    end_loaders()  # one that hangs would be waited for at the end
+    what = f"hung for {PATIENCE} s" if "timed out" in str(error) else "died (out of memory?)"
+    near = f" at or soon after the tiles {where}; check them, or" if where else ";"
+    return UserError(
+        f"a loader process {what}{near} lower --workers. The last checkpoint is untouched: "
+        "--resume continues from it."
+    )
+
+
+@contextmanager
+def loader_deaths() -> Iterator[None]:
+    """Turn what torch's signal handler raises in the middle of anything into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise lost_worker(error) from error
+
+
+def _delivered(batches: DataLoader) -> Iterator[Batch]:
+    """The batches of a loader; where its processes fail, one sentence that says over which tiles.
+
+    Raises:
+        UserError: A loader process died or hung, or met a damaged tile.
+    """
+    order = iter(batches.batch_sampler or ())
+    delivered = iter(batches)
+    while True:
+        following = next(order, [])
+        try:
+            batch = next(delivered)
+        except StopIteration:
+            return
+        except UserError as error:  # from a process it comes with that process's traceback
+            sentence = str(error).strip().splitlines()[-1]
+            raise UserError(sentence.removeprefix("common.cli.UserError: ")) from None
+        except (RuntimeError, OSError, EOFError) as error:
+            if not batches.num_workers:
+                raise
+            raise lost_worker(error, names(batches.dataset, following[:4])) from error
+        yield batch
+
+
+def prefetch(batches: DataLoader, device: torch.device) -> Iterator[Batch]:
+    """The batches of a loader on `device`, each copied there while the step before it computes."""
+    if device.type != "cuda":
+        yield from _delivered(batches)
+        return
+    copies = _copying(device)
+    ahead: Batch | None = None
+    for batch in _delivered(batches):
+        with torch.cuda.stream(copies):
+            following = batch.to(device)
+        if ahead is not None:
+            yield ahead
+        # After the yield: by now the step on `ahead` is queued, and only its successor waits.
+        torch.cuda.current_stream(device).wait_stream(copies)
+        for tensor in following:
+            tensor.record_stream(torch.cuda.current_stream(device))
+        ahead = following
+    if ahead is not None:
+        yield ahead
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all epochs: memory is pooled by stream, and the 33rd is the first again."""
+    return torch.cuda.Stream(device)

@@ -1,6 +1,5 @@
 """What the semantic models share: what they train on, their loss, the class of a pixel, scores."""
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from common import metrics
 from common.augment import normalise, random_view
-from common.data import Batch, Tiles, prefetch
+from common.cli import progress
+from common.data import Batch, Tiles
 from common.distributed import Process, all_reduce_sum
-from common.metrics import IGNORE
-from common.predict.pictures import Sheet
-from common.progress import progress
+from common.io.pictures import Sheet
+from common.io.tiles import IGNORE
+from common.loader import prefetch
 from common.speedups import Speedups
-from common.targets import semantic_target
 
+Prepare = Callable[[Batch, int], tuple[Tensor, Tensor]]
+DEFINITION = (
+    "IoU = TP / (TP + FP + FN) from one confusion matrix over all pixels of the set; "
+    "a class absent from truth and prediction is left out of the mean"
+)
 # Of a class's pixels against the ground's, which are some forty times as many.
 AIRCRAFT_WEIGHT = 2.0
 # Of the auxiliary head, which hangs on the backbone's last but one stage and is gone in prediction
@@ -27,14 +30,19 @@ AIRCRAFT_WEIGHT = 2.0
 AUXILIARY_WEIGHT = 0.5
 
 
-def training_views(args: argparse.Namespace) -> Callable[[Batch, int], tuple[Tensor, Tensor]]:
+def training_views(crop_size: int, seed: int, scale_jitter: float = 0.0) -> Prepare:
     """(batch on the device, epoch) → images float32 [B,3,crop,crop] and targets int64."""
 
     def prepare(batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-        images, view = random_view(batch, args.crop_size, args.seed, epoch, args.scale_jitter)
+        images, view = random_view(batch, crop_size, seed, epoch, scale_jitter)
         return images, semantic_target(view)
 
     return prepare
+
+
+def semantic_target(batch: Batch) -> Tensor:
+    """The class of every pixel: int64 [B,H,W], `IGNORE` where a pixel does not count."""
+    return batch.classes.gather(1, batch.ids.flatten(1).long()).view_as(batch.ids).long()
 
 
 def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -95,11 +103,62 @@ def softmax(logits: Tensor) -> Tensor:
     return logits.float().softmax(1)
 
 
+def confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Count pixels by (true class, predicted class).
+
+    Args:
+        predicted: uint8 or int64 [B,H,W], values below `num_classes`.
+        target: int64 [B,H,W], `IGNORE` where a pixel does not count.
+
+    Returns:
+        int64 [num_classes, num_classes], rows are the truth.
+    """
+    cells = num_classes * num_classes
+    # Ignored pixels go to one cell too many, cut off again: a boolean mask would have to read its
+    # length back from the device.
+    cell = torch.where(target == IGNORE, cells, target * num_classes + predicted.long())
+    counts = torch.bincount(cell.flatten(), minlength=cells + 1)
+    return counts[:cells].view(num_classes, num_classes)
+
+
+def scores(matrix: Tensor, classes: list[str]) -> dict[str, float]:
+    """IoU and Dice per class, their means over the classes that occur, and pixel accuracy.
+
+    Args:
+        matrix: int64 [C,C] from `confusion`, summed over batches and processes.
+        classes: C names, index 0 is the ground.
+
+    Returns:
+        `mIoU`, `mDice`, `pixel_accuracy`, `IoU.<class>`, `Dice.<class>`, in 0…1. Empty for an
+        empty matrix.
+    """
+    matrix = matrix.double().cpu()
+    if matrix.sum() == 0:
+        return {}
+    hits = matrix.diagonal()
+    union = matrix.sum(0) + matrix.sum(1) - hits
+    present = union > 0
+    iou = hits / union
+    dice = 2 * hits / (union + hits)
+    result = {
+        "mIoU": iou[present].mean().item(),
+        "mDice": dice[present].mean().item(),
+        "pixel_accuracy": (hits.sum() / matrix.sum()).item(),
+    }
+    for name, i, d, there in zip(
+        classes, iou.tolist(), dice.tolist(), present.tolist(), strict=True
+    ):
+        if there:
+            result[f"IoU.{name}"] = i
+            result[f"Dice.{name}"] = d
+    return result
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
     predict: Callable[[nn.Module, Tensor], Tensor],
-    batches: DataLoader | None,
+    batches: DataLoader,
     process: Process,
     speedups: Speedups,
     folder: Path,
@@ -109,10 +168,8 @@ def evaluate(
     Writes `<split>_sheet.jpg`, a picture of some of them, into `folder`.
 
     Returns:
-        What `metrics.scores` gives, on all processes; nothing without `batches`.
+        What `scores` gives, on all processes.
     """
-    if batches is None:
-        return {}
     tiles = batches.dataset
     assert isinstance(tiles, Tiles)
     was_training = model.training
@@ -126,7 +183,7 @@ def evaluate(
         with speedups.autocast(process.device):
             predicted = predict(model, images)
         target = semantic_target(batch)
-        matrix += metrics.confusion(predicted, target, count)
+        matrix += confusion(predicted, target, count)
         for i in sheet.chosen(number) if process.is_main else []:
             row = batch.images[i], target[i].to(torch.uint8), predicted[i]
             sheet.add(*(tensor.cpu().numpy() for tensor in row))
@@ -135,4 +192,4 @@ def evaluate(
     model.train(was_training)
     split = tiles.folder.name
     sheet.write(folder / f"{split}_sheet.jpg", f"{len(sheet.rows)} of {len(tiles)} {split} tiles")
-    return metrics.scores(all_reduce_sum(matrix), tiles.classes)
+    return scores(all_reduce_sum(matrix), tiles.classes)

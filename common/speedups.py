@@ -5,7 +5,6 @@ what a training step is (autocast, scaler, accumulation, graph). The loop that c
 branch for any of them.
 """
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ import torchvision
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from common import graphs
 from common.distributed import Process
+from common.run import nonfinite
+from common.run.checkpoint import Run
 
 Step = Callable[[Tensor, Any], Tensor]
 
@@ -41,8 +41,10 @@ class Speedups:
     def layout(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
+    def autocast(self, device: torch.device, cache_enabled: bool = True) -> torch.autocast:
+        return torch.autocast(
+            device.type, self.amp_dtype, self.amp_dtype is not None, cache_enabled
+        )
 
     def scaler(self, device: torch.device) -> GradScaler:
         """fp16 has five bits of exponent and loses small gradients unscaled; bf16 has fp32's."""
@@ -84,27 +86,34 @@ class Objective(nn.Module):
 
     It is what DDP wraps and what is compiled: the loss, which reads every pixel's logits in
     float32, is then fused like the rest, and DDP has one scalar to watch instead of a dict of maps.
+    `static` says whether all of its shapes are the same in every step.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: Callable[..., Tensor]) -> None:
+    def __init__(self, model: nn.Module, loss_fn: Callable[..., Tensor], static: bool) -> None:
         super().__init__()
-        self.model, self.loss_fn = model, loss_fn
+        self.model, self.loss_fn, self.static = model, loss_fn, static
 
     def forward(self, images: Tensor, targets: Any) -> Tensor:
         return self.loss_fn(self.model, images, targets)
 
 
 def place(
-    model: nn.Module, loss_fn: Callable[..., Tensor], process: Process, speedups: Speedups
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    process: Process,
+    speedups: Speedups,
+    static_part: tuple[nn.Module, tuple[int, ...]] | None = None,
 ) -> nn.Module:
     """Move `model` to its device and layout; compile it with its loss; wrap both into DDP.
 
     The layout comes before DDP and before the optimizer, whose buckets and state take over the
     parameters' strides. `model` itself stays the bare module, for evaluation and checkpoints:
-    its names carry neither `module.` nor `_orig_mod.`.
+    neither DDP nor compilation gets into the names of its parameters.
 
     Args:
         loss_fn: (model, images, targets) → scalar.
+        static_part: For a model with shapes that come from the data: the part of it that has none,
+            and the shape of its input. That part alone is compiled, and captured here.
 
     Returns:
         (images, targets) → loss, an `Objective` or DDP around one.
@@ -117,10 +126,15 @@ def place(
     if speedups.sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, names and all
     model = model.to(device).to(memory_format=speedups.layout)
-    objective = Objective(model, loss_fn)
+    objective = Objective(model, loss_fn, static=static_part is None)
     if speedups.compile:
         # In place, so that no wrapper gets into the names. One shape: nothing to generalise over.
-        objective.compile(fullgraph=True, dynamic=False)
+        (static_part[0] if static_part else objective).compile(fullgraph=True, dynamic=False)
+    if speedups.cuda_graphs and static_part:
+        part, shape = static_part
+        images = torch.zeros(shape, device=device).contiguous(memory_format=speedups.layout)
+        autocast = speedups.autocast(device, cache_enabled=False)
+        graphs.capture_part(part, model.train(), images, autocast)
     if process.world_size == 1:
         return objective
     ddp = DistributedDataParallel(
@@ -137,13 +151,7 @@ def place(
 
 
 def make_step(
-    objective: nn.Module,
-    optimizer: Optimizer,
-    lr_scheduler: LRScheduler,
-    scaler: GradScaler,
-    speedups: Speedups,
-    device: torch.device,
-    clip_grad_norm: float | None = None,
+    objective: nn.Module, run: Run, speedups: Speedups, clip_grad_norm: float | None = None
 ) -> Step:
     """One training step, `step(images, targets) -> loss`.
 
@@ -155,9 +163,11 @@ def make_step(
 
     Args:
         objective: What `place` returned.
+        run: Whose optimizer, schedule and scaler step.
         clip_grad_norm: Scale gradients down to this global norm.
     """
-    parts = speedups.grad_accum
+    optimizer, scaler, parts = run.optimizer, run.scaler, speedups.grad_accum
+    device = next(objective.parameters()).device
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def split(values: Any) -> Any:
@@ -173,9 +183,7 @@ def make_step(
             with _reduced_after(i == parts - 1, objective):
                 with speedups.autocast(device):
                     loss = objective(*part) / parts
-                # 0 · inf and 0 · nan are nan: a lost loss makes the gradients of all processes
-                # nan, and only that; the factor of a finite loss is 1.
-                scaler.scale(loss * (1 + 0 * loss.detach())).backward()
+                scaler.scale(nonfinite.poisoned(loss)).backward()
             losses.append(loss.detach())
         total = torch.stack(losses).sum()
         norm = None
@@ -189,30 +197,24 @@ def make_step(
             # Halved for every lost step, it would reach 0, and 0 · inf would reach the weights.
             scaler._scale.clamp_(min=1.0)  # type: ignore[union-attr]
             return total
-        # What the scaler does in fp16, for the other types: one more reading of the gradients.
-        if norm is None:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            # One kernel makes all norms on a GPU. A CPU sums in 0.6 times the time of a norm.
-            norm = (
-                torch.stack([gradient.sum() for gradient in gradients]).sum()
-                if device.type == "cpu"
-                else get_total_norm(gradients)
-            )
-        lost = ~norm.isfinite()
-        optimizer.found_inf = lost.float()  # type: ignore[attr-defined]
-        optimizer.step()
-        return torch.where(lost, torch.nan, total)
+        return nonfinite.guarded_step(optimizer, parameters, total, norm)
 
-    if speedups.cuda_graphs:
+    once: Callable[..., Tensor] = whole_step
+    if speedups.cuda_graphs and _bare(objective).static:
         _make_capturable(optimizer, device)
-    run = graphs.Graphed(whole_step, graphs.CudaGraph()) if speedups.cuda_graphs else whole_step
+        once = graphs.Graphed(whole_step, graphs.CudaGraph())
 
     def step(images: Tensor, targets: Any) -> Tensor:
-        loss = run(images.contiguous(memory_format=speedups.layout), targets)
-        lr_scheduler.step()
+        loss = once(images.contiguous(memory_format=speedups.layout), targets)
+        run.lr_scheduler.step()
         return loss
 
     return step
+
+
+def _bare(objective: nn.Module) -> Objective:
+    """What `place` wrapped into DDP, if it did."""
+    return objective.module if isinstance(objective, DistributedDataParallel) else objective  # type: ignore[return-value]
 
 
 def _reduced_after(last: bool, objective: nn.Module) -> AbstractContextManager[None]:
@@ -250,21 +252,3 @@ def has_native_bf16(device: torch.device) -> bool:
         return torch.cpu._is_avx512_bf16_supported()
     can = torch.cpu.get_capabilities()
     return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def slowdown_of(dtype: torch.dtype, device: torch.device) -> float:
-    """Time of two training steps of a few convolutions under autocast, over that without."""
-    layers = [nn.Conv2d(32, 32, 3, padding=1) for _ in range(4)]
-    network = nn.Sequential(*layers).to(device)
-    images = torch.randn(2, 32, 64, 64, device=device)
-
-    def seconds(enabled: bool) -> float:
-        start = 0.0
-        for step in range(3):
-            start = time.perf_counter() if step == 1 else start  # the first one warms up
-            with torch.autocast(device.type, dtype, enabled=enabled):
-                loss = network(images).sum()
-            loss.backward()
-        return time.perf_counter() - start
-
-    return seconds(True) / seconds(False)

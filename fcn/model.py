@@ -9,6 +9,7 @@ from common.backbones import imagenet_weights, load_backbone, normalised_by, wit
 from common.run.checkpoint import load_weights
 from common.semantic import likeliest, main_head, softmax, two_head_loss
 
+NAME = "fcn"
 STRIDE = 8  # sides of a training crop must be multiples of it
 BACKBONES = {"resnet50": fcn_resnet50, "resnet101": fcn_resnet101}
 

@@ -6,7 +6,6 @@ scores a COCO results file against the tiles it is about: ours again, or one of 
 """
 
 import json
-import math
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -20,12 +19,12 @@ from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as rle
 from torch import Tensor
 
-from common.cli import Parser, UserError, run
+from common.cli import Parser, run
 from common.data import Tiles
 from common.distributed import Process
-from common.io.coco import is_id, read_coco, read_json, short
+from common.io.coco import read_coco
 from common.io.files import write_atomic
-from common.io.outlines import run_lengths
+from mask.results_file import read_results, read_truth
 
 DEFINITION = (
     "AP = precision averaged over recalls 0, 0.01 … 1, IoUs 0.5, 0.55 … 0.95 and the classes that "
@@ -34,8 +33,6 @@ DEFINITION = (
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers in its order; s, m, l: up to 32², up to 96² and more pixels of a tile."""
-
-SHAPES = {"bbox", "segmentation"}
 
 Result = dict[str, Any]
 
@@ -200,80 +197,13 @@ def _category_ids(path: Path) -> dict[int, int]:
     return dict(enumerate(ids, start=1))
 
 
-def _read_truth(path: Path) -> dict[str, Any]:
-    """A COCO file of any origin with all that the evaluation reads."""
-    coco = read_coco(path)
-    sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
-    for number, a in enumerate(coco["annotations"], start=1):
-        try:
-            plain = all(map(math.isfinite, (a["area"], *a["bbox"])))
-            fine = plain and len(a["bbox"]) == 4 and is_id(a["id"]) and "iscrowd" in a
-        except (KeyError, TypeError, OverflowError):
-            fine = False
-        if not fine:
-            raise UserError(
-                f"{str(path)!r}: annotation {number} lacks or garbles id, area, bbox or iscrowd; "
-                "name an instances_tiled.json."
-            )
-        run_lengths(a, sizes[a["image_id"]])  # its answer is an error or none
-    return coco
-
-
-def _read_results(path: Path, coco: dict[str, Any]) -> list[Result]:
-    """A results file of any origin; what COCO would pass over in silence is refused."""
-    found = read_json(path)
-    if not isinstance(found, list):
-        raise UserError(f"'{path}' holds no list of COCO results; name a predictions file.")
-    sizes = {image["id"]: [image["height"], image["width"]] for image in coco["images"]}
-    categories = {category["id"] for category in coco["categories"]}
-    for number, result in enumerate(found, start=1):
-        try:
-            wrong = _what_is_wrong(result, sizes, categories)
-        except (KeyError, TypeError, ValueError, OverflowError):
-            wrong = "lacks or garbles image_id, category_id, score, bbox or segmentation"
-        if not wrong and SHAPES & result.keys() != SHAPES & found[0].keys():
-            wrong = "has not the same of bbox and segmentation as the first"
-        if wrong:
-            raise UserError(
-                f"'{path}': detection {number} {wrong}; name results for the tiles of that set."
-            )
-    return found
-
-
-def _what_is_wrong(result: Result, sizes: dict[int, list[int]], categories: set[int]) -> str | None:
-    image, category = result["image_id"], result["category_id"]
-    if not is_id(image) or image not in sizes:
-        return f"has the image id {short(image)}, which is not in the set"
-    if not is_id(category) or category not in categories:
-        return f"has the category id {short(category)}, which is not in the set"
-    if not SHAPES & result.keys():
-        return "has neither bbox nor segmentation"
-    x, y, w, h = result.get("bbox", [0, 0, 0, 0])
-    if not all(map(math.isfinite, (result["score"], x, y, w, h))):
-        return "has a score or a bbox that is not finite"
-    if "segmentation" in result and not _is_mask(result["segmentation"], sizes[image]):
-        return "has a mask that is not compressed run lengths of its tile's size"
-    return None
-
-
-def _is_mask(runs: Any, size: list[int]) -> bool:
-    """Whether run lengths fill their image: the C code would read and write beyond its memory."""
-    if not isinstance(runs["counts"], str):
-        return False
-    try:
-        run_lengths({"segmentation": runs}, (size[1], size[0]))
-    except UserError:
-        return False
-    return True
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description="Score a COCO results file against a set of tiles.")
     parser.add_argument("predictions", type=Path, help="COCO results file")
     parser.add_argument("truth", type=Path, help="instances_tiled.json of the tiles")
     args = parser.parse(argv)
-    coco = _read_truth(args.truth)
-    numbers = evaluate(_read_results(args.predictions, coco), coco)
+    coco = read_truth(args.truth)
+    numbers = evaluate(read_results(args.predictions, coco), coco)
     print(DEFINITION)
     for name, value in numbers.items():
         print(f"{name} {value:.4f}")

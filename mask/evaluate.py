@@ -9,21 +9,22 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from common.augment import normalise
-from common.data import Batch, Tiles, prefetch
+from common.cli import progress
+from common.data import Batch, Tiles
 from common.distributed import Process
+from common.io.pictures import Sheet
+from common.loader import prefetch
 from common.predict import score
-from common.predict.pictures import Sheet
-from common.progress import progress
 from common.speedups import Speedups
-from common.targets import instance_targets
 from mask import coco
 from mask.model import from_checkpoint, predict
+from mask.targets import instance_targets
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: DataLoader | None,
+    batches: DataLoader,
     process: Process,
     speedups: Speedups,
     folder: Path,
@@ -34,10 +35,8 @@ def evaluate(
     `<split>_sheet.jpg`, into `folder`.
 
     Returns:
-        On rank 0 what `mask.coco.score` gives; elsewhere, and without `batches`, nothing.
+        On rank 0 what `mask.coco.score` gives; elsewhere nothing.
     """
-    if batches is None:
-        return {}
     tiles = batches.dataset
     assert isinstance(tiles, Tiles)
     was_training = model.training

@@ -21,6 +21,7 @@ from common.cli import UserError, fraction
 from common.cli import run as run_main
 from common.distributed import pick_device
 from common.io.files import write_atomic
+from common.io.pictures import outline, save
 from common.predict.folder import (
     inference_parser,
     list_images,
@@ -28,7 +29,6 @@ from common.predict.folder import (
     readable,
     refuse,
 )
-from common.predict.pictures import outline, save
 from common.run import checkpoint
 from mask.model import from_checkpoint, predict
 from mask.scenes import Instance, detect

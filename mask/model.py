@@ -37,10 +37,10 @@ from torchvision.ops import MultiScaleRoIAlign
 from common.backbones import imagenet_weights, load_backbone, normalised_by
 from common.distributed import all_reduce_sum
 from common.run.checkpoint import load_weights
-from common.speedups import Speedups
 from mask.rcnn import Anchors, Coder, Dense, Heads, Proposals, Sampler, paste
-from mask.views import Targets
+from mask.targets import Targets
 
+NAME = "mask"
 STRIDE = 32  # sides of a training crop must be multiples of it
 BACKBONES = ("resnet50", "resnet50_v2", "resnet18", "mobilenet_v3_large")
 # Sides of square anchors on the five levels of the pyramid, whose strides are 4 to 64: from a half
@@ -199,7 +199,7 @@ def loss_fn(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
     Args:
         model: In training mode.
         images: float32 [B,3,H,W], normalised.
-        targets: Of `common.targets.instance_targets`, each with a `key`, an int64 scalar that tells
+        targets: Of `mask.targets.instance_targets`, each with a `key`, an int64 scalar that tells
             the tile and the epoch from others.
     """
     losses = model(images, targets).values()
@@ -214,34 +214,3 @@ def predict(model: nn.Module, images: Tensor) -> Targets:
         and `masks` bool [N,H,W].
     """
     return model(images)
-
-
-def speed_up(
-    model: TileMaskRCNN, speedups: Speedups, device: torch.device, batch_size: int, crop: int
-) -> None:
-    """Compile or capture the dense part, before DDP and the optimizer see the model.
-
-    The rest of the network is as large as what it finds, which neither a graph nor a compiled one
-    can be. A captured dense part hands all its gradients to DDP at once, so that their all-reduce
-    no longer hides behind its backward pass. Evaluation runs uncaptured by itself:
-    `make_graphed_callables` replays in training mode alone.
-
-    Args:
-        batch_size: Tiles of every forward pass; a graph knows no other number.
-        crop: Their side, pixels.
-    """
-    if speedups.compile:
-        model.dense.compile(fullgraph=True, dynamic=False)
-    if not speedups.cuda_graphs:
-        return
-    model.to(device).to(memory_format=speedups.layout).train()
-    images = torch.zeros(batch_size, 3, crop, crop, device=device)
-    images = images.contiguous(memory_format=speedups.layout)
-    # The warm-up's zeros would otherwise be in BatchNorm's statistics.
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    # Casts cached outside a graph would be memory that the graph does not refresh.
-    enabled = speedups.amp_dtype is not None
-    with torch.autocast(device.type, speedups.amp_dtype, enabled=enabled, cache_enabled=False):
-        torch.cuda.make_graphed_callables(model.dense, (images,), capture_error_mode="thread_local")
-    for name, buffer in model.named_buffers():
-        buffer.copy_(before[name])

@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms
 from torchvision.ops.boxes import clip_boxes_to_image
 
 from common.augment import uniform
-from mask.views import Targets
+from mask.targets import Targets
 
 
 class Dense(nn.Module):

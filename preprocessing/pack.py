@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from common.cli import UserError
+from common.cli import UserError, progress
 from common.io.files import write_atomic
 from common.io.tiles import INDEX, PACKED, mask_dtype, pack_index, read_tile
-from common.progress import progress
 from preprocessing.workers import Workers
 
 CHUNK = 16

@@ -7,37 +7,26 @@ next one, and the result is the same to the byte for any number of processes and
 
 import fcntl
 import hashlib
-import json
 import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from common.cli import UserError
+from common.cli import UserError, progress
 from common.io.tiles import PACKED
-from common.progress import progress
+from preprocessing.index import Tile, aircraft_of, contents, write_index
 from preprocessing.pack import pack_splits
-from preprocessing.scene_tiles import image_path, mask_path, read_record, write_images, write_labels
-from preprocessing.tiles import MIN_PIXELS, Settings, Source
+from preprocessing.scene_tiles import image_path, mask_path, write_images, write_labels
+from preprocessing.tiles import Settings, Source
 from preprocessing.workers import Workers
 
 OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json", *PACKED)
 STAGE = ".tiling"
 
 T = TypeVar("T")
-
-
-class Tile(NamedTuple):
-    """A tile that is kept; sorts by the name of its image."""
-
-    name: str
-    stem: str
-    n: int
-    positive: bool
 
 
 Tiled = tuple[list[Tile], dict[str, UserError]]
@@ -77,7 +66,7 @@ def tile_splits(
                 _complete(folder / STAGE, kept, airports, categories, settings)
                 _report(folder, kept, len(airports) - len(bad))
             if pack:
-                named = {f / STAGE: _aircraft(f / STAGE, kept) for f, (kept, _) in tiled.items()}
+                named = {f / STAGE: aircraft_of(f / STAGE, kept) for f, (kept, _) in tiled.items()}
                 pack_splits(pool, named, settings.tile_size)
             for folder in splits:
                 put_in_place(folder)
@@ -199,70 +188,12 @@ def _complete(
                 path.unlink()
     for name in PACKED:  # of a run that was stopped
         (stage / name).unlink(missing_ok=True)
-    info = {"description": "Tiles of aerial scenes", "min_pixels": MIN_PIXELS} | asdict(settings)
-    classes = [{"id": i, "name": name} for i, name in enumerate(categories, start=1)]
-    with (stage / "instances_tiled.json").open("w", encoding="utf-8") as file:
-        file.write('{"info":' + _dump(info) + ',"images":[')
-        file.writelines(_separated(_images(stage, tiles, airports, settings.tile_size)))
-        file.write('],"annotations":[')
-        file.writelines(_separated(_annotations(stage, tiles)))
-        file.write('],"categories":' + _dump(classes) + "}\n")
-
-
-def _images(
-    stage: Path, tiles: list[Tile], airports: dict[str, str], size: int
-) -> Iterator[dict[str, Any]]:
-    for number, (tile, content) in enumerate(_contents(stage, tiles), start=1):
-        yield {
-            "id": number,
-            "file_name": tile.name,
-            "width": size,
-            "height": size,
-            "scene": tile.stem,
-            "airport": airports[tile.stem],
-            "x": content["x"],
-            "y": content["y"],
-        } | ({"padded": content["padded"]} if any(content["padded"]) else {})
-
-
-def _annotations(stage: Path, tiles: list[Tile]) -> Iterator[dict[str, Any]]:
-    number = 0
-    for image, (_, content) in enumerate(_contents(stage, tiles), start=1):
-        for annotation in content["annotations"]:
-            number += 1
-            yield {"id": number, "image_id": image} | annotation
-
-
-def _contents(stage: Path, tiles: list[Tile]) -> Iterator[tuple[Tile, dict[str, Any]]]:
-    """Each tile with its record: one scene at a time, as a set may have millions of aircraft."""
-    stem = ""
-    record: dict[str, Any] = {}
-    for tile in tiles:
-        if tile.stem != stem:
-            stem, record = tile.stem, read_record(stage, tile.stem)
-        yield tile, record["tiles"][tile.n]
-
-
-def _aircraft(stage: Path, tiles: list[Tile]) -> list[tuple[str, int]]:
-    """The name of each tile and how many aircraft its mask tells apart."""
-    return [
-        (tile.name, sum(not annotation["iscrowd"] for annotation in content["annotations"]))
-        for tile, content in _contents(stage, tiles)
-    ]
-
-
-def _separated(items: Iterator[dict[str, Any]]) -> Iterator[str]:
-    for number, item in enumerate(items):
-        yield ("," if number else "") + _dump(item)
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    write_index(stage, tiles, airports, categories, settings)
 
 
 def _report(folder: Path, tiles: list[Tile], scenes: int) -> None:
     positive = sum(tile.positive for tile in tiles)
-    padded = {t.stem for t, content in _contents(folder / STAGE, tiles) if any(content["padded"])}
+    padded = {t.stem for t, content in contents(folder / STAGE, tiles) if any(content["padded"])}
     print(
         f"{str(folder)!r}: {scenes} scenes, {positive} tiles with aircraft, "
         f"{len(tiles) - positive} without"

@@ -22,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from common.cli import Parser, UserError, run
+from common.cli import Parser, UserError, progress, run
 from common.io.files import sweep, write_atomic
-from common.progress import progress
 from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render
 

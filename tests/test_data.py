@@ -18,7 +18,8 @@ from common.distributed import Process
 from common.io.images import read_rgb
 from common.io.tiles import tile_paths
 from common.loader import GlobalBatches, Shard
-from common.targets import instance_targets, semantic_target
+from common.semantic import semantic_target
+from mask.targets import instance_targets
 
 CPU = torch.device("cpu")
 

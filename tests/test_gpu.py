@@ -17,8 +17,7 @@ from helpers.commands import ENCODER, ROOT, losses
 from torch import Tensor, nn
 
 from benchmarks.lib.synthetic import noise_tiles, training_step
-from common import data, graphs
-from common.args import train_parser
+from common import data, graphs, loader
 from common.distributed import Process
 from common.run import checkpoint
 from common.speedups import Speedups
@@ -256,9 +255,8 @@ def test_two_gpus_learn_what_one_does(tiled, tmp_path, flags):
 
 def test_prefetched_batches_are_the_loaders(tiled, monkeypatch):
     tiles = data.Tiles(tiled / "train")
-    args = train_parser("").parse(["-b", "4", "-j", "1"])
-    loader = data.scoring_loader(tiles, args, CUDA)
-    expected = [data.Batch(*(t.clone() for t in batch)) for batch in loader]
+    batches = loader.scoring_loader(tiles, 4, 1, CUDA)
+    expected = [data.Batch(*(t.clone() for t in batch)) for batch in batches]
     at_once = data.Batch.to
 
     def late(batch, device, cycles):
@@ -270,7 +268,7 @@ def test_prefetched_batches_are_the_loaders(tiled, monkeypatch):
     for copying, reading in ((20_000_000, 0), (0, 20_000_000)):
         monkeypatch.setattr(data.Batch, "to", partialmethod(late, cycles=copying))
         found = []
-        for batch in data.prefetch(loader, CUDA.device):
+        for batch in loader.prefetch(batches, CUDA.device):
             torch.cuda._sleep(reading)
             found.append(data.Batch(*(t.clone() for t in batch)))
         for batch, truth in zip(found, expected, strict=True):

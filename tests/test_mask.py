@@ -21,7 +21,6 @@ from common.cli import UserError
 from common.distributed import process_group
 from common.run import checkpoint
 from common.speedups import Speedups, place
-from common.targets import instance_targets
 from mask import inference, train
 from mask.model import (
     ANCHORS,
@@ -33,6 +32,7 @@ from mask.model import (
 )
 from mask.rcnn import Sampler, ignored, paste
 from mask.scenes import Instance, detect, merge
+from mask.targets import instance_targets
 
 CPU = torch.device("cpu")
 

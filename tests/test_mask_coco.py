@@ -23,8 +23,8 @@ from torture import children
 from common.cli import UserError
 from common.data import Tiles
 from common.distributed import Process, process_group
-from common.targets import instance_targets
 from mask.coco import DEFINITION, NAMES, evaluate, gather, main, results, score, write
+from mask.targets import instance_targets
 
 ALONE = Process(0, 1, torch.device("cpu"))
 SIZE = 256

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.metrics import confusion, scores
+from common.semantic import confusion, scores
 
 
 def brute(predicted, target, class_id):

@@ -18,9 +18,10 @@ from helpers.tiling import kill, start_and_wait
 
 from benchmarks import loader
 from common.cli import UserError
-from common.data import Tiles, scoring_loader
+from common.data import Tiles
 from common.distributed import Process
 from common.io.tiles import PACKED, Packed, Pngs
+from common.loader import scoring_loader
 from preprocessing import coco
 from preprocessing.preprocess import main
 from unet import train
@@ -109,10 +110,9 @@ def test_sixteen_bits_throughout_where_one_tile_needs_them(wide):
 
 def test_loader_processes_give_the_same_batches_in_shared_memory(packed):
     tiles = Tiles(packed / "train")
-    options = namedtuple("Options", ["batch_size", "workers"])
     process = Process(0, 1, torch.device("cpu"))
-    alone = list(scoring_loader(tiles, options(4, 0), process))
-    shared = list(scoring_loader(tiles, options(4, 2), process))
+    alone = list(scoring_loader(tiles, 4, 0, process))
+    shared = list(scoring_loader(tiles, 4, 2, process))
     assert len(alone) == len(shared) == -(-len(tiles) // 4)
     for batch, other in zip(alone, shared, strict=True):
         assert_same(batch, other)

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import training, wait_for
+from helpers.networks import run_of
 from torch import nn
 from torch.utils.data import get_worker_info
 from torture import checkpoints, children, kills
 
-from common import data, distributed, engine, semantic
-from common.args import train_parser
-from common.cli import UserError, run
+from common import data, distributed, loader, semantic
+from common.cli import UserError, interval, run
 from common.distributed import Process
-from common.run import checkpoint, checkpoint_file, nonfinite, signals
+from common.run import checkpoint, checkpoint_file, nonfinite, resume, signals
 from common.speedups import Speedups, make_step, place
 from unet import train
 
@@ -149,7 +149,12 @@ def test_odd_values_in_a_checkpoint_are_answered_by_one_sentence(
     whole = checkpoint.load(trained / "checkpoint.pth")
     part = whole[key]
     begun = []
-    monkeypatch.setattr(engine, "fit", lambda restored, *rest, **named: begun.append(restored))
+
+    def fit(session, run, *_):
+        resume.restore(run, session.saved, session.process)
+        begun.append(run)
+
+    monkeypatch.setattr(train, "fit", fit)
 
     def answer(value) -> str:
         made = whole | {key: value}
@@ -197,7 +202,7 @@ def test_save_every_counts_steps_or_minutes(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
     def saves(text):
-        watch, saved = signals.Watch(ALONE, signals.interval(text)), []
+        watch, saved = signals.Watch(ALONE, interval(text)), []
         for step in range(1, 8):
             clock[0] += 30
             if watch.agreed(step)[1]:
@@ -318,12 +323,12 @@ def test_a_loader_process_killed_while_scoring_is_answered_too(
 
 def test_no_loader_process_is_left_for_torch_to_complain_of_later(tiled):
     """Of two loaders, as an epoch's and a scoring's: torch raises for one of them at a time."""
-    options = train_parser("").parse(["-b", "4", "-j", "1"])
-    loaders = [data.scoring_loader(data.Tiles(tiled / "val"), options, ALONE) for _ in range(2)]
-    for loader in loaders:
-        next(iter(loader))
+    tiles = data.Tiles(tiled / "val")
+    loaders = [loader.scoring_loader(tiles, 4, 1, ALONE) for _ in range(2)]
+    for batches in loaders:
+        next(iter(batches))
     assert len(multiprocessing.active_children()) >= 2
-    data.lost_worker(RuntimeError("timed out"))
+    loader.lost_worker(RuntimeError("timed out"))
     for _ in loaders:
         signal.raise_signal(signal.SIGCHLD)
     assert not multiprocessing.active_children()
@@ -340,7 +345,7 @@ class Stuck(data.Tiles):
 
 def test_a_loader_process_that_hangs_is_answered_by_one_sentence(tiled, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "Tiles", Stuck)
-    monkeypatch.setattr(data, "PATIENCE", 10)
+    monkeypatch.setattr(loader, "PATIENCE", 10)
     with pytest.raises(UserError, match=r"a loader process hung for 10 s .* lower --workers"):
         train.main(training(tiled, tmp_path / "run", "--max-steps", 8, "-j", 1))
 
@@ -374,8 +379,8 @@ def test_a_lost_step_changes_no_weight(dtype, clip):
     objective = place(model, lambda m, x, y: (m(x) * y).square().mean(), process, settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    scaler = settings.scaler(process.device)
-    step = make_step(objective, optimizer, schedule, scaler, settings, process.device, clip)
+    run = run_of(model, optimizer, schedule, settings)
+    step = make_step(objective, run, settings, clip)
     x, tally = torch.randn(2, 3, 8, 8), nonfinite.Tally()
     for number in range(4):
         tally.add(step(x, torch.ones(2, 1, 1, 1)), number, torch.tensor([7, 8]))
@@ -394,7 +399,7 @@ def test_a_lost_step_changes_no_weight(dtype, clip):
     nonfinite.mend(model, tally)
     nonfinite.check(model)
     assert all(buffer.isfinite().all() for buffer in model.buffers())
-    assert not scaler.is_enabled() or scaler.get_scale() >= 1
+    assert not run.scaler.is_enabled() or run.scaler.get_scale() >= 1
     assert step(x, torch.ones(2, 1, 1, 1)).isfinite()
     nonfinite.check(model)
     assert state() != before

@@ -16,7 +16,7 @@ from torture import children
 from common.backbones import load_backbone
 from common.cli import UserError, run
 from common.distributed import check_equal, process_group
-from common.metrics import IGNORE
+from common.io.tiles import IGNORE
 from common.run import checkpoint
 from common.semantic import segmentation_loss, two_head_loss
 from DeepLabV3 import inference, train

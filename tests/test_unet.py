@@ -13,7 +13,7 @@ from helpers.commands import ENCODER, ROOT, TORCHRUN, losses, run_forked, run_sc
 from helpers.scenes import decode
 
 from common.cli import UserError
-from common.metrics import IGNORE
+from common.io.tiles import IGNORE
 from common.run import checkpoint, checkpoint_file
 from unet import inference, train
 from unet.model import build_model, from_checkpoint, loss_fn, predict

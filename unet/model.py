@@ -12,6 +12,7 @@ from common.cli import UserError
 from common.run.checkpoint import load_weights
 from common.semantic import likeliest, segmentation_loss, softmax
 
+NAME = "unet"
 STRIDE = 32  # sides of an input must be multiples of it
 DECODER = (256, 128, 64, 32, 16)  # channels of the decoder's stages, the coarsest first
 

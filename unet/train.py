@@ -13,22 +13,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from common import args as arguments
-from common import data, engine
+from common.args import train_parser
 from common.cli import positive
 from common.cli import run as run_main
-from common.distributed import locked, process_group
+from common.engine import fit
 from common.predict.score import test_semantic
-from common.run import checkpoint, resume
 from common.semantic import evaluate, training_views
+from common.session import session
 from common.speedups import make_step, place
-from unet.model import DECODER, STRIDE, build_model, from_checkpoint, loss_fn, predict
+from unet.model import DECODER, NAME, STRIDE, build_model, from_checkpoint, loss_fn, predict
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = arguments.train_parser(
-        "Train UNet: every pixel is ground or a class of aircraft.", output_dir="runs/unet"
-    )
+    parser = train_parser(f"Train {NAME}: every pixel is ground or an aircraft.", "runs/unet")
     parser.add_argument("--encoder", default="resnet34", help="any of segmentation_models_pytorch")
     parser.add_argument(
         "--decoder-channels",
@@ -40,63 +37,24 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse(argv)
     if args.test_only:
-        return test_semantic(args, "unet", from_checkpoint, predict)
-    train_tiles, val_tiles = data.training_splits(args.data_path)
-    arguments.check(args, STRIDE, train_tiles.size)
-    saved = resume.find(args, "unet")
+        return test_semantic(args, NAME, from_checkpoint, predict)
 
-    with (
-        process_group(args.device, args.cuda_graphs, args.dist_timeout) as process,
-        locked(args.output_dir, process),
-    ):
-        speedups = arguments.speedups(args, process)
-        batches = data.training_loader(train_tiles, args, process)
-        val_batches = data.validation_loader(val_tiles, args, process)
-        total_steps = args.max_steps or args.epochs * len(batches)
-
-        torch.manual_seed(args.seed)  # the same weights on every rank
+    with session(args, NAME, STRIDE) as s:
         model = build_model(
             args.encoder,
-            len(train_tiles.classes),
+            len(s.classes),
             args.weights_backbone,
             args.norm,
             args.decoder_channels,
         )
-        objective = place(model, loss_fn, process, speedups)
+        objective = place(model, loss_fn, s.process, s.speedups)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
         )
-        schedule = engine.polynomial_schedule(optimizer, total_steps, args.warmup_steps)
-        scaler = speedups.scaler(process.device)
-        step = make_step(
-            objective, optimizer, schedule, scaler, speedups, process.device, args.clip_grad_norm
-        )
-        run = checkpoint.Run(
-            "unet",
-            train_tiles.classes,
-            arguments.plain(args),
-            model,
-            optimizer,
-            schedule,
-            scaler,
-            resume.settings(args, process, train_tiles),
-        )
-        resume.restore(run, saved, process)
-        process.print(speedups.banner(process, args.batch_size))
-        engine.fit(
-            run,
-            step,
-            batches,
-            training_views(args),
-            partial(evaluate, model, predict, val_batches, process, speedups, args.output_dir),
-            process,
-            args.output_dir,
-            total_steps,
-            args.print_freq,
-            args.eval_freq,
-            save_every=args.save_every,
-            eval_steps=args.eval_steps,
-        )
+        run = s.run(model, optimizer)
+        step = make_step(objective, run, s.speedups, args.clip_grad_norm)
+        views = training_views(args.crop_size, args.seed, args.scale_jitter)
+        fit(s, run, step, views, partial(evaluate, model, predict))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.lib.results import SHARE, Row, Summary, summaries
 from common.io.files import whole_file
-from common.predict.pictures import BLUE, INK, plt
+from common.run.log import BLUE, INK, plt
 
 GREY, VERMILION = "#A0A0A0", "#D55E00"  # with BLUE of Okabe and Ito's palette
 # Each picture is drawn for light pages and for dark ones: suffix of its name, ink, paper, grid.

@@ -18,7 +18,7 @@ from benchmarks.lib import launch
 from benchmarks.lib.matrix import PLAIN, SHARE, Cell
 from benchmarks.lib.readme import read_rows
 from benchmarks.lib.results import CELL, KEY, PLACE, Row, append
-from common.progress import progress, say
+from common.cli import progress, say
 from common.run.log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,6 +1,5 @@
 """A training step of any model on tiles of noise, put together as its train.py does it."""
 
-import argparse
 import importlib
 from collections.abc import Callable
 from types import ModuleType
@@ -11,11 +10,12 @@ from torch import Tensor, nn
 
 from common.data import Batch
 from common.distributed import Process
-from common.engine import polynomial_schedule
-from common.metrics import IGNORE
+from common.io.tiles import IGNORE
+from common.run.checkpoint import Run
 from common.semantic import training_views
+from common.session import polynomial_schedule
 from common.speedups import Speedups, make_step, place
-from mask.views import training_views as mask_views
+from mask.targets import training_views as mask_views
 
 # The models' folders, and the backbone each train.py takes by default.
 BACKBONES = {"fcn": "resnet50", "DeepLabV3": "resnet50", "unet": "resnet34", "mask": "resnet50"}
@@ -58,12 +58,10 @@ def training_step(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     schedule = polynomial_schedule(optimizer, 10_000, 50)
     scaler = speedups.scaler(process.device)
-    step = make_step(
-        objective, optimizer, schedule, scaler, speedups, process.device, clip_grad_norm
-    )
-    options = argparse.Namespace(crop_size=crop, seed=0, scale_jitter=0.0)
+    run = Run(name, ["ground", "aircraft"], {}, model, optimizer, schedule, scaler)
+    step = make_step(objective, run, speedups, clip_grad_norm)
     views: Callable[[Batch, int], tuple[Tensor, Any]]
-    views = (mask_views if name == "mask" else training_views)(options)
+    views = (mask_views if name == "mask" else training_views)(crop, seed=0)
     total = torch.zeros((), device=process.device)
 
     def whole(batch: Batch) -> Tensor:

@@ -37,6 +37,7 @@ from common import engine
 from common.cli import Parser, positive, run
 from common.distributed import Process
 from common.run.checkpoint import Run
+from common.session import Session
 
 
 class Enough(Exception):
@@ -75,12 +76,19 @@ class Watch:
         self.report: dict[str, Any] = {}
 
     def fit(
-        self, run: Run, step: Callable, batches: Any, prepare: Callable, *rest: Any, **kwargs: Any
+        self,
+        session: Session,
+        run: Run,
+        step: Callable,
+        prepare: Callable,
+        score: Callable,
+        select: str = "",
     ) -> None:
         """`engine.fit`, watched; its arguments are."""
-        process = next(value for value in rest if isinstance(value, Process))
+        process = session.process
         self.device, self.clock = process.device, Clock(process.device)
-        self.images = batches.batch_sampler.batch_size * process.world_size
+        sampler: Any = session.batches.batch_sampler
+        self.images = sampler.batch_size * process.world_size
 
         def watched_prepare(batch: Any, epoch: int) -> Any:
             self._begin()
@@ -96,7 +104,7 @@ class Watch:
             return loss
 
         try:
-            FIT(run, watched_step, batches, watched_prepare, *rest, **kwargs)
+            FIT(session, run, watched_step, watched_prepare, score)
         except Enough:
             self._summarise(run.args, process)
 
@@ -211,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
 
     Tensor.backward = watched_backward  # type: ignore[assignment]
     register_optimizer_step_pre_hook(lambda *_: watch.mark("optimizer"))
-    engine.fit = watch.fit  # type: ignore[assignment]
+    train.fit = watch.fit  # type: ignore[attr-defined]
     timed = engine.timed
     engine.timed = lambda items: timed(watch.waits(iter(items)))
     # One more step than is measured, to count in, and one for `fit` not to end with its checkpoint;

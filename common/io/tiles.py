@@ -17,6 +17,7 @@ import numpy as np
 from common.cli import UserError
 from common.io.images import read_image, read_rgb
 
+IGNORE = 255  # the class id of pixels that neither train nor count
 INDEX = "packed.json"
 PACKED = ("images_tiled.npy", "masks_tiled.npy", INDEX)
 """Files of a packed split: uint8 [N,S,S,3], uint8 or uint16 [N,S,S], and what they were made of."""

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from common.augment import normalise
-from common.cli import Parser, UserError, number, positive, whole
+from common.cli import Parser, UserError, number, positive, progress, whole
 from common.io.files import write_atomic
 from common.io.images import read_rgb
-from common.predict.pictures import paint, save
+from common.io.pictures import paint, save
 from common.predict.windows import Probabilities, blend
-from common.progress import progress
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 STRIDE = 32  # the largest of the four networks'

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from common import args as arguments
-from common import engine, metrics, semantic
+from common import semantic
 from common.cli import UserError
-from common.data import scoring_loader, scoring_split
+from common.data import scoring_split
 from common.distributed import Process, process_group
+from common.loader import loader_deaths, scoring_loader
 from common.run import checkpoint, resume
 from common.run.log import describe
 from common.speedups import Speedups
@@ -44,7 +45,7 @@ def test(
     saved = checkpoint.load(args.resume, model_name)
     split, folder = args.test_only, args.resume.parent
     tiles = scoring_split(args.data_path, split, saved["classes"])
-    with process_group(args.device) as process, engine.loader_deaths():
+    with process_group(args.device) as process, loader_deaths():
         speedups = arguments.speedups(args, process)
         model = (
             checkpoint.rebuild(saved, from_checkpoint)
@@ -52,7 +53,7 @@ def test(
             .to(memory_format=speedups.layout)
             .eval()
         )
-        batches = scoring_loader(tiles, args, process)
+        batches = scoring_loader(tiles, args.batch_size, args.workers, process)
         process.print(speedups.banner(process))
         result = score(model, batches, process, speedups, folder)
         if process.is_main:
@@ -72,4 +73,4 @@ def test_semantic(
     def score(model: nn.Module, *rest: Any) -> dict[str, float]:
         return semantic.evaluate(model, predict, *rest)
 
-    test(args, model_name, from_checkpoint, score, metrics.DEFINITION)
+    test(args, model_name, from_checkpoint, score, semantic.DEFINITION)

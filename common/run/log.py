@@ -1,12 +1,19 @@
-"""What a run tells: the lines of `log.jsonl`, and numbers as text."""
+"""What a run tells: the lines of `log.jsonl`, their curves, and numbers as text."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 
 from common.distributed import Process
+from common.io.files import whole_file
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+INK, BLUE = "#222222", "#0072B2"
 
 
 class Log:
@@ -29,6 +36,33 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def curves(log: Path, path: Path) -> None:
+    """Draw a run's `log.jsonl`: the loss of the steps and the scores of the epochs."""
+    lines = read_log(log)
+    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    scored = [line for line in lines if "loss" not in line]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", dpi=140)
+    if losses:
+        axes[0].plot(*zip(*losses, strict=True), color=BLUE, linewidth=1.4)
+    axes[0].set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    main = ("mIoU", "mask_AP")
+    shown = (*main, "mask_AP50", "box_AP")
+    names = [n for n in (scored[-1] if scored else {}) if n.startswith("IoU.") or n in shown]
+    for name in names:
+        points = [(line["step"], line[name]) for line in scored if name in line]
+        style = {"color": INK, "linewidth": 2.0} if name in main else {"linewidth": 1.2}
+        axes[1].plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, **style)
+    axes[1].set(xlabel="step", ylabel="validation score", ylim=(0, 1))
+    if names:
+        axes[1].legend(frameon=False, fontsize=8, loc="lower right")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#dddddd", linewidth=0.6)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png")
+    plt.close(figure)
 
 
 def describe(scores: dict[str, float]) -> str:

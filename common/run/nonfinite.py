@@ -8,11 +8,50 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from common.cli import UserError
 
 LIMIT = 20  # steps in a row
 NAMED = 4  # tiles of the last such step that are remembered
+
+
+def poisoned(loss: Tensor) -> Tensor:
+    """`loss`, with gradients that are all nan where it is not finite, on all processes.
+
+    An infinite loss may have gradients that are finite in part; those would reach the weights.
+    """
+    return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
+
+
+def guarded_step(
+    optimizer: Optimizer, parameters: list[Tensor], loss: Tensor, norm: Tensor | None = None
+) -> Tensor:
+    """Step `optimizer`, but change nothing where a gradient is not finite; waits for nothing.
+
+    It does for float32 and bf16 what the loss scaler does for fp16.
+
+    Args:
+        optimizer: A fused one, which skips a step on the device where `found_inf` says so.
+        parameters: Those of the optimizer.
+        loss: A scalar.
+        norm: Of all gradients, where somebody has computed it already.
+
+    Returns:
+        The loss; nan where the step was skipped.
+    """
+    if norm is None:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        # One kernel makes all norms on a GPU. A CPU sums in 0.6 times the time of a norm.
+        norm = (
+            torch.stack([gradient.sum() for gradient in gradients]).sum()
+            if loss.device.type == "cpu"
+            else nn.utils.get_total_norm(gradients)
+        )
+    skipped = ~norm.isfinite()
+    optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+    optimizer.step()
+    return torch.where(skipped, torch.nan, loss)
 
 
 class Tally:

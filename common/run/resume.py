@@ -1,6 +1,5 @@
 """`--resume`: which file it means, and whether the run that goes on is the same to the bit."""
 
-import argparse
 import hashlib
 import os
 from pathlib import Path
@@ -8,9 +7,7 @@ from typing import Any
 
 import torch
 
-from common import args as arguments
 from common.cli import UserError
-from common.data import Tiles
 from common.distributed import Process
 from common.run import checkpoint
 
@@ -20,19 +17,25 @@ FREE = {"config", "data_path", "output_dir", "resume", "test_only", "device", "w
 FREE |= {"print_freq", "save_every", "dist_timeout"}
 
 
-def find(args: argparse.Namespace, model_name: str) -> dict[str, Any] | None:
+def find(wanted: Path | None, output_dir: Path, model_name: str) -> dict[str, Any] | None:
     """The checkpoint that `--resume` names, or the one before it where that is damaged.
 
-    None without `--resume`, and where `--resume auto` finds an output folder with none.
+    Args:
+        wanted: What `--resume` says: a file, `AUTO`, or None where it was not given.
+        output_dir: Where `AUTO` looks.
+        model_name: What the checkpoint must hold.
+
+    Returns:
+        What `checkpoint.load` gives; None for None, and for `AUTO` where there is no checkpoint.
 
     Raises:
         UserError: Neither can be read, or it is of another model.
     """
-    if args.resume is None:
+    if wanted is None:
         return None
-    latest = args.output_dir / checkpoint.LATEST if args.resume == AUTO else args.resume
+    latest = output_dir / checkpoint.LATEST if wanted == AUTO else wanted
     previous = latest.with_name(checkpoint.PREVIOUS)
-    if args.resume == AUTO and not latest.exists() and not previous.exists():
+    if wanted == AUTO and not latest.exists() and not previous.exists():
         return None
     try:
         return checkpoint.load(latest, model_name)
@@ -47,18 +50,24 @@ def find(args: argparse.Namespace, model_name: str) -> dict[str, Any] | None:
         return saved
 
 
-def settings(args: argparse.Namespace, process: Process, tiles: Tiles) -> dict[str, Any]:
-    """What decides a run's bits beside its state, as plain values for a checkpoint."""
+def settings(args: dict[str, Any], process: Process, tiles: Path) -> dict[str, Any]:
+    """What decides a run's bits beside its state, as plain values for a checkpoint.
+
+    Args:
+        args: The options, as `arguments.plain` gives them.
+        process: This process.
+        tiles: Folder of the training tiles.
+    """
     device = process.device
     on_gpu = device.type == "cuda"
-    chosen = {k: v for k, v in arguments.plain(args).items() if k not in FREE}
+    chosen = {k: v for k, v in args.items() if k not in FREE}
     return chosen | {
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
         "world_size": process.world_size,
-        "global_batch": args.batch_size * args.grad_accum * process.world_size,
+        "global_batch": args["batch_size"] * args["grad_accum"] * process.world_size,
         "torch": str(torch.__version__),
-        "training tiles": fingerprint(tiles.folder),
+        "training tiles": fingerprint(tiles),
     }
 
 

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from common.distributed import Process
+from common.distributed import SIGNALS, Process
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start me again with --resume
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Watch:
@@ -76,15 +75,3 @@ class Watch:
     def restart(self) -> None:
         """The run was saved: the interval begins anew."""
         self.saved = time.monotonic()
-
-
-def interval(text: str) -> tuple[str, float]:
-    """An argument type: `500` steps or `10m`, minutes; 0 of either is never."""
-    minutes = text.endswith("m")
-    value = float(text[:-1]) if minutes else int(text)
-    if not 0 <= value < 1e9:
-        raise ValueError
-    return ("minutes" if minutes else "steps"), value
-
-
-interval.__name__ = "number of steps (500) or minutes (10m)"

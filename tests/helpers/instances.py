@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.lib.synthetic import noise_tiles
 from common.augment import normalise
-from common.targets import instance_targets
+from mask.targets import instance_targets
 
 CPU = torch.device("cpu")
 

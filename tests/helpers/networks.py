@@ -8,6 +8,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.segmentation.fcn import FCN, FCNHead
 
+from common.run.checkpoint import Run
 from fcn import model as fcn
 
 
@@ -28,3 +29,8 @@ def train_thin(folder: str, words: list[str]) -> None:
     torch.set_num_threads(1)
     fcn.BACKBONES["resnet50"] = thin_fcn
     importlib.import_module(f"{folder}.train").main(words)
+
+
+def run_of(model, optimizer, schedule, settings) -> Run:
+    """What `make_step` steps: a run of no particular model."""
+    return Run("", [], {}, model, optimizer, schedule, settings.scaler(torch.device("cpu")))

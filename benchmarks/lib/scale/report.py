@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.patches import Patch
 
 from common.io.files import whole_file
-from common.predict.pictures import BLUE, INK, plt
+from common.run.log import BLUE, INK, plt
 
 Row = dict[str, str]
 

@@ -1,18 +1,13 @@
-"""Pictures: masks onto images, sheets of image, truth and prediction, curves of a run."""
+"""Pictures: masks onto images, and sheets of image, truth and prediction (no torch here)."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image
 
 from common.io.files import whole_file
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 # Class 0, the ground, is left as it is; after the first, Okabe and Ito's colour-blind safe palette.
 PALETTE = np.array(
@@ -29,7 +24,6 @@ PALETTE = np.array(
     ],
     np.uint8,
 )
-INK, BLUE = "#222222", "#0072B2"
 
 
 def colour(class_id: int) -> tuple[int, int, int]:
@@ -148,33 +142,6 @@ class Sheet:
             cv2.putText(pixels, label, at, font, 0.5, (70, 70, 70), 1, cv2.LINE_AA)
         cv2.putText(pixels, title, (gap, 18), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
         save(pixels, path)
-
-
-def curves(log: Path, path: Path) -> None:
-    """Draw a run's `log.jsonl`: the loss of the steps and the scores of the epochs."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    scored = [line for line in lines if "loss" not in line]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", dpi=140)
-    if losses:
-        axes[0].plot(*zip(*losses, strict=True), color=BLUE, linewidth=1.4)
-    axes[0].set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    main = ("mIoU", "mask_AP")
-    shown = (*main, "mask_AP50", "box_AP")
-    names = [n for n in (scored[-1] if scored else {}) if n.startswith("IoU.") or n in shown]
-    for name in names:
-        points = [(line["step"], line[name]) for line in scored if name in line]
-        style = {"color": INK, "linewidth": 2.0} if name in main else {"linewidth": 1.2}
-        axes[1].plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, **style)
-    axes[1].set(xlabel="step", ylabel="validation score", ylim=(0, 1))
-    if names:
-        axes[1].legend(frameon=False, fontsize=8, loc="lower right")
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="#dddddd", linewidth=0.6)
-    with whole_file(path) as file:
-        figure.savefig(file, format="png")
-    plt.close(figure)
 
 
 def save(pixels: np.ndarray, path: Path) -> None:

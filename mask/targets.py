@@ -1,14 +1,35 @@
-"""What a model is trained towards, made from a batch's instance ids on its device."""
+"""What Mask R-CNN trains on: a random view of each tile, and the aircraft in it."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from common.augment import random_view
 from common.data import Batch
 
+MIN_PIXELS = 16  # a crop cuts some aircraft to slivers that nobody could outline
 
-def semantic_target(batch: Batch) -> Tensor:
-    """The class of every pixel: int64 [B,H,W], `IGNORE` where a pixel does not count."""
-    return batch.classes.gather(1, batch.ids.flatten(1).long()).view_as(batch.ids).long()
+Targets = list[dict[str, Tensor]]
+
+
+def training_views(
+    crop_size: int, seed: int, scale_jitter: float = 0.0
+) -> Callable[[Batch, int], tuple[Tensor, Targets]]:
+    """(batch on the device, epoch) → images float32 [B,3,crop,crop] and B targets.
+
+    The targets are those of `instance_targets`, each with a `key` for `mask.rcnn.Sampler`.
+    """
+
+    def prepare(batch: Batch, epoch: int) -> tuple[Tensor, Targets]:
+        images, view = random_view(batch, crop_size, seed, epoch, scale_jitter)
+        targets = instance_targets(view, MIN_PIXELS)
+        keys = view.tile + (epoch << 24) + (seed << 44)
+        for target, key in zip(targets, keys, strict=True):
+            target["key"] = key
+        return images, targets
+
+    return prepare
 
 
 def instance_targets(batch: Batch, min_pixels: int = 1) -> list[dict[str, Tensor]]:

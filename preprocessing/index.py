@@ -1,0 +1,96 @@
+"""The COCO file of a split's tiles, written from the records of its scenes."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from preprocessing.scene_tiles import read_record
+from preprocessing.tiles import MIN_PIXELS, Settings
+
+
+class Tile(NamedTuple):
+    """A tile that is kept; sorts by the name of its image."""
+
+    name: str
+    stem: str
+    n: int
+    positive: bool
+
+
+def write_index(
+    stage: Path,
+    tiles: list[Tile],
+    airports: dict[str, str],
+    categories: list[str],
+    settings: Settings,
+) -> None:
+    """Write `instances_tiled.json` into `stage`, one scene at a time.
+
+    Args:
+        stage: Where the records of the scenes are.
+        tiles: Those that are kept, by name.
+        airports: Of each scene, by its stem.
+        categories: Names of the categories 1…N.
+        settings: What the tiles were cut with.
+    """
+    info = {"description": "Tiles of aerial scenes", "min_pixels": MIN_PIXELS} | asdict(settings)
+    classes = [{"id": i, "name": name} for i, name in enumerate(categories, start=1)]
+    with (stage / "instances_tiled.json").open("w", encoding="utf-8") as file:
+        file.write('{"info":' + _dump(info) + ',"images":[')
+        file.writelines(_separated(_images(stage, tiles, airports, settings.tile_size)))
+        file.write('],"annotations":[')
+        file.writelines(_separated(_annotations(stage, tiles)))
+        file.write('],"categories":' + _dump(classes) + "}\n")
+
+
+def _images(
+    stage: Path, tiles: list[Tile], airports: dict[str, str], size: int
+) -> Iterator[dict[str, Any]]:
+    for number, (tile, content) in enumerate(contents(stage, tiles), start=1):
+        yield {
+            "id": number,
+            "file_name": tile.name,
+            "width": size,
+            "height": size,
+            "scene": tile.stem,
+            "airport": airports[tile.stem],
+            "x": content["x"],
+            "y": content["y"],
+        } | ({"padded": content["padded"]} if any(content["padded"]) else {})
+
+
+def _annotations(stage: Path, tiles: list[Tile]) -> Iterator[dict[str, Any]]:
+    number = 0
+    for image, (_, content) in enumerate(contents(stage, tiles), start=1):
+        for annotation in content["annotations"]:
+            number += 1
+            yield {"id": number, "image_id": image} | annotation
+
+
+def contents(stage: Path, tiles: list[Tile]) -> Iterator[tuple[Tile, dict[str, Any]]]:
+    """Each tile with its record: one scene at a time, as a set may have millions of aircraft."""
+    stem = ""
+    record: dict[str, Any] = {}
+    for tile in tiles:
+        if tile.stem != stem:
+            stem, record = tile.stem, read_record(stage, tile.stem)
+        yield tile, record["tiles"][tile.n]
+
+
+def aircraft_of(stage: Path, tiles: list[Tile]) -> list[tuple[str, int]]:
+    """The name of each tile and how many aircraft its mask tells apart."""
+    return [
+        (tile.name, sum(not annotation["iscrowd"] for annotation in content["annotations"]))
+        for tile, content in contents(stage, tiles)
+    ]
+
+
+def _separated(items: Iterator[dict[str, Any]]) -> Iterator[str]:
+    for number, item in enumerate(items):
+        yield ("," if number else "") + _dump(item)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
