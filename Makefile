@@ -58,7 +58,7 @@ benchmark-gpu: install
 	-$(BIN)/python benchmarks/run.py --quick --budget 4.5 --device cuda -o $(GPU_CSV) 2>&1 | tee $(OUTPUT)/run.txt
 	-$(BIN)/python benchmarks/table.py
 	-$(BIN)/python benchmarks/table.py --print >$(OUTPUT)/tables.md
-	-cp $(GPU_CSV) assets/*_benchmark.png assets/scaling.png $(OUTPUT)
+	-cp $(GPU_CSV) assets/*_benchmark.png $(OUTPUT)
 
 lint: install
 	$(BIN)/ruff format --check .

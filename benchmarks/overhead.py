@@ -28,9 +28,10 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from benchmarks.lib.environment import provenance
+from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
 from benchmarks.lib.results import median_interval
-from benchmarks.lib.synthetic import BACKBONES, model_module, noise_tiles
+from benchmarks.lib.synthetic import noise_tiles
 from common import engine
 from common.augment import normalise
 from common.cli import Parser, positive, progress, run
@@ -79,9 +80,9 @@ class Same(torch.utils.data.Dataset):
 def main(argv: list[str] | None = None) -> None:
     args = _parser().parse(argv)
     process = Process(0, 1, pick_device(args.device))
-    module = model_module(args.model)
+    module = MODELS[args.model].module
     torch.manual_seed(0)
-    model = module.build_model(args.backbone or BACKBONES[args.model], 2)
+    model = module.build_model(args.backbone or MODELS[args.model].backbone, 2)
     batch = noise_tiles(args.batch_size, args.crop_size, process.device)
     images, targets = normalise(batch.images).contiguous(), semantic_target(batch)
     objective = place(model, module.loss_fn, process, Speedups())
@@ -176,7 +177,7 @@ def sentence(rows: list[dict[str, str]]) -> str:
 def _parser() -> Parser:
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", choices=("fcn", "DeepLabV3", "unet"), default="unet")
+    add("--model", choices=[m for m in MODELS if MODELS[m].semantic], default="unet")
     add("--backbone", default="resnet18", help="or the UNet's encoder")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--crop-size", type=positive, default=128, help="pixels")

@@ -27,9 +27,9 @@ from benchmarks import table
 from benchmarks.lib import launch, quality
 from benchmarks.lib.environment import hardware, provenance
 from benchmarks.lib.matrix import Cell, plan
+from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import read_rows
 from benchmarks.lib.results import KEY, PLACE, append, newest
-from benchmarks.lib.synthetic import BACKBONES
 from common import graphs
 from common.cli import Parser, UserError, number, positive, progress, run, say, whole
 from common.distributed import pick_device
@@ -143,7 +143,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--quick", action="store_true", help="a first table: one round, few steps, 3 or 5 minutes")
-    add("--models", nargs="+", choices=BACKBONES, default=list(BACKBONES))
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS))
     add("--techniques", nargs="+", default=[], help="such as amp+channels-last; default: all")
     add("--also", nargs="+", type=_technique, default=[], metavar="NAME=FLAGS",
         help="further techniques, as flags of train.py: 'accum=--grad-accum 2'")  # fmt: skip

@@ -24,7 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.lib.synthetic import BACKBONES, noise_tiles, training_step
+from benchmarks.lib.models import MODELS
+from benchmarks.lib.synthetic import noise_tiles, training_step
 from common.cli import Parser, positive, run
 from common.distributed import Process
 from common.speedups import Speedups
@@ -110,7 +111,7 @@ def census(step: Callable[[], Any]) -> Counter[tuple[str, str]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=BACKBONES, default=list(BACKBONES))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--amp-dtype", choices=("bf16", "fp16"), help="default: float32")
     parser.add_argument("--grad-accum", type=positive, default=1)
     parser.add_argument("--clip-grad-norm", type=float)

@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.lib import plots, quality
+from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import README, read_rows, write_part
 from benchmarks.lib.results import SHARE, Row, Summary, newest, summaries
-from benchmarks.lib.synthetic import BACKBONES
+from benchmarks.lib.techniques import SHOWN
 from common.cli import Parser, run
 
 RESULTS = ROOT / "benchmarks/results"
@@ -29,7 +30,7 @@ NONE = (
 
 
 def models(rows: list[Row]) -> list[str]:
-    return [name for name in BACKBONES if any(row["model"] == name for row in rows)]
+    return [name for name in MODELS if any(row["model"] == name for row in rows)]
 
 
 def of_model(rows: list[Row], model: str, trained: list[Row] | None = None) -> str:
@@ -89,10 +90,10 @@ def _by_technique(rows: list[Row]) -> list[dict[str, Summary]]:
 
 
 def overview(rows: list[Row]) -> str:
-    """Speed-ups of all models, a technique a line."""
+    """Speed-ups of all models by what most people would switch on, a technique a line."""
     of = _by_technique(rows)
     lines = [f"| technique | {' | '.join(models(rows))} |", "|---|" + "--:|" * len(of)]
-    for name in dict.fromkeys(name for found in of for name in found if name != SHARE):
+    for name in dict.fromkeys(name for found in of for name in found if name in SHOWN):
         cells = []
         for one in (found.get(name) for found in of):
             if one is None:
@@ -185,21 +186,17 @@ def parts(
 ) -> dict[tuple[Path, str], str]:
     """All generated parts: (README, mark) → Markdown."""
     made: dict[tuple[Path, str], str] = {}
-    for model in BACKBONES:
+    for model in MODELS:
         blocks = [
             f"{heading([r for r in rows if r['model'] == model])}\n\n"
             f"{of_model(rows, model, trained.get(kind))}"
             for kind, rows in found.items()
             if model in models(rows)
         ]
-        picture = plots.shown(
-            f"{plots.NAMES[model]}_benchmark", "images per second of each technique"
-        )
+        picture = plots.shown(MODELS[model].picture, "images per second of each technique")
         shown = [picture] * bool(blocks)
         made[ROOT / model / "README.md", "benchmark"] = _blocks(shown + blocks, found)
     sides = [f"{heading(rows)}\n\n{machine_side(rows)}" for rows in found.values()]
-    if any(row["world"] not in ("1", "") for rows in found.values() for row in rows):
-        sides.insert(0, plots.shown("scaling", "DDP's speed by the number of processes"))
     made[README, "machine"] = _blocks(sides, found)
     made[README, "ceilings"] = ceilings()
     overviews = [f"{heading(rows)}\n\n{overview(rows)}" for rows in found.values()]

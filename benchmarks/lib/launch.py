@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib.matrix import LIGHT, Cell
-from benchmarks.lib.synthetic import BACKBONES
+from benchmarks.lib.matrix import Cell
+from benchmarks.lib.models import MODELS
 
 
 def columns(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def columns(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
 def train_words(cell: Cell, args: argparse.Namespace, output_dir: str) -> list[str]:
     """The arguments of train.py."""
     return [
-        *("--encoder" if cell.model == "unet" else "--backbone", _backbone(cell, args)),
+        *(MODELS[cell.model].option, _backbone(cell, args)),
         *("--weights-backbone", "none", "--device", args.device),
         *("--data-path", str(args.data_path), "--output-dir", output_dir),
         *("--crop-size", str(args.crop_size), "-b", str(cell.batch), "-j", str(args.workers)),
@@ -55,7 +55,8 @@ def run(cell: Cell, words: list[str], cache: Path, timeout: float) -> str:
 
 
 def _backbone(cell: Cell, args: argparse.Namespace) -> str:
-    return args.backbone or (LIGHT if args.device == "cpu" else BACKBONES)[cell.model]
+    model = MODELS[cell.model]
+    return args.backbone or (model.light if args.device == "cpu" else model.backbone)
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -7,23 +7,12 @@ from itertools import combinations
 import torch
 
 from benchmarks.lib.environment import cores
-from benchmarks.lib.synthetic import BACKBONES
+from benchmarks.lib.models import MODELS
+from benchmarks.lib.techniques import FIRST, FLAGS, PLAIN
 from common import graphs
 from common.cli import UserError
 
-FLAGS = {
-    "amp": "--amp",
-    "channels-last": "--channels-last",
-    "cuda-graphs": "--cuda-graphs",
-    "compile": "--compile",
-    "ddp": "",  # torchrun is its flag
-}
-PLAIN, SHARE = "plain", "share"
-# The way most people would switch them on: measured first, for where time is short.
-FIRST = [PLAIN, "amp", "amp+channels-last", "amp+channels-last+cuda-graphs", "channels-last", "ddp"]
-# On a CPU everything is reduced: light backbones, small crops, few tiles.
-LIGHT = BACKBONES | {"DeepLabV3": "mobilenet_v3_large", "unet": "resnet18", "mask": "resnet18"}
-LIGHT_FLAGS: dict[str, tuple[str, ...]] = {"mask": ("--proposals", "200")}
+SHARE = "share"
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,10 @@ def plan(
     gpu = device.type == "cuda"
     world = torch.cuda.device_count() if gpu else 2
     cannot = _cannot(device, world, batch, without_compile)
-    all_of = [PLAIN, *("+".join(c) for n in range(1, 6) for c in combinations(FLAGS, n))]
+    all_of = [
+        PLAIN,
+        *("+".join(c) for n in range(1, len(FLAGS) + 1) for c in combinations(FLAGS, n)),
+    ]
     for name in wanted:
         unknown = {*name.split("+")} - {*FLAGS, PLAIN, *extra}
         if unknown:
@@ -78,7 +70,6 @@ def plan(
         if name not in chosen and not cannot.keys() & parts:
             chosen[name] = tuple(FLAGS[part] for part in parts if FLAGS[part])
     parts_of_cpu = 1 if gpu else world
-    fixed = {} if gpu else LIGHT_FLAGS
     cells = []
     if "ddp" in chosen and not gpu:
         chosen[SHARE] = ()
@@ -86,7 +77,10 @@ def plan(
         many = "ddp" in name.split("+")
         part = parts_of_cpu if many or name == SHARE else 1
         sizes = world if many else 1, batch // part, max(1, cores() // part)
-        cells += [Cell(model, name, (*fixed.get(model, ()), *flags), *sizes) for model in models]
+        cells += [
+            Cell(model, name, (*(() if gpu else MODELS[model].light_flags), *flags), *sizes)
+            for model in models
+        ]
     asked_for = {part for name in asked for part in name.split("+")}
     left_out = [f"{name}: {why}" for name, why in cannot.items() if name in asked_for]
     return cells, left_out

@@ -1,39 +1,32 @@
-"""Pictures of the benchmark: a bar for each technique, and what more processes bring."""
+"""Pictures of the benchmark: a bar for each technique."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib.models import MODELS
 from benchmarks.lib.results import SHARE, Row, Summary, summaries
+from benchmarks.lib.techniques import PLAIN
 from common.io.files import whole_file
 from common.run.log import BLUE, INK, plt
 
 GREY, VERMILION = "#A0A0A0", "#D55E00"  # with BLUE of Okabe and Ito's palette
 # Each picture is drawn for light pages and for dark ones: suffix of its name, ink, paper, grid.
 THEMES = (("", INK, "white", "#E5E5E5"), ("_dark", "#E6EDF3", "#0D1117", "#30363D"))
-STYLES = ((BLUE, "o"), (VERMILION, "s"), ("#009E73", "D"), ("#CC79A7", "^"))
-NAMES = {"fcn": "fcn", "DeepLabV3": "deeplab", "unet": "unet", "mask": "mask"}
 
 
 def draw_all(found: dict[str, list[Row]], folder: Path) -> list[Path]:
     """`<model>_benchmark.png` of each model that was measured; from a GPU's rows if there are."""
     rows = found.get("cuda") or found.get("cpu") or []
     written = []
-    for model, name in NAMES.items():
+    for model in MODELS:
         bars = [o for o in summaries(rows, model) if not o.error and o.technique != SHARE]
         if bars:
             row = next(r for r in rows if r["model"] == model)
-            written += _write(folder / f"{name}_benchmark.png", partial(draw, bars, model, row))
-    efficiencies = {
-        model: one.efficiency
-        for model in NAMES
-        for one in summaries(rows, model)
-        if one.technique == "ddp" and one.efficiency
-    }
-    if efficiencies:
-        row = next(row for row in rows if row["technique"] == "ddp" and not row["error"])
-        written += _write(folder / "scaling.png", partial(draw_scaling, efficiencies, row))
+            written += _write(
+                folder / f"{MODELS[model].picture}.png", partial(draw, bars, model, row)
+            )
     return written
 
 
@@ -62,54 +55,25 @@ def _write(path: Path, figure: Callable[[], Any]) -> list[Path]:
     return written
 
 
-def draw_scaling(efficiencies: dict[str, float], row: Row) -> Any:
-    """Measured at the world size of `row`; beyond, the loss grows as a ring all-reduce's bytes do.
-
-    N processes send 2(N-1)/N of the gradients each. What `world` of them lost to it, and to
-    whatever else they share, is taken in this proportion for more.
-    """
-    world = int(row["world"])
-    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n == 1 or n >= world]
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    axes.plot(sizes, sizes, color=GREY, linestyle=":", label="ideal")
-    for (model, efficiency), style in zip(efficiencies.items(), STYLES, strict=False):
-        lost = (1 / efficiency - 1) / ((world - 1) / world)
-        modelled = [n / (1 + lost * (n - 1) / n) for n in sizes]
-        colour, marker = style
-        axes.plot(sizes, modelled, color=colour, linestyle="--", linewidth=1)
-        words = f"{model}, {100 * efficiency:.0f} % at {world}"
-        measured = [1, world * efficiency]
-        axes.plot([1, world], measured, marker, color=colour, markersize=8, label=words)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
-    ticks = list(map(str, sizes))
-    axes.set_xticks(sizes, ticks)
-    axes.set_yticks(sizes, ticks)
-    each = "a GPU" if row["device"] != "cpu" else f"{row['threads']} of the cores"
-    axes.set(xlabel=f"processes, with {each} each", ylabel="speed, of one process")
-    title = "marks: measured; dashed: computed from them, not measured"
-    axes.set_title(f"DDP on {_where(row)}\n{title}", loc="left", fontsize=11)
-    axes.grid()
-    axes.legend(frameon=False)
-    axes.spines[:].set_visible(False)
-    return figure
-
-
 def _where(row: Row) -> str:
     return row["device"] if row["device"] != "cpu" else f"CPU, {row['cores']} cores of {row['cpu']}"
 
 
 def draw(bars: list[Summary], model: str, row: Row) -> Any:
-    """Blue is surely faster than plain, vermilion surely slower, grey neither."""
+    """The fastest on top; blue is faster than plain (interval above 1), vermilion slower."""
+    bars = sorted(bars, key=lambda one: -one.speed[1])
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.36 * len(bars)), layout="constrained")
     widest = max(one.speed[2] for one in bars)
     for y, one in enumerate(bars):
         _bar(axes, y, one, widest)
+    plain = [one.speed[1] for one in bars if one.technique == PLAIN]
+    for speed in plain:
+        axes.axvline(speed, color=plt.rcParams["text.color"], linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(bars)), [one.technique for one in bars])
     axes.set(xlim=(0, 1.45 * widest), ylim=(len(bars) - 0.5, -0.5))
     axes.set_xlabel(
         "images per second (bar: median, line: 10th to 90th percentile of steps)\n"
-        "blue: surely faster than plain, orange: surely slower"
+        "dotted: plain; blue: faster than it, orange: slower, grey: neither is certain"
     )
     axes.set_title(
         f"Training {model} on {row['backbone']}, crops of {row['crop']} pixels\n"

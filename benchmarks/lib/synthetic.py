@@ -1,13 +1,12 @@
 """A training step of any model on tiles of noise, put together as its train.py does it."""
 
-import importlib
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.lib.models import MODELS
 from common.data import Batch
 from common.distributed import Process
 from common.io.tiles import IGNORE
@@ -16,14 +15,6 @@ from common.semantic import training_views
 from common.session import polynomial_schedule
 from common.speedups import Speedups, make_step, place
 from mask.targets import training_views as mask_views
-
-# The models' folders, and the backbone each train.py takes by default.
-BACKBONES = {"fcn": "resnet50", "DeepLabV3": "resnet50", "unet": "resnet34", "mask": "resnet50"}
-
-
-def model_module(name: str) -> ModuleType:
-    """The model.py of a model's folder."""
-    return importlib.import_module(f"{name}.model")
 
 
 def noise_tiles(count: int, side: int, device: torch.device, aircraft: int = 3) -> Batch:
@@ -50,10 +41,10 @@ def training_step(
     norm: str = "batch",
 ) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
     """The bare model, in training mode, and the step from a loader's batch to its loss."""
-    module = model_module(name)
+    module = MODELS[name].module
     torch.manual_seed(0)
     with torch.device(process.device):
-        model = module.build_model(backbone or BACKBONES[name], 2, norm=norm)
+        model = module.build_model(backbone or MODELS[name].backbone, 2, norm=norm)
     objective = place(model.train(), module.loss_fn, process, speedups)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     schedule = polynomial_schedule(optimizer, 10_000, 50)
@@ -61,7 +52,7 @@ def training_step(
     run = Run(name, ["ground", "aircraft"], {}, model, optimizer, schedule, scaler)
     step = make_step(objective, run, speedups, clip_grad_norm)
     views: Callable[[Batch, int], tuple[Tensor, Any]]
-    views = (mask_views if name == "mask" else training_views)(crop, seed=0)
+    views = (training_views if MODELS[name].semantic else mask_views)(crop, seed=0)
     total = torch.zeros((), device=process.device)
 
     def whole(batch: Batch) -> Tensor:
