@@ -25,7 +25,7 @@ def test_the_readme_shows_the_committed_numbers(name, show):
 
 def test_the_readme_shows_what_the_torture_did():
     totals = torture.totals(read_rows(torture.RESULTS))
-    assert part(ROOT / "README.md", "torture") == totals, "stale; run torture with --write-readme"
+    assert part(torture.README, "torture") == totals, "stale; run torture with --write-readme"
 
 
 def test_the_parts_are_measured_beside_the_plain_way(tiled, tmp_path):

@@ -11,7 +11,8 @@ from helpers.networks import run_of, thin_fcn
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from benchmarks.lib.synthetic import model_module, noise_tiles, training_step
+from benchmarks.lib.models import MODELS
+from benchmarks.lib.synthetic import noise_tiles, training_step
 from benchmarks.syncs import census
 from common import args as arguments
 from common import augment, distributed, graphs, speedups
@@ -111,7 +112,7 @@ def test_on_a_gpu_no_operator_mixes_devices(fake, monkeypatch, name):
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     device = torch.device("cuda")
-    module = model_module(name)
+    module = MODELS[name].module
     with device:
         model = module.build_model(LIGHT[name], 2).train()
     images, view = augment.random_view(noise_tiles(2, 96, device), 64, 0, 0)

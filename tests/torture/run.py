@@ -30,7 +30,7 @@ from torture.contained import hundred
 from benchmarks.lib.environment import provenance
 from benchmarks.lib.readme import read_rows, write_part
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[2] / "common/run/README.md"
 RESULTS = Path(__file__).with_name("results.csv")
 Case = Callable[[int, Path], str]
 
