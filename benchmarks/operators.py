@@ -102,7 +102,7 @@ def table(rows: list[dict[str, str]]) -> str:
 def _calls(
     name: str, way: str, args: argparse.Namespace, device: torch.device
 ) -> Callable[[], None]:
-    """As in training: weights stay float32 and are cast in each call; gradients are made anew.
+    """As in training: weights stay float32 and are cast in each call; gradients are new tensors.
 
     So the copy is in it that autograd makes of a gradient whose layout is not its weight's.
     """

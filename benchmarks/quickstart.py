@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             if part in took and part in ("render", "tile"):
                 continue
             if part == "train":
-                print(f"(watch {RUN}/val_sheet.jpg: it is drawn anew at every validation)")
+                print(f"(watch {RUN}/val_sheet.jpg: each validation draws it again)")
             took[part] = timed(words)
         scores = json.loads(Path(RUN, "test_scores.json").read_text())
         rows.append(

@@ -6,7 +6,7 @@
 
 Every cell is a train.py in a fresh process (`cell.py`). A round measures all of them once, so that
 a drift of the machine falls on all. Each result is a line of the CSV as soon as it is there, a
-cell that failed is one too, and what is there is not measured again: start the command anew to go
+cell that failed is one too, and what is there is not measured again: start the command again to go
 on. `table.py` makes tables and pictures of it.
 """
 

@@ -19,7 +19,7 @@ def imagenet_weights(weights_backbone: str, backbone: str) -> Iterator[None]:
         if weights_backbone != "imagenet":
             raise
         raise UserError(
-            f"the ImageNet weights of {backbone} could not be had ({type(error).__name__}): "
+            f"the ImageNet weights of {backbone} could not be downloaded ({type(error).__name__}): "
             "without a network use --weights-backbone none, or a file."
         ) from error
 

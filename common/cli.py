@@ -22,7 +22,7 @@ OF_THE_DISK = {
 
 
 class UserError(Exception):
-    """Says what was looked for, where, and what mends it. Reaches the user without a traceback."""
+    """What was looked for, where, and what to do about it. The user sees it without a traceback."""
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -44,7 +44,7 @@ def run(main: Callable[[], int | None]) -> None:
 def keep_freed_memory() -> None:
     """Have glibc reuse the memory of large tensors instead of returning it to the kernel.
 
-    By default every block above 32 MB is mapped anew and faulted in page by page. On a CPU a
+    By default every block above 32 MB is mapped again and faulted in page by page. On a CPU a
     forward pass of UNet on 4 x 512 x 512 pixels took 1.5 to 1.8 times as long that way, at the same
     peak of memory. Nothing happens where the C library is not glibc.
     """

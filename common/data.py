@@ -91,7 +91,7 @@ class Tiles(Dataset):
     def spread(self, count: int | None) -> "Tiles":
         """A set of `count` of these tiles, spread evenly; all of them for None or a larger count.
 
-        They are numbered anew: tile 1 of the result may be tile 10 of this set.
+        They are numbered again: tile 1 of the result may be tile 10 of this set.
         """
         if count is None or count >= len(self):
             return self

@@ -207,7 +207,7 @@ def account(
                 "checkpoint."
             )
         process.print(f"skipped {lost} of {count * process.world_size} losses, not finite: {where}")
-        nonfinite.mend(run.model, run.tally)
+        nonfinite.repair(run.model, run.tally)
     run.tally.clear()
     return ({"loss": total / taken} if taken else {}), ({"skipped": lost} if lost else {})
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.cli import UserError
 
-# DDP orders its buckets anew after the first backward pass and its logger times some of the first
+# DDP orders its buckets again after the first backward pass and its logger times some of the first
 # ten steps: PyTorch asks for eleven before a capture. A single process takes the same number, so
 # that its losses are comparable.
 WARMUP_STEPS = 11

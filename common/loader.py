@@ -110,7 +110,7 @@ def _at_start(_worker: int) -> None:
 
 
 def names(tiles: Any, indices: list[int]) -> str:
-    """The files of some tiles, for a sentence; negative indices are none."""
+    """The files of some tiles, for a sentence; negative indices are left out."""
     return ", ".join(repr(tiles.images[i]["file_name"]) for i in indices if i >= 0)
 
 

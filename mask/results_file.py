@@ -23,8 +23,8 @@ def read_truth(path: Path) -> dict[str, Any]:
             fine = False
         if not fine:
             raise UserError(
-                f"{str(path)!r}: annotation {number} lacks or garbles id, area, bbox or iscrowd; "
-                "name an instances_tiled.json."
+                f"{str(path)!r}: annotation {number} has a missing or "
+                "invalid id, area, bbox or iscrowd; name an instances_tiled.json."
             )
         run_lengths(a, sizes[a["image_id"]])  # its answer is an error or none
     return coco
@@ -41,9 +41,9 @@ def read_results(path: Path, coco: dict[str, Any]) -> list[dict[str, Any]]:
         try:
             wrong = _what_is_wrong(result, sizes, categories)
         except (KeyError, TypeError, ValueError, OverflowError):
-            wrong = "lacks or garbles image_id, category_id, score, bbox or segmentation"
+            wrong = "has a missing or invalid image_id, category_id, score, bbox or segmentation"
         if not wrong and SHAPES & result.keys() != SHAPES & found[0].keys():
-            wrong = "has not the same of bbox and segmentation as the first"
+            wrong = "has a bbox or a segmentation that the first has not, or lacks one that it has"
         if wrong:
             raise UserError(
                 f"'{path}': detection {number} {wrong}; name results for the tiles of that set."

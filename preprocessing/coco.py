@@ -55,7 +55,7 @@ class CocoImage:
         """Paint the outlines, crowds first and then the larger before the smaller."""
         if (found := image_size(self.path)) != self.size:
             raise UserError(
-                f"Image {str(self.path)!r} has {found[0]}x{found[1]} pixels, but the annotations "
+                f"image {str(self.path)!r} has {found[0]}x{found[1]} pixels, but the annotations "
                 f"state {self.size[0]}x{self.size[1]}."
             )
         runs = [run_lengths(item, self.size) for item in self.annotations]
@@ -80,7 +80,7 @@ class CocoImage:
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse(argv)
     if not args.images.is_dir():
-        raise UserError(f"There is no folder of images {str(args.images)!r}.")
+        raise UserError(f"there is no folder of images {str(args.images)!r}.")
     images, categories = read_dataset(args.annotations, args.images)
     splits = read_split(args.split, images) if args.split else {"train": list(images.values())}
     refuse_leftovers(args.output_dir, set(splits))

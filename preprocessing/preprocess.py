@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, folder in find_splits(args.path).items():
         scenes = [RarePlanesScene(folder, stem, args.attribute) for stem in scene_stems(folder)]
         if not scenes:
-            raise UserError(f"There is no scene (*.png) in {str(folder / 'images')!r}.")
+            raise UserError(f"there is no scene (*.png) in {str(folder / 'images')!r}.")
         held_out: list[str] = []
         if name == "train" and not (args.path / "val" / "images").is_dir():
             held_out = choose_airports([scene.airport for scene in scenes], args.val_airports)
@@ -106,7 +106,7 @@ def find_splits(path: Path) -> dict[str, Path]:
         return {"": path}
     if not path.is_dir():
         raise UserError(
-            f"There is no folder {str(path)!r}; python rareplanes/download.py fetches scenes, "
+            f"there is no folder {str(path)!r}; python rareplanes/download.py fetches scenes, "
             "python rareplanes/sample.py renders some."
         )
     if path.name in ("images", "masks", "xmls"):
@@ -114,7 +114,7 @@ def find_splits(path: Path) -> dict[str, Path]:
     if path.name in OUTPUTS or any((path / name).exists() for name in OUTPUTS):
         raise UserError(f"{str(path)!r} holds tiles already; give the folder of the scenes.")
     raise UserError(
-        f"There are no scenes in {str(path)!r}: it has neither train/images/ nor test/images/ "
+        f"there are no scenes in {str(path)!r}: it has neither train/images/ nor test/images/ "
         "nor images/."
     )
 

@@ -102,7 +102,7 @@ def _key(source: Source, settings: Settings) -> str:
         try:
             stat = path.stat()
         except FileNotFoundError:
-            raise UserError(f"There is no {str(path)!r}.") from None
+            raise UserError(f"there is no {str(path)!r}.") from None
         digest.update(f"{stat.st_size} {stat.st_mtime_ns} {path.name}".encode())
     return digest.hexdigest()
 

@@ -101,11 +101,11 @@ def _report_bad(tiled: Mapping[Path, Tiled], total: int, skip_bad: bool) -> bool
     for name, why in sorted(failed, key=lambda item: item[0]):
         print(f"bad scene {str(name)!r}: {why}", file=sys.stderr)
     if len(failed) == total:
-        raise UserError(f"None of the {total} scenes could be read.")
+        raise UserError(f"none of the {total} scenes could be read.")
     if failed and not skip_bad:
         print(
             f"error: {len(failed)} of {total} scenes could not be read, so nothing was "
-            "changed; mend or remove them, or leave them out by --skip-bad. The others are "
+            "changed; repair or remove them, or leave them out with --skip-bad. The others are "
             "done and need not be done again.",
             file=sys.stderr,
         )
@@ -213,5 +213,5 @@ def _locked(stage: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"Another run is writing to {str(stage.parent)!r}.") from None
+            raise UserError(f"another run is writing to {str(stage.parent)!r}.") from None
         yield

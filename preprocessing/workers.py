@@ -83,7 +83,7 @@ class Workers:
             what = (
                 f"hung for {PATIENCE_S:.0f} s" if hung else "died, twice (out of memory, perhaps)"
             )
-            return UserError(f"The process that worked on it {what}.")
+            return UserError(f"the process that worked on it {what}.")
 
     def _running(self) -> ProcessPoolExecutor:
         self._pool = self._pool or _pool(self.number)
@@ -101,7 +101,7 @@ def _result(future: Future[T]) -> T | UserError:
     except UserError as error:
         return error
     except MemoryError:
-        return UserError("There was not enough memory for it; try fewer processes.")
+        return UserError("there was not enough memory for it; try fewer processes.")
 
 
 def _end_processes() -> None:

@@ -69,7 +69,7 @@ def category(make: str, attribute: str | None) -> str:
     facts = makes().get(make)
     if facts is None:
         raise UserError(
-            f"The make {make!r} is not in {str(TABLE)!r}, so its {attribute} is not known; "
+            f"the make {make!r} is not in {str(TABLE)!r}, so its {attribute} is not known; "
             "add a line for it, or leave --attribute out."
         )
     return facts[attribute]

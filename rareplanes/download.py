@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse(argv)
     if args.all == (args.limit is not None):
         raise UserError(
-            "Say how much to download: -n 100 for 100 scenes per split, or --all for everything"
+            "say how much to download: -n 100 for 100 scenes per split, or --all for everything"
             f"{', not both' if args.all else ''}."
         )
     for flag, value, least in (

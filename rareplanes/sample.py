@@ -73,11 +73,11 @@ def claim(folder: Path, settings: dict[str, object]) -> None:
     record = folder / SETTINGS
     text = json.dumps(settings, indent=1) + "\n"
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"The output {str(folder)!r} is a file; give -o a folder.")
+        raise UserError(f"the output {str(folder)!r} is a file; give -o a folder.")
     if record.is_file():
         if record.read_text() != text:
             raise UserError(
-                f"{str(folder)!r} holds scenes of other settings ({str(record)!r}); "
+                f"{str(folder)!r} holds scenes rendered with other settings ({str(record)!r}); "
                 "give -o an empty folder or run with the same settings to go on."
             )
     elif folder.is_dir() and any(folder.iterdir()):
@@ -92,7 +92,7 @@ def claim(folder: Path, settings: dict[str, object]) -> None:
         write_atomic(record, text.encode())
     except OSError as error:
         raise UserError(
-            f"Cannot write to {str(folder)!r}: {error.strerror}; give -o another folder."
+            f"cannot write to {str(folder)!r}: {error.strerror}; give -o another folder."
         ) from error
 
 

@@ -87,7 +87,7 @@ def read_scene(folder: Path, stem: str) -> Scene:
     width, height, aircraft = read_xml(xml)
     if (found := image_size(image)) != (width, height):
         raise UserError(
-            f"Image {str(image)!r} has {found[0]}x{found[1]} pixels, but {str(xml)!r} states "
+            f"image {str(image)!r} has {found[0]}x{found[1]} pixels, but {str(xml)!r} states "
             f"{width}x{height}."
         )
     ids = instance_ids(mask, (width, height), [plane.colour for plane in aircraft])
@@ -117,7 +117,7 @@ def instance_ids(
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     mask = read_image(path, flags, size)
     if mask.dtype != np.uint8 or mask.ndim != 3:
-        raise UserError(f"Mask {str(path)!r} is not an 8-bit RGB or RGBA image.")
+        raise UserError(f"mask {str(path)!r} is not an 8-bit RGB or RGBA image.")
     if mask.shape[2] == 3:
         mask = cv2.cvtColor(mask, cv2.COLOR_BGR2BGRA)
     pixels = mask.view("<u4")[..., 0]
@@ -225,4 +225,4 @@ def _integer(node: Element, tag: str, low: int, high: int, path: Path) -> int:
 
 
 def _fail(path: Path, what: str) -> NoReturn:
-    raise UserError(f"Scene description {str(path)!r} {what}.")
+    raise UserError(f"scene description {str(path)!r} {what}.")

@@ -530,7 +530,7 @@ def test_listings_that_lie_are_answered_in_a_sentence(s3, tmp_path, capsys):
     assert download(s3, tmp_path, "--all") == 0
     assert "train/Basel_Airport_0_0_1 (images, masks)" in capsys.readouterr().out
     for s3.sizes, s3.extra in (({xml: "many"}, ""), ({}, "<Contents><Size>7</Size></Contents>")):
-        with pytest.raises(UserError, match=r"Cannot list .*a listing that cannot be read"):
+        with pytest.raises(UserError, match=r"cannot list .*a listing that cannot be read"):
             download(s3, tmp_path, "--all", "--retries", "1")
 
 
@@ -647,7 +647,7 @@ def test_too_small_a_disk_is_found_before_the_first_byte(s3, tmp_path, monkeypat
 
 def test_a_bucket_that_cannot_be_listed(s3, tmp_path):
     s3.storm_until = time.monotonic() + 60
-    with pytest.raises(UserError, match=r"Cannot list s3://rareplanes-public/.*SlowDown"):
+    with pytest.raises(UserError, match=r"cannot list s3://rareplanes-public/.*SlowDown"):
         download(s3, tmp_path, "--all", "--retries", "1")
     s3.storm_until = 0
     s3.objects.clear()
@@ -660,6 +660,6 @@ def test_a_bucket_that_cannot_be_listed(s3, tmp_path):
 def test_from_any_directory_a_mistake_is_exit_code_2_without_traceback(tmp_path):
     done = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: Say how much to download")
+    assert done.stderr.startswith("error: say how much to download")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

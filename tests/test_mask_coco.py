@@ -326,13 +326,13 @@ def test_the_command_prints_the_numbers(tmp_path, monkeypatch, capfd):
         ),
         (lambda r: r.update(category_id=1), "category id 1, which is not in the set"),
         (lambda r: r.update(image_id=[]), "detection 2 has the image id '[]', which is not"),
-        (lambda r: r.pop("score"), "lacks or garbles"),
+        (lambda r: r.pop("score"), "missing or invalid"),
         (lambda r: r.update(score=float("nan")), "not finite"),
-        (lambda r: r.update(bbox=[1, 2]), "lacks or garbles"),
+        (lambda r: r.update(bbox=[1, 2]), "missing or invalid"),
         (lambda r: r.pop("bbox"), "not the same of bbox and segmentation"),
         (lambda r: (r.pop("bbox"), r.pop("segmentation")), "neither bbox nor segmentation"),
         (lambda r: r["segmentation"].update(size=[512, 512]), "of its tile's size"),
-        (lambda r: r.update(segmentation=[[1, 2, 3, 4, 5, 6]]), "lacks or garbles"),
+        (lambda r: r.update(segmentation=[[1, 2, 3, 4, 5, 6]]), "missing or invalid"),
     ],
 )
 def test_results_that_are_not_of_the_set_are_refused(tmp_path, change, sentence):
@@ -356,10 +356,10 @@ def test_files_that_are_something_else_are_refused(tmp_path):
     }.items():
         (tmp_path / name).write_text(text)
     for words, sentence in [
-        (("none", "truth"), "There is no file"),
+        (("none", "truth"), "there is no file"),
         (("half", "truth"), "is not JSON"),
         (("one", "truth"), "holds no list of COCO results"),
-        (("names", "truth"), "detection 1 lacks or garbles"),
+        (("names", "truth"), "detection 1 has a missing or invalid"),
         (("found", "one"), "is not a COCO file"),
         (("found", "."), "is no regular file"),
     ]:

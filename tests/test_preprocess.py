@@ -467,20 +467,20 @@ def test_nothing_readable_is_a_sentence(tmp_path):
     (tmp_path / "xmls" / "s.xml").unlink()
     result = command(tmp_path, "--skip-bad", "-n", 1)
     assert result.returncode == 2
-    assert "None of the 1 scenes" in result.stderr
+    assert "none of the 1 scenes" in result.stderr
     assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("nowhere", "There is no folder"),
-        ("empty", "There are no scenes in"),
+        ("nowhere", "there is no folder"),
+        ("empty", "there are no scenes in"),
         ("data/train/images", "part of the scenes"),
         ("data/train/images_tiled", "holds tiles already"),
         ("tiled", "holds tiles already"),
-        ("hollow", r"There is no scene \(\*.png\)"),
-        ("data/train/xmls/A_Airport_0_0_0.xml", "There is no folder"),
+        ("hollow", r"there is no scene \(\*.png\)"),
+        ("data/train/xmls/A_Airport_0_0_0.xml", "there is no folder"),
     ],
 )
 def test_user_mistakes_about_folders(tmp_path, path, sentence):

@@ -384,7 +384,7 @@ def test_a_lost_step_changes_no_weight(dtype, clip):
     x, tally = torch.randn(2, 3, 8, 8), nonfinite.Tally()
     for number in range(4):
         tally.add(step(x, torch.ones(2, 1, 1, 1)), number, torch.tensor([7, 8]))
-    nonfinite.mend(model, tally)
+    nonfinite.repair(model, tally)
 
     def state():
         return checkpoint_file.digest([list(model.parameters()), optimizer.state_dict()["state"]])
@@ -396,7 +396,7 @@ def test_a_lost_step_changes_no_weight(dtype, clip):
         tally.add(step(bad, torch.ones(2, 1, 1, 1)), number, torch.tensor([9, 10]))
     assert state() == before
     assert tally.sums[1:7].tolist() == [180, 180, 180, 183, 9, 10]
-    nonfinite.mend(model, tally)
+    nonfinite.repair(model, tally)
     nonfinite.check(model)
     assert all(buffer.isfinite().all() for buffer in model.buffers())
     assert not run.scaler.is_enabled() or run.scaler.get_scale() >= 1

@@ -42,7 +42,7 @@ if "--channels-last" in sys.orig_argv and "timed_train.py" in " ".join(sys.orig_
 
 @pytest.fixture(scope="module")
 def measured(tiled, tmp_path_factory):
-    """The CSV of a benchmark killed after its second row and started anew; and what it had then."""
+    """The CSV of a benchmark killed after its second row and started again; what it had then."""
     folder = tmp_path_factory.mktemp("measured")
     (folder / "sitecustomize.py").write_text(SLOWER)
     output = folder / "speed_cpu.csv"

@@ -49,7 +49,7 @@ def read_coco(path: Path) -> dict[str, Any]:
             raise fail(f"{name!r} is no list of objects")
         if check is not None:
             if wrong := _first(entries, check):
-                raise fail(f"{name} has an entry that lacks or garbles {wrong}")
+                raise fail(f"{name} has an entry whose {wrong} is missing or invalid")
             if len({entry["id"] for entry in entries}) < len(entries):
                 raise fail(f"{name} has an id twice")
     images = {image["id"] for image in coco["images"]}

@@ -78,9 +78,9 @@ def open_file(path: Path, kind: str = "file", limit: int = 1 << 31) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise UserError(f"There is no {kind} {str(path)!r}.") from None
+        raise UserError(f"there is no {kind} {str(path)!r}.") from None
     except OSError as error:
-        raise UserError(f"Cannot read the {kind} {str(path)!r}: {error.strerror}.") from None
+        raise UserError(f"cannot read the {kind} {str(path)!r}: {error.strerror}.") from None
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
         return os.fdopen(descriptor, "rb")
@@ -88,7 +88,7 @@ def open_file(path: Path, kind: str = "file", limit: int = 1 << 31) -> BinaryIO:
     what = "no regular file"
     if stat.S_ISREG(status.st_mode):
         what = f"larger than {limit >> 20} MiB, up to which one is read"
-    raise UserError(f"The {kind} {str(path)!r} is {what}.")
+    raise UserError(f"the {kind} {str(path)!r} is {what}.")
 
 
 def read_file(path: Path, kind: str = "file", limit: int = 1 << 31) -> bytes:
@@ -97,4 +97,4 @@ def read_file(path: Path, kind: str = "file", limit: int = 1 << 31) -> bytes:
         try:
             return file.read()
         except OSError as error:  # a dying disk, a lost network folder
-            raise UserError(f"Cannot read the {kind} {str(path)!r}: {error.strerror}.") from None
+            raise UserError(f"cannot read the {kind} {str(path)!r}: {error.strerror}.") from None

@@ -43,18 +43,18 @@ def read_image(path: Path, flags: int, size: tuple[int, int]) -> np.ndarray:
     found = _size(BytesIO(data), path)
     if found != size:
         raise UserError(
-            f"Image {str(path)!r} has {found[0]}x{found[1]} pixels, but its labels are for "
+            f"image {str(path)!r} has {found[0]}x{found[1]} pixels, but its labels are for "
             f"{size[0]}x{size[1]}."
         )
     # In a scan's own bytes no 0xFFDA occurs (JPEG, B.1.1.5); a thumbnail adds a few.
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
-        raise UserError(f"Image {str(path)!r} has over {MAX_SCANS} scans, which no camera writes.")
+        raise UserError(f"image {str(path)!r} has over {MAX_SCANS} scans, which no camera writes.")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None or image.shape[1::-1] != size:
-        raise UserError(f"Image {str(path)!r} is damaged or truncated; fetch it again.")
+        raise UserError(f"image {str(path)!r} is damaged or truncated; fetch it again.")
     return image
 
 
@@ -77,10 +77,10 @@ def _size(file: BinaryIO, path: Path) -> tuple[int, int]:
     elif start.startswith(b"\xff\xd8\xff"):
         width, height = _jpeg_size(file)
     else:
-        raise UserError(f"Image {str(path)!r} is neither PNG nor JPEG.")
+        raise UserError(f"image {str(path)!r} is neither PNG nor JPEG.")
     if not 0 < width * height <= MAX_PIXELS:
         raise UserError(
-            f"Image {str(path)!r} states {width}x{height} pixels; up to {MAX_PIXELS:,} are read."
+            f"image {str(path)!r} states {width}x{height} pixels; up to {MAX_PIXELS:,} are read."
         )
     return width, height
 
@@ -90,7 +90,7 @@ def _jpeg_size(file: BinaryIO) -> tuple[int, int]:
     file.seek(2)
     for _ in range(
         10_000
-    ):  # a camera writes some tens of segments; a stranger, fill bytes by the MB
+    ):  # a camera writes some tens of segments; an untrusted file may hold MBs of fill bytes
         head = file.read(9)
         if len(head) < 9 or head[0] != 0xFF:
             break

@@ -36,7 +36,7 @@ def run_lengths(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, 
         polygons = [rle.frPyObjects([polygon], height, width)[0] for polygon in outline]
         return rle.merge(polygons)
     raise UserError(
-        f"Annotation {annotation.get('id')!r} has no outline that can be read: 'segmentation' is "
+        f"annotation {annotation.get('id')!r} has no outline that can be read: 'segmentation' is "
         f"neither polygons of three or more points (and less than {_LONGEST:,} pixels long) nor "
         f"run lengths of {width}x{height} pixels."
     )

@@ -53,7 +53,7 @@ class Run:
         Raises:
             UserError: A weight is not finite, or the disk is full; what is on disk is untouched.
         """
-        nonfinite.mend(self.model, self.tally)
+        nonfinite.repair(self.model, self.tally)
         nonfinite.check(self.model)
         mine = _own(self.model, process.device) | {"tally": self.tally.sums.cpu()}
         ranks = {name: gather(process, value) for name, value in mine.items()}
@@ -81,7 +81,7 @@ class Run:
                 # One model is the best; of the latest two are kept, should one be lost.
                 previous = path.with_name(PREVIOUS) if path.name == LATEST else None
                 checkpoint_file.write(content, path, previous)
-        # Who went on and ended would have torchrun end rank 0 in the middle of its writing.
+        # If another rank exited now, torchrun would kill rank 0 while it writes.
         wait_for_all(process)
 
     def restore(self, content: dict[str, Any], process: Process) -> None:
@@ -101,9 +101,9 @@ class Run:
             scored_at = content.get("scored_at", 0 if content["seen"] else content["step"])
             counts = [content[name] for name in ("epoch", "step", "seen")] + [scored_at]
             if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
-                raise ValueError("its epoch, step or position in the epoch is no count")
+                raise ValueError("its epoch, step or position in the epoch is not a count")
             if not -1 <= content["best"] <= 1 or not isinstance(content["scores"], dict):
-                raise ValueError("its scores are none")
+                raise ValueError("its scores are invalid")
             restore_optimizer(self.optimizer, content["optimizer"])
             schedule = _numbers(self.lr_scheduler.state_dict())
             self.lr_scheduler.load_state_dict(_of_the_form(content["lr_scheduler"], schedule))
@@ -168,7 +168,7 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     tensor a CUDA graph reads, the memory layout) stays as this run has it.
 
     Raises:
-        TypeError, ValueError: It is the state of other parameters, or none.
+        TypeError, ValueError: It is the state of other parameters, or invalid.
     """
     how = ("fused", "foreach", "capturable")
     mine = [{k: v for k, v in group.items() if k in how} for group in optimizer.param_groups]
@@ -208,7 +208,7 @@ def load(path: Path, model_name: str | None = None) -> dict[str, Any]:
     content = checkpoint_file.read(path)
     found = content["model_name"]
     if model_name and found != model_name:
-        # A stranger's name may be anything.
+        # The name in an untrusted file may be anything.
         known = found in ("unet", "fcn", "DeepLabV3", "mask")
         raise UserError(
             f"{str(path)!r} holds a {found} model, and this is "
@@ -220,7 +220,7 @@ def load(path: Path, model_name: str | None = None) -> dict[str, Any]:
 
 
 def rebuild(content: dict[str, Any], from_checkpoint: Callable[[dict[str, Any]], T]) -> T:
-    """The model that `content` describes: a stranger's description may be of none.
+    """The model that `content` describes; an untrusted file may not describe one.
 
     Raises:
         UserError: There is no such model, or the weights are another's.
@@ -234,7 +234,9 @@ def rebuild(content: dict[str, Any], from_checkpoint: Callable[[dict[str, Any]],
         return from_checkpoint(content)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the checkpoint describes no model of ours: {reason}") from error
+        raise UserError(
+            f"the checkpoint describes a model that cannot be built: {reason}"
+        ) from error
 
 
 def load_weights(model: nn.Module, content: dict[str, Any]) -> None:

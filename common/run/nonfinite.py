@@ -81,18 +81,18 @@ class Tally:
 
     def restore(self, sums: Tensor) -> None:
         if sums.shape != self.sums.shape or sums.dtype != self.sums.dtype:
-            raise ValueError("its tally of losses is none")
+            raise ValueError("its counters of losses are invalid")
         self.sums.copy_(sums)
 
     def clear(self) -> None:
-        """Begin anew after a log line; a row of losses goes on."""
+        """Start again after a log line; a row of skipped steps goes on."""
         row = self.sums[2].clone()
         self.sums.zero_()
         self.sums[2:4] = row
         self.sums[5:] = -1
 
 
-def mend(model: nn.Module, tally: Tally) -> None:
+def repair(model: nn.Module, tally: Tally) -> None:
     """Give BatchNorm statistics that met a non-finite image their last good values (waits).
 
     One such image spoils them in the forward pass alone, for ever. They are looked at whenever

@@ -94,7 +94,7 @@ def restore(run: checkpoint.Run, saved: dict[str, Any] | None, process: Process)
         return
     before, now = saved.get("settings", {}), run.settings
     if not isinstance(before, dict) or not all(map(_plain, before.values())):
-        raise UserError("the checkpoint does not fit this run: its settings are none of ours.")
+        raise UserError("the checkpoint does not fit this run: its settings are invalid.")
     # An option that the checkpoint does not name is younger than it.
     changed = [name for name in now if name in before and before[name] != now[name]]
     if "world_size" in changed and "global_batch" in changed:
@@ -106,7 +106,7 @@ def restore(run: checkpoint.Run, saved: dict[str, Any] | None, process: Process)
         )
     run.restore(saved, process)
     if "training tiles" in changed or "seed" in changed:
-        run.seen = 0  # the order that the open epoch followed is no more
+        run.seen = 0  # the current epoch followed another order
     words = f"continuing at step {run.step}, {run.seen} tiles into epoch {run.epoch}"
     differences = [_difference(name, before.get(name), now[name]) for name in changed]
     if differences:
@@ -127,5 +127,5 @@ def _plain(value: Any) -> bool:
 
 def _difference(name: str, before: Any, now: Any) -> str:
     if name == "training tiles":
-        return "the training tiles have changed (the open epoch begins anew)"
+        return "the training tiles have changed (the current epoch starts again)"
     return f"{name} was {before} and is {now}"

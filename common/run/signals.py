@@ -73,5 +73,5 @@ class Watch:
         return answered[0], due or bool(answered[1])
 
     def restart(self) -> None:
-        """The run was saved: the interval begins anew."""
+        """The run was saved: the interval starts again."""
         self.saved = time.monotonic()

@@ -178,7 +178,7 @@ def list_scenes(client: Any, splits: Iterable[str], retries: int) -> Listing:
             listed = [future.result() for future in futures]
         except TRANSIENT as error:
             raise UserError(
-                f"Cannot list s3://{BUCKET}/{PREFIX}/ at {client.meta.endpoint_url!r} "
+                f"cannot list s3://{BUCKET}/{PREFIX}/ at {client.meta.endpoint_url!r} "
                 f"({reason(error)}): check the network, or name a mirror with --endpoint-url."
             ) from error
 

@@ -54,7 +54,7 @@ def run_script(
 def run_forked(script: Path, *words: object, cwd: Path) -> subprocess.CompletedProcess:
     """As `run_script`, from a process that has torch imported, which takes a new one seconds.
 
-    All that is the repository's own is imported anew, by the script's means alone.
+    All that is the repository's own is imported again, by the script's means alone.
     """
     with TemporaryDirectory() as folder:
         said, errors = Path(folder) / "said", Path(folder) / "errors"
