@@ -14,13 +14,13 @@ from common.cli import run as run_main
 from common.distributed import pick_device
 from common.predict.folder import inference_parser, predict_folder
 from common.run import checkpoint
-from DeepLabV3.model import from_checkpoint, probabilities
+from DeepLabV3.model import NAME, from_checkpoint, probabilities
 
 
 def main(argv: list[str] | None = None) -> None:
     args = inference_parser("Predict images of any size with a trained DeepLabV3.").parse(argv)
     device = pick_device(args.device)
-    saved = checkpoint.load(args.model, "DeepLabV3")
+    saved = checkpoint.load(args.model, NAME)
     model = checkpoint.rebuild(saved, from_checkpoint).to(device).eval()
     predict_folder(partial(probabilities, model), saved["classes"], args, device)
 

@@ -17,7 +17,7 @@ from common.loader import prefetch
 from common.predict import score
 from common.speedups import Speedups
 from mask import coco
-from mask.model import from_checkpoint, predict
+from mask.model import NAME, from_checkpoint, predict
 from mask.targets import instance_targets
 
 
@@ -67,7 +67,7 @@ def evaluate(
 
 def test(args: argparse.Namespace) -> None:
     """What `--test-only` does."""
-    score.test(args, "mask", from_checkpoint, evaluate, coco.DEFINITION)
+    score.test(args, NAME, from_checkpoint, evaluate, coco.DEFINITION)
 
 
 def _numbered(masks: torch.Tensor) -> np.ndarray:

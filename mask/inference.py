@@ -30,7 +30,7 @@ from common.predict.folder import (
     refuse,
 )
 from common.run import checkpoint
-from mask.model import from_checkpoint, predict
+from mask.model import NAME, from_checkpoint, predict
 from mask.scenes import Instance, detect
 
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--score-threshold", type=fraction, default=0.5, help="less is left out")
     args = parser.parse(argv)
     device = pick_device(args.device)
-    saved = checkpoint.load(args.model, "mask")
+    saved = checkpoint.load(args.model, NAME)
     classes = saved["classes"]
     model = checkpoint.rebuild(saved, from_checkpoint).to(device).eval()
     paths = list_images(args.image_dir, args.index)

@@ -15,6 +15,7 @@ from common.semantic import likeliest, segmentation_loss, softmax
 NAME = "unet"
 STRIDE = 32  # sides of an input must be multiples of it
 DECODER = (256, 128, 64, 32, 16)  # channels of the decoder's stages, the coarsest first
+WIDEST = 1024  # an untrusted checkpoint must not ask for all of the memory
 
 
 def build_model(
@@ -35,13 +36,17 @@ def build_model(
         decoder_channels: Of the five stages at 1/16 to 1/1 of the input's resolution.
 
     Raises:
-        UserError: Unknown encoder, no network for the weights, or a file that does not fit.
+        UserError: Unknown encoder, invalid width, no network for the weights, or a file that does
+            not fit.
     """
     if encoder not in encoders and not encoder.startswith("tu-"):
         raise UserError(
             f"--encoder {encoder} is not known to segmentation_models_pytorch; resnet18, resnet34, "
             "mobilenet_v2, timm-… and tu-… are."
         )
+    fine = [type(c) is int and 0 < c <= WIDEST for c in decoder_channels]
+    if fine != [True] * len(DECODER):
+        raise UserError(f"--decoder-channels takes {len(DECODER)} numbers from 1 to {WIDEST}.")
     pretrained = "imagenet" if weights_backbone == "imagenet" else None
     with imagenet_weights(weights_backbone, encoder):
         model = smp.Unet(
@@ -57,12 +62,12 @@ def build_model(
 def from_checkpoint(content: dict[str, Any]) -> nn.Module:
     """The trained network of a checkpoint that `common.run.checkpoint.load` returned."""
     args = content["args"]
+    # Earlier checkpoints have the default width and do not name it.
+    width = args.get("decoder_channels", DECODER)
+    if ":" in args["encoder"]:
+        raise ValueError("its encoder would be downloaded")
     model = build_model(
-        args["encoder"],
-        len(content["classes"]),
-        norm=args["norm"],
-        # Earlier checkpoints have the default width and do not name it.
-        decoder_channels=args.get("decoder_channels", DECODER),
+        args["encoder"], len(content["classes"]), norm=args["norm"], decoder_channels=width
     )
     load_weights(model, content)
     return model

@@ -19,7 +19,7 @@ from common.io.pictures import paint, save
 from common.predict.windows import Probabilities, blend
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-STRIDE = 32  # the largest of the four networks'
+STRIDE = 32  # a multiple of every network's
 
 
 def inference_parser(description: str) -> Parser:
