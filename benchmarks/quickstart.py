@@ -29,6 +29,7 @@ from common.speedups import has_native_bf16
 DATA, RUN = "sample_data", "runs/quickstart"
 PARTS = ("render", "tile", "train", "score", "predict")
 RESULTS = ROOT / "benchmarks/results/quickstart.csv"
+FRONT_PAGE = ROOT / "README.md"
 
 
 def commands(seed: int, fast: list[str]) -> dict[str, list[str]]:
@@ -43,9 +44,9 @@ def commands(seed: int, fast: list[str]) -> dict[str, list[str]]:
         "render": f"rareplanes/sample.py -o {DATA} -n 64 --test-fraction 0.125 -j 2".split(),
         "tile": f"preprocessing/preprocess.py {DATA} -s 512 -n 2".split(),
         "train": f"unet/train.py --data-path {DATA} --output-dir {RUN} --seed {seed} "
-        "--encoder resnet18 --weights-backbone none --decoder-channels 128 64 32 16 16 "
-        "--crop-size 256 -b 4 --lr 2e-3 --warmup-steps 20 --max-steps 250 "
-        "--eval-steps 35 --eval-tiles 16 -j 0".split()
+        "--encoder tu-regnetx_002 --weights-backbone none --decoder-channels 128 64 32 16 16 "
+        "--crop-size 256 -b 4 --lr 2e-3 --warmup-steps 20 --max-steps 300 "
+        "--eval-steps 50 --eval-tiles 16 -j 0".split()
         + fast,
         "score": f"unet/train.py --data-path {DATA} --test-only --resume {best} --channels-last "
         "-b 4 -j 0".split(),
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.write_readme:
         before = read_rows(RESULTS) if RESULTS.exists() else []
         write_rows(RESULTS, [*before, *rows])
-        write_part(ROOT / "README.md", "quickstart", table(read_rows(RESULTS)))
+        write_part(FRONT_PAGE, "quickstart", table(read_rows(RESULTS)))
     print(summary(took, scores["IoU.aircraft"]))
 
 
@@ -122,7 +123,7 @@ Look at
 
 Type next
   {python} unet/inference.py {RUN}/model_best.pth FOLDER_OF_IMAGES predictions
-  {python} unet/train.py --data-path {DATA} --output-dir runs/longer --encoder resnet18 \\
+  {python} unet/train.py --data-path {DATA} --output-dir runs/longer --encoder tu-regnetx_002 \\
       --weights-backbone none --crop-size 256 -b 4 --lr 2e-3 --max-steps 1000 -j 0"""
 
 
@@ -132,10 +133,9 @@ def table(rows: list[dict[str, str]]) -> str:
     lines.append("|---|" + "--:|" * (len(PARTS) + 1) + "---|")
     for bf16 in ("yes", "no"):
         of_kind = [row for row in rows if row["bf16"] == bf16]
-        same = [row for row in of_kind if row["command"] == of_kind[-1]["command"]]
-        newest = {row["seed"]: row for row in same}.values()
-        if not newest:
+        if not of_kind:
             continue
+        newest = {row["seed"]: row for row in of_kind}.values()
         seconds = [median(float(row[part]) for row in newest) for part in PARTS]
         name = f"{of_kind[-1]['cpu']}, " + ("with bf16" if bf16 == "yes" else "without bf16")
         if of_kind[-1]["switched_off"]:
