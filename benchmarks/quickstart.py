@@ -45,7 +45,7 @@ def commands(seed: int, fast: list[str]) -> dict[str, list[str]]:
         "tile": f"preprocessing/preprocess.py {DATA} -s 512 -n 2".split(),
         "train": f"unet/train.py --data-path {DATA} --output-dir {RUN} --seed {seed} "
         "--encoder tu-regnetx_002 --weights-backbone none --decoder-channels 128 64 32 16 16 "
-        "--crop-size 256 -b 4 --lr 2e-3 --warmup-steps 20 --max-steps 300 "
+        "--crop-size 256 -b 4 --lr 1.2e-3 --warmup-steps 20 --max-steps 350 "
         "--eval-steps 50 --eval-tiles 16 -j 0".split()
         + fast,
         "score": f"unet/train.py --data-path {DATA} --test-only --resume {best} --channels-last "
@@ -124,7 +124,7 @@ Look at
 Type next
   {python} unet/inference.py {RUN}/model_best.pth FOLDER_OF_IMAGES predictions
   {python} unet/train.py --data-path {DATA} --output-dir runs/longer --encoder tu-regnetx_002 \\
-      --weights-backbone none --crop-size 256 -b 4 --lr 2e-3 --max-steps 1000 -j 0"""
+      --weights-backbone none --crop-size 256 -b 4 --lr 1.2e-3 --max-steps 1000 -j 0"""
 
 
 def table(rows: list[dict[str, str]]) -> str:
