@@ -1,4 +1,4 @@
-"""The command line all train.py share, and the refusal of what cannot work."""
+"""The command line that all train.py share, and the checks that refuse what cannot work."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from common.speedups import Speedups, has_native_bf16
 
 
 def train_parser(description: str, output_dir: str = "runs") -> Parser:
-    """The options every train.py has; `output_dir` is this model's default."""
+    """The options that every train.py has; `output_dir` is this model's default."""
     parser = Parser(description=description)
     add = parser.add_argument
     add("--config", metavar="FILE.yaml", help="sets any option; the command line overrides it")
@@ -23,8 +23,8 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     add("--output-dir", type=Path, default=output_dir, help="checkpoints, log and pictures")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     workers = min(4, os.cpu_count() or 1)
-    add("-j", "--workers", type=whole, default=workers, help="loader processes per process")
-    add("--seed", type=whole, default=0, help="of weights, order and augmentation")
+    add("-j", "--workers", type=whole, default=workers, help="loader processes per rank")
+    add("--seed", type=whole, default=0, help="seed of weights, order and augmentation")
     add("--print-freq", type=positive, default=20, help="steps between log lines")
     add(
         "--resume",
@@ -32,7 +32,7 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="continue the run that wrote this file; auto, or no name: that of --output-dir",
+        help="continue the run that wrote this file; auto or no name: the run in --output-dir",
     )
     add(
         "--save-every",
@@ -46,7 +46,7 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
         type=number(float, 1),
         default=300,
         metavar="SECONDS",
-        help="end the run when a process has been silent for so long",
+        help="end the run when a process has been silent for this long",
     )
     add(
         "--test-only",
@@ -59,7 +59,7 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     group = parser.add_argument_group("training")
     add = group.add_argument
     add("--epochs", type=positive, default=20, help="passes over the training tiles")
-    add("--max-steps", type=positive, help="train for so many steps, whatever --epochs says")
+    add("--max-steps", type=positive, help="train for this many steps, whatever --epochs says")
     add(
         "--eval-freq",
         type=positive,
@@ -76,7 +76,7 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
         "--eval-tiles",
         type=positive,
         metavar="TILES",
-        help="validate on so many tiles, spread evenly over val/; default: all",
+        help="validate on this many tiles, spread evenly over val/; default: all",
     )
     add("-b", "--batch-size", type=positive, default=8, help="tiles per process and forward pass")
     add("--grad-accum", type=positive, default=1, metavar="K", help="forward passes per step")
@@ -85,10 +85,10 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
         "--scale-jitter",
         type=fraction,
         default=0.0,
-        help="crops at scales 1/(1+j) to 1+j",
+        help="crop at random scales from 1/(1+j) to 1+j",
     )
-    add("--lr", type=number(float, 0), default=1e-3, help="peak, for the global batch")
-    add("--warmup-steps", type=whole, default=50, help="steps of linear rise to the peak")
+    add("--lr", type=number(float, 0), default=1e-3, help="peak rate, for the global batch")
+    add("--warmup-steps", type=whole, default=50, help="steps of linear rise to --lr")
     add("--weight-decay", type=number(float, 0), default=1e-2)
     add("--clip-grad-norm", type=number(float, 0), metavar="NORM", help="default: no clipping")
     add(
@@ -109,13 +109,13 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     )
     group.add_argument("--channels-last", action=switch, default=False, help="NHWC layout")
     group.add_argument(
-        "--cuda-graphs", action=switch, default=False, help="the whole step as one launch"
+        "--cuda-graphs", action=switch, default=False, help="launch the whole step at once"
     )
     group.add_argument(
-        "--compile", action=switch, default=False, help="model and loss through torch.compile"
+        "--compile", action=switch, default=False, help="compile model and loss with torch.compile"
     )
     group.add_argument(
-        "--sync-bn", action=switch, default=False, help="BatchNorm over all processes' tiles"
+        "--sync-bn", action=switch, default=False, help="BatchNorm over the tiles of all processes"
     )
     return parser
 
@@ -123,38 +123,40 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
 def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int = 1) -> None:
     """Refuse what cannot work, before a process group, a download or an allocation starts.
 
-    Makes the output folder, to find out now whether that is allowed.
+    Also makes the output folder, so that a missing permission is found now.
 
     Args:
         stride: Sides of a crop must be multiples of it.
         tile_size: Side of the smallest training tile, pixels.
-        min_batch: Tiles the network's BatchNorm needs in a forward pass.
+        min_batch: Tiles that the network's BatchNorm needs in a forward pass.
 
     Raises:
         UserError: The sentence ends with what to type instead.
     """
     if args.crop_size > tile_size:
         raise UserError(
-            f"--crop-size {args.crop_size} is larger than the tiles of '{args.data_path}' "
+            f"--crop-size {args.crop_size} is larger than the tiles of {str(args.data_path)!r} "
             f"({tile_size} pixels); use --crop-size {tile_size // stride * stride} or preprocess "
             f"with -s {args.crop_size}."
         )
     if args.crop_size % stride:
         raise UserError(
-            f"--crop-size {args.crop_size} is no multiple of {stride}, the network's stride; use "
-            f"{max(stride, args.crop_size // stride * stride)}."
+            f"--crop-size {args.crop_size} is not a multiple of {stride}, the network's stride; "
+            f"use {max(stride, args.crop_size // stride * stride)}."
         )
     if args.batch_size < min_batch and args.norm == "batch":
         raise UserError(
-            f"--batch-size {args.batch_size} leaves this network's pooled features a single value "
-            f"per channel, which has no variance; use -b {min_batch} or --norm group."
+            f"--batch-size {args.batch_size} leaves one value per channel after this network's "
+            f"pooling, and one value has no variance; use -b {min_batch} or --norm group."
         )
     _check_speedups(args, pick_device(args.device))
-    mine = not args.resume or (args.resume.name != "auto" and args.resume.parent != args.output_dir)
-    if mine and (args.output_dir / "checkpoint.pth").exists():
+    is_new = not args.resume or (
+        args.resume.name != "auto" and args.resume.parent != args.output_dir
+    )
+    if is_new and (args.output_dir / "checkpoint.pth").exists():
         raise UserError(
-            f"'{args.output_dir}' holds a run already; continue it with --resume auto or choose "
-            "another --output-dir."
+            f"{str(args.output_dir)!r} holds a run already; continue it with --resume auto or "
+            "choose another --output-dir."
         )
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -180,7 +182,7 @@ def _check_speedups(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:
-    """The options as a checkpoint holds them: numbers, strings, truth values and None."""
+    """The options as a checkpoint holds them: numbers, strings, booleans and None."""
     texts = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in texts.items()}
 

@@ -1,7 +1,7 @@
-"""From a uint8 batch on the device to what the network sees: crop, turn, flip, light, noise.
+"""Turns a uint8 batch on the device into what the network sees: crop, turn, flip, light, noise.
 
-Every random number is a hash of (seed, epoch, tile): a tile meets the same fate whichever process,
-worker or restart it goes through, and no generator state has to be saved or kept apart.
+Every random number is a hash of (seed, epoch, tile). A tile gets the same view in every process,
+worker and restart, and no generator state has to be saved or kept separate.
 """
 
 import math
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.data import Batch
 
-# ImageNet's channel statistics (RGB, 0…255): what pretrained encoders were fed with.
+# ImageNet's channel statistics (RGB, 0…255): what pretrained encoders were trained with.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
@@ -24,7 +24,7 @@ NOISE = 12.0  # greatest standard deviation, in grey levels
 def normalise(images: Tensor) -> Tensor:
     """uint8 [B,H,W,3] → float32 [B,3,H,W], ImageNet's mean and deviation.
 
-    `[B,H,W,3]` permuted is channels-last in memory without a copy; whoever wants plain NCHW calls
+    `[B,H,W,3]` permuted is channels-last in memory without a copy. For plain NCHW call
     `.contiguous()`.
     """
     mean, scale = _statistics(images.device)
@@ -39,14 +39,14 @@ def random_view(
     Args:
         batch: B tiles of one size, at least `crop` pixels a side.
         crop: Side of the result in pixels.
-        seed: The run's.
-        epoch: Part of the hash: another epoch, another view.
+        seed: The run's seed.
+        epoch: Part of the hash, so that every epoch has other views.
         scale_jitter: j > 0 samples the crop at a random scale between 1/(1+j) and 1+j, by nearest
-            neighbour (0: pixels are moved exactly, none is resampled).
+            neighbour (0: pixels are only moved, never resampled).
 
     Returns:
         Images, float32 [B,3,crop,crop], normalised, channels-last in memory, and the batch with
-        `images` and `ids` cropped alike.
+        `images` and `ids` cropped in the same way.
     """
     height, width = batch.images.shape[1:3]
     dice = uniform(batch.tile, 16, seed, epoch)
@@ -60,7 +60,7 @@ def random_view(
 
 def _gather_index(dice: Tensor, height: int, width: int, crop: int, jitter: float) -> Tensor:
     """Where in its tile (as row·width + column) each pixel of the view comes from: [B, crop²]."""
-    # Never so far out that the crop would leave the tile.
+    # Not so large that the crop would leave the tile.
     largest = min(1 + jitter, min(height, width) / crop)
     low, high = -math.log1p(jitter), math.log(largest)
     scale = torch.exp(low + (high - low) * dice[:, 0])
@@ -79,7 +79,7 @@ def _gather_index(dice: Tensor, height: int, width: int, crop: int, jitter: floa
 
 def _source(step: Tensor, where: Tensor, scale: Tensor, length: int, crop: int) -> Tensor:
     """Map 0…crop-1 to pixels of a tile `length` long, from a random origin, at `scale`."""
-    room = length - crop * scale  # >= 0 but for rounding
+    room = length - crop * scale  # >= 0, except for rounding
     origin = (where * (room + 1)).floor().clamp(min=0)
     source = origin[:, None, None] + ((step + 0.5) * scale[:, None, None]).floor()
     return source.long().clamp(0, length - 1)
@@ -88,7 +88,7 @@ def _source(step: Tensor, where: Tensor, scale: Tensor, length: int, crop: int) 
 def _light(images: Tensor, dice: Tensor) -> Tensor:
     """Brightness, contrast, colour cast and noise, folded into the normalisation: float, HWC.
 
-    Values may leave 0…255 a little: clamping would cost a pass and add nothing to learn.
+    Values may leave 0…255 a little. Clamping would cost a pass and teach the network nothing.
     """
     mean, scale = _statistics(images.device)
     signed = dice * 2 - 1
@@ -104,8 +104,8 @@ def _light(images: Tensor, dice: Tensor) -> Tensor:
 def _grain(side: int, dice: Tensor) -> Tensor:
     """Unit noise [B,side,side,3], each tile's cut from one fixed field at its own place.
 
-    A generator on the device would give each world size other numbers and be one more state to
-    save; a field this large repeats itself nowhere within a batch.
+    A generator on the device would give other numbers for each world size, and its state would have
+    to be saved. A field this large does not repeat itself within a batch.
     """
     field = _noise_field(dice.device)
     steps = torch.arange(side, device=dice.device)
@@ -118,7 +118,7 @@ def _grain(side: int, dice: Tensor) -> Tensor:
 def uniform(index: Tensor, count: int, seed: int, epoch: int) -> Tensor:
     """`count` numbers in [0, 1) for each tile: float32 [B, count], a hash of its arguments.
 
-    The mixing is SplitMix64's (Steele, Lea and Flood, "Fast splittable pseudorandom number
+    The hash mixes as SplitMix64 does (Steele, Lea and Flood, "Fast splittable pseudorandom number
     generators", OOPSLA 2014), on int64 that wraps around.
     """
     start = _signed((seed * 0x9E3779B97F4A7C15) ^ (epoch * 0xD1B54A32D192ED03))
@@ -135,11 +135,11 @@ def _signed(value: int) -> int:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    """A logical shift: torch's `>>` on int64 carries the sign along."""
+    """A logical shift: torch's `>>` on int64 keeps the sign."""
     return (z >> bits) & (2 ** (64 - bits) - 1)
 
 
-# Made once per device: a tensor made from Python numbers is a copy to the device and a sync.
+# Made once per device: a tensor made from Python numbers costs a copy to the device and a sync.
 _STATISTICS: dict[torch.device, tuple[Tensor, Tensor]] = {}
 _FIELDS: dict[torch.device, Tensor] = {}
 

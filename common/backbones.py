@@ -1,4 +1,4 @@
-"""What a network is given before training: somebody's weights, another norm, another dropout."""
+"""What a network gets before training: pretrained weights, another norm, another dropout."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from common.cli import UserError
 
 @contextmanager
 def imagenet_weights(weights_backbone: str, backbone: str) -> Iterator[None]:
-    """Around the construction of a model: a download that fails becomes a sentence."""
+    """Wrap the construction of a model: a failed download becomes a one-sentence error."""
     try:
         yield
-    except Exception as error:  # no two libraries below name a missing network alike
+    except Exception as error:  # each library raises its own when there is no network
         if weights_backbone != "imagenet":
             raise
         raise UserError(
@@ -25,10 +25,10 @@ def imagenet_weights(weights_backbone: str, backbone: str) -> Iterator[None]:
 
 
 def load_backbone(backbone: nn.Module, weights_backbone: str, name: str) -> None:
-    """Load `--weights-backbone FILE`; `imagenet` and `none` have been seen to by the constructor.
+    """Load `--weights-backbone FILE`; the constructor has already handled `imagenet` and `none`.
 
     Args:
-        backbone: Takes the weights.
+        backbone: Receives the weights.
         weights_backbone: A state dict of the backbone, of torchvision's classifier with the same
             backbone, or a checkpoint of this repository whose model holds it under `name`.
         name: The backbone's attribute in the model.
@@ -44,8 +44,8 @@ def load_backbone(backbone: nn.Module, weights_backbone: str, name: str) -> None
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
         if "model" in weights:
-            found = weights["model"]
-            weights = {k[len(name) + 1 :]: found[k] for k in found if k.startswith(f"{name}.")}
+            saved = weights["model"]
+            weights = {k[len(name) + 1 :]: saved[k] for k in saved if k.startswith(f"{name}.")}
         weights = {
             key.removeprefix("features."): tensor
             for key, tensor in weights.items()
@@ -62,8 +62,8 @@ def load_backbone(backbone: nn.Module, weights_backbone: str, name: str) -> None
 def normalised_by(norm: str, module: nn.Module) -> nn.Module:
     """`batch` leaves `module` alone; `group` puts GroupNorm in place of every BatchNorm.
 
-    GroupNorm (Wu and He 2018) with 16 channels a group, their best. Its statistics are each image's
-    own, so it does not care how small a process's batch is.
+    GroupNorm (Wu and He 2018) with 16 channels per group, their best. It computes its statistics
+    for each image alone, so a process's batch may be small.
     """
     if norm == "batch":
         return module
@@ -78,7 +78,7 @@ def normalised_by(norm: str, module: nn.Module) -> nn.Module:
 
 
 def with_dropout(probability: float | None, module: nn.Module) -> nn.Module:
-    """Set every dropout in `module`; None leaves its own values."""
+    """Set the probability of every dropout in `module`; None changes nothing."""
     for child in module.modules():
         if isinstance(child, nn.Dropout) and probability is not None:
             child.p = probability

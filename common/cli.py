@@ -1,4 +1,4 @@
-"""How a script talks with its user: options, errors in one sentence, progress (no torch here)."""
+"""How a script talks to its user: options, errors in one sentence, progress (no torch here)."""
 
 import argparse
 import ctypes
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import yaml
 from tqdm import tqdm
 
-# What a disk, a permission or a lost network folder makes of a path; the rest are bugs of ours.
+# Errors of a full disk, a missing permission or a lost network folder; all others are our bugs.
 OF_THE_DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
     errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR,
@@ -28,7 +28,7 @@ class UserError(Exception):
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its code; a `UserError` is printed as one sentence, exit code 2.
 
-    An `OSError` of `OF_THE_DISK` is answered in the same way.
+    An `OSError` with a code in `OF_THE_DISK` is printed in the same way.
     """
     keep_freed_memory()
     try:
@@ -46,13 +46,13 @@ def keep_freed_memory() -> None:
 
     By default every block above 32 MB is mapped again and faulted in page by page. On a CPU a
     forward pass of UNet on 4 x 512 x 512 pixels took 1.5 to 1.8 times as long that way, at the same
-    peak of memory. Nothing happens where the C library is not glibc.
+    peak memory. Without glibc this function does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap, too
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
-        mallopt(-2, 256 << 20)  # M_TOP_PAD: and grows by 256 MB at a time
+        mallopt(-2, 256 << 20)  # M_TOP_PAD: the heap grows by 256 MB at a time
 
 
 def _complain(sentence: str) -> int:
@@ -88,19 +88,19 @@ class Parser(argparse.ArgumentParser):
             settings = yaml.safe_load(file.read_text())
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"--config '{file}' cannot be read as YAML: {reason}") from None
+            raise UserError(f"--config {str(file)!r} cannot be read as YAML: {reason}") from None
         if not isinstance(settings or {}, dict):
-            raise UserError(f"--config '{file}' must hold lines of the form `epochs: 20`.")
-        words: list[str] = []
+            raise UserError(f"--config {str(file)!r} must hold lines of the form `epochs: 20`.")
+        options: list[str] = []
         for key, value in (settings or {}).items():
             flag = _hyphens(f"--{key}")
             if flag not in self._option_string_actions or flag == "--config":
-                raise UserError(f"'{file}': {self._unknown(flag, 'key').replace('--', '')}")
+                raise UserError(f"{str(file)!r}: {self._unknown(flag, 'key').replace('--', '')}")
             if isinstance(value, bool):
-                words.append(flag if value else f"--no-{flag[2:]}")
+                options.append(flag if value else f"--no-{flag[2:]}")
             else:
-                words += [flag, *map(str, value if isinstance(value, list) else [value])]
-        return words
+                options += [flag, *map(str, value if isinstance(value, list) else [value])]
+        return options
 
     def _unknown(self, name: str, kind: str) -> str:
         near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
@@ -119,7 +119,7 @@ def _hyphens(word: str) -> str:
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that say something."""
+    """Shows every default but None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False:
@@ -134,7 +134,7 @@ def number(
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not low <= value <= high:  # nan is not either
+        if not low <= value <= high:  # refuses nan, too
             bounds = f"{low} or more" if high == math.inf else f"from {low} to {high}"
             raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return value
@@ -144,7 +144,7 @@ def number(
 
 
 def interval(text: str) -> tuple[str, float]:
-    """An argument type: `500` steps or `10m`, minutes; 0 of either is never."""
+    """An argument type: `500` is steps, `10m` is minutes, 0 of either means never."""
     minutes = text.endswith("m")
     value = float(text[:-1]) if minutes else int(text)
     if not 0 <= value < 1e9:
@@ -158,7 +158,7 @@ positive, whole, fraction = number(int, 1), number(int, 0), number(float, 0, 1)
 
 
 class _Lines(tqdm):
-    """tqdm for log files: a line of its own at most every ten seconds, and no cursor movements."""
+    """tqdm for log files: prints a line at most every ten seconds and never moves the cursor."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.spoke = time.monotonic()
@@ -179,13 +179,13 @@ class _Lines(tqdm):
 def progress(
     items: Iterable | None = None, *, desc: str, enabled: bool = True, **kwargs: Any
 ) -> tqdm:
-    """`tqdm(items)` that fits where stderr goes."""
+    """`tqdm(items)`: a bar on a terminal, lines in a log file."""
     bar = tqdm if sys.stderr.isatty() else _Lines
     return bar(items, desc=desc, disable=not enabled, leave=False, ncols=88, **kwargs)
 
 
 def say(text: str) -> None:
-    """Print a line without tearing the bar."""
+    """Print a line without breaking the bar."""
     if sys.stderr.isatty():
         tqdm.write(text)
     else:

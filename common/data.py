@@ -1,8 +1,7 @@
-"""Tiles from disk to batches on the device, and what happens to them there.
+"""Reads tiles from disk into batches.
 
-The way of a batch: workers decode PNGs (or copy packed tiles) into uint8 `[B,H,W,3]`, which crosses
-to the device as it is (a quarter of the bytes of float32); `augment.py` crops, turns and normalises
-it there.
+Workers decode PNGs (or copy packed tiles) into a uint8 batch `[B,H,W,3]`. It goes to the device as
+uint8, a quarter of the bytes of float32. There `augment.py` crops, turns and normalises it.
 """
 
 import copy
@@ -21,7 +20,7 @@ from common.io.tiles import IGNORE, INDEX, Packed, Pngs, mask_dtype
 
 
 class Batch(NamedTuple):
-    """A tile, or a batch of them with B in front.
+    """A tile, or a batch of tiles with a leading dimension B.
 
     images: uint8 [H,W,3], RGB. ids: [H,W], 0 ground, 1…N aircraft, `Tiles.ignore` ignore (uint8, or
     int32 where a tile of the set holds more than 254 aircraft). classes: uint8 [ignore+1], the
@@ -42,7 +41,7 @@ class Tiles(Dataset):
     """The tiles that `preprocess.py` or `coco.py` wrote into one folder (`data/train`, …).
 
     Raises:
-        UserError: The folder is missing, is not tiled, is empty or contradicts itself.
+        UserError: The folder is missing, not tiled or empty, or its files do not agree.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,7 +52,7 @@ class Tiles(Dataset):
         self.classes = ["ground", *(names[i] for i in sorted(names))]
         if len(self.classes) > IGNORE:
             raise UserError(
-                f"'{self.folder}' has {len(names)} categories and a mask holds at most "
+                f"{str(self.folder)!r} has {len(names)} categories and a mask holds at most "
                 f"{IGNORE - 1}; preprocess again with another --attribute."
             )
         place = {category: i for i, category in enumerate(sorted(names), start=1)}
@@ -64,10 +63,10 @@ class Tiles(Dataset):
             of_image[a["image_id"]].append(place[a["category_id"]])
         # Per tile the classes of its aircraft 1…N, in the order of their ids in the mask.
         self.instances = [of_image[image["id"]] for image in self.images]
-        count = [len(found) for found in self.instances]
+        count = [len(classes) for classes in self.instances]
         self._classes = np.zeros((len(self.images), 1 + max(count)), np.uint8)
-        for row, found in zip(self._classes, self.instances, strict=True):
-            row[1 : len(found) + 1] = found
+        for row, classes in zip(self._classes, self.instances, strict=True):
+            row[1 : len(classes) + 1] = classes
         dtype = mask_dtype(count)
         self.ignore = int(np.iinfo(dtype).max)
         self.stored: Pngs | Packed = (
@@ -107,13 +106,13 @@ class Tiles(Dataset):
         return Batch(*(tensor[0] for tensor in self.__getitems__([index])))
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """The batch of these tiles; the DataLoader asks for it instead of for each of them.
+        """The batch of these tiles; the DataLoader calls this once instead of once per tile.
 
-        A packed tile is copied once, to its place in the batch.
+        A packed tile is copied once, straight to its place in the batch.
         """
         first, number = self.images[indices[0]], len(indices)
         size = first["height"], first["width"]
-        # torch has next to no operators for uint16.
+        # torch has hardly any operators for uint16.
         ids_dtype = torch.uint8 if self.ignore == 255 else torch.int32
         batch = Batch(
             _empty((number, *size, 3), torch.uint8),
@@ -131,9 +130,9 @@ class Tiles(Dataset):
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for a batch; in a loader process shared with its parent, which saves a copy there."""
+    """Memory for a batch; a loader process shares it with its parent, which saves a copy."""
     if get_worker_info() is None:
-        # From 4 MB on numpy asks for huge pages, torch does not: half of a packed batch's time.
+        # From 4 MB on numpy, unlike torch, asks for huge pages: half of a packed batch's time.
         return torch.from_numpy(np.empty(shape, str(dtype).removeprefix("torch.")))
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
@@ -143,31 +142,31 @@ def _read_index(folder: Path) -> dict:
     index = folder / "instances_tiled.json"
     command = f"`python preprocessing/preprocess.py {folder.parent}`"
     if not folder.is_dir():
-        raise UserError(f"there is no folder '{folder}'; make its tiles with {command}.")
+        raise UserError(f"there is no folder {str(folder)!r}; make its tiles with {command}.")
     if not index.is_file():
         raise UserError(
-            f"'{folder}' holds no tiles ('{index.name}' is not there); cut its scenes first with "
-            f"{command}."
+            f"{str(folder)!r} holds no tiles ({index.name!r} is missing); cut its scenes first "
+            f"with {command}."
         )
     coco = read_coco(index)
     _check_tiles(coco, index)
     if not coco["images"]:
-        raise UserError(f"'{index}' lists no tiles; check the scenes and preprocess again.")
+        raise UserError(f"{str(index)!r} lists no tiles; check the scenes and preprocess again.")
     return coco
 
 
 def _check_tiles(coco: dict, index: Path) -> None:
-    """What a tiled set's COCO file has beyond any other: `instance`, and names without folders."""
+    """Check what only a tiled set's COCO file has: `instance`, and names without folders."""
     numbers: dict[int, list[int]] = {image["id"]: [] for image in coco["images"]}
     for a in coco["annotations"]:
         if not a.get("iscrowd", 0):
             numbers[a["image_id"]].append(a.get("instance"))
     for image in coco["images"]:
-        found = numbers[image["id"]]
-        if not all(map(is_id, found)) or sorted(found) != list(range(1, len(found) + 1)):
+        ids = numbers[image["id"]]
+        if not all(map(is_id, ids)) or sorted(ids) != list(range(1, len(ids) + 1)):
             raise UserError(
                 f"{str(index)!r} does not number the aircraft of {image['file_name'][:99]!r} from "
-                f"1 to {len(found)}; make the tiles again."
+                f"1 to {len(ids)}; make the tiles again."
             )
         if "/" in image["file_name"] or "\0" in image["file_name"]:
             raise UserError(
@@ -179,7 +178,7 @@ def training_splits(root: Path) -> tuple[Tiles, Tiles | None]:
     """`root/train` and, where preprocessing could hold out an airport, `root/val`.
 
     Raises:
-        UserError: No tiles there, or the two disagree about the classes.
+        UserError: There are no tiles, or the two have different classes.
     """
     train = Tiles(root / "train")
     if not (root / "val").is_dir():
@@ -187,8 +186,8 @@ def training_splits(root: Path) -> tuple[Tiles, Tiles | None]:
     val = Tiles(root / "val")
     if val.classes != train.classes:
         raise UserError(
-            f"'{root}/train' has the classes {train.classes[1:]} and '{root}/val' "
-            f"{val.classes[1:]}; preprocess both in one run."
+            f"{str(train.folder)!r} has the classes {train.classes[1:]} and {str(val.folder)!r} "
+            f"has {val.classes[1:]}; preprocess both in one run."
         )
     return train, val
 
@@ -198,7 +197,7 @@ def scoring_split(root: Path, split: str, classes: list[str]) -> Tiles:
     tiles = Tiles(root / split)
     if tiles.classes != classes:
         raise UserError(
-            f"'{tiles.folder}' has the classes {tiles.classes[1:]} and the checkpoint "
+            f"{str(tiles.folder)!r} has the classes {tiles.classes[1:]} and the checkpoint has "
             f"{classes[1:]}; preprocess it with the same --attribute."
         )
     return tiles

@@ -1,7 +1,7 @@
-"""Who this process is among its peers, and the few collectives the loops need.
+"""This process's rank, world size and device, and the few collectives that the loops need.
 
-`torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK; without them this is a world of one and no
-process group is made, so that a single process pays for nothing.
+`torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK. Without them the world size is 1 and no process
+group is made, so that it costs a single process nothing.
 """
 
 import ctypes
@@ -24,13 +24,13 @@ from common import graphs
 from common.cli import UserError
 from common.run import heartbeat
 
-# What a scheduler sends before it ends a run: all processes then save and leave.
+# What a scheduler sends before it ends a run: all processes then save and exit.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process of the run: its place in the world and the device it owns."""
+    """One process of the run: its rank, the world size and the device that it owns."""
 
     rank: int
     world_size: int
@@ -41,7 +41,7 @@ class Process:
         return self.rank == 0
 
     def print(self, *words: object) -> None:
-        """Print on rank 0 alone."""
+        """Print on rank 0 only."""
         if self.is_main:
             print(*words, flush=True)
 
@@ -50,9 +50,9 @@ class Process:
 def process_group(
     device: str, cuda_graphs: bool = False, timeout_seconds: float = 300
 ) -> Iterator[Process]:
-    """Join the process group torchrun announces, if any, and leave it on the way out.
+    """Join the process group that torchrun announces, if any, and leave it at the end.
 
-    A process whose launcher ends, ends too. One that falls silent is named by its peers, see
+    When its launcher ends, a process ends too. If it falls silent, its peers name it, see
     `common.run.heartbeat`.
 
     Args:
@@ -76,7 +76,7 @@ def process_group(
         # DistributedDataParallel"): NCCL's watchdog must not query events during a capture.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     dist.init_process_group(
-        # Gloo carries what lives on the CPU: flags, counts, states. None of it waits for the GPU.
+        # Gloo carries tensors on the CPU: flags, counts, states. None of them waits for the GPU.
         "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo",
         timeout=timedelta(seconds=timeout_seconds),
         device_id=where if where.type == "cuda" else None,
@@ -85,16 +85,17 @@ def process_group(
         with heartbeat.watched(rank, world_size, timeout_seconds):
             yield Process(rank, world_size, where)
     finally:
-        graphs.release()  # on the way out NCCL waits for them
-    # Only after success: NCCL's farewell is collective, and a process that fails alone would wait
-    # in it for peers who wait for the process. torchrun ends them when this one has ended.
+        graphs.release()  # NCCL would wait for them at the end
+    # Only after success: with NCCL this is a collective. A process that fails alone would wait in
+    # it for peers that wait for the process. torchrun ends them when this process has ended.
     dist.destroy_process_group()
 
 
 def die_with_parent() -> None:
     """Have the kernel kill this process when its launcher ends (Linux; elsewhere nothing happens).
 
-    torchrun's workers otherwise go on when it is killed, and write where its successor's do.
+    Otherwise torchrun's workers keep running when it is killed, and write into the same files as
+    the workers of the next torchrun.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -105,7 +106,7 @@ def locked(folder: Path, process: Process) -> Iterator[None]:
     """Be the only run that writes into `folder`; the lock ends with the process, however it ends.
 
     Raises:
-        UserError: On rank 0, where another run holds it.
+        UserError: On rank 0, if another run holds the lock.
     """
     if not process.is_main:
         yield
@@ -116,8 +117,8 @@ def locked(folder: Path, process: Process) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             raise UserError(
-                f"'{folder}' is being written to by another run ({file.read().strip() or error}); "
-                "wait for its end or choose another --output-dir."
+                f"{str(folder)!r} is in use by another run ({file.read().strip() or error}); "
+                "wait until it ends or choose another --output-dir."
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -126,7 +127,7 @@ def locked(folder: Path, process: Process) -> Iterator[None]:
 
 
 def pick_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.device:
-    """The device `--device NAME` means for this process.
+    """The device that `--device NAME` means for this process.
 
     Raises:
         UserError: The device is unknown or not on this machine.
@@ -137,22 +138,22 @@ def pick_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.de
         device = torch.device(name)
     except RuntimeError:
         raise UserError(
-            f"--device {name!r} is no device of torch; use auto, cpu or cuda."
+            f"--device {name!r} is not a torch device; use auto, cpu or cuda."
         ) from None
     if device.type != "cuda":
         return device
-    found = torch.cuda.device_count()
+    count = torch.cuda.device_count()
     index = local_rank if world_size > 1 else (device.index or 0)
-    if index >= found:
+    if index >= count:
         raise UserError(
-            f"--device {name}: GPU {index} was asked for and this machine shows {found} to torch; "
-            f"use --device cpu or start at most {found} processes per machine."
+            f"--device {name}: GPU {index} was asked for and torch sees {count} on this machine; "
+            f"use --device cpu or start at most {count} processes per machine."
         )
     return torch.device("cuda", index)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum `tensor` over all processes, in place; a world of one returns it untouched."""
+    """Sum `tensor` over all processes, in place; with one process it stays as it is."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
@@ -160,13 +161,13 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 def gather(process: Process, tensor: Tensor) -> list[Tensor]:
     """`tensor` of every process, by rank, on the CPU; all have the same shape and dtype."""
-    mine = tensor.detach().cpu()
+    own = tensor.detach().cpu()
     if process.world_size == 1:
-        return [mine]
-    everyone = [torch.empty_like(mine) for _ in range(process.world_size)]
-    if mine.numel():
-        dist.all_gather(everyone, mine)
-    return everyone
+        return [own]
+    by_rank = [torch.empty_like(own) for _ in range(process.world_size)]
+    if own.numel():
+        dist.all_gather(by_rank, own)
+    return by_rank
 
 
 def wait_for_all(process: Process) -> None:
@@ -175,18 +176,18 @@ def wait_for_all(process: Process) -> None:
 
 
 def check_equal(process: Process, **values: int) -> None:
-    """Refuse to start where processes differ in `values`: the first collective would hang.
+    """Refuse to start if processes differ in `values`: the first collective would hang.
 
     Raises:
-        UserError: On all processes; names the value and who has which.
+        UserError: On all processes; names the value and two ranks that differ.
     """
-    everyone = gather(process, torch.tensor(list(values.values())))
-    for name, found in zip(values, torch.stack(everyone, 1).tolist(), strict=True):
-        if len(set(found)) > 1:
-            odd = next(rank for rank, value in enumerate(found) if value != found[0])
+    by_rank = gather(process, torch.tensor(list(values.values())))
+    for name, counts in zip(values, torch.stack(by_rank, 1).tolist(), strict=True):
+        if len(set(counts)) > 1:
+            other = next(rank for rank, count in enumerate(counts) if count != counts[0])
             raise UserError(
-                f"the processes disagree about the number of {name}: {found[0]} on rank 0, "
-                f"{found[odd]} on rank {odd}; give all the same data and options."
+                f"the processes disagree about the number of {name}: {counts[0]} on rank 0, "
+                f"{counts[other]} on rank {other}; give all the same data and options."
             )
 
 
@@ -194,9 +195,9 @@ def check_equal(process: Process, **values: int) -> None:
 def average_buffers(model: nn.Module) -> None:
     """Give all ranks the mean of their BatchNorm statistics.
 
-    DDP's own answer is to broadcast rank 0's buffers before every forward: two collectives a step,
-    and the statistics of one shard. Averaging once, before evaluation and saving, costs nothing
-    per step and uses all shards.
+    DDP itself would broadcast rank 0's buffers before every forward pass: two collectives per step,
+    and the statistics of one shard only. Averaging once, before evaluation and saving, costs
+    nothing per step and uses all shards.
     """
     if not dist.is_initialized():
         return

@@ -34,10 +34,10 @@ def fit(
     score: Score,
     select: str = "mIoU",
 ) -> None:
-    """Train to `session.total_steps`, from `session.saved` where there is one; validate and save.
+    """Train to `session.total_steps`, from `session.saved` if there is one; validate and save.
 
     Writes `checkpoint.pth` (latest; the one before it is kept), `model_best.pth` (highest
-    `select`; the last state where there is nothing to validate on), `log.jsonl` (a line per log
+    `select`; the last state if there is nothing to validate on), `log.jsonl` (a line per log
     line and per score), `curves.png` and what `score` writes into `session.output_dir`.
 
     Args:
@@ -46,11 +46,11 @@ def fit(
         step: What `make_step` returned.
         prepare: (batch on the device, epoch) → (images, targets) of `step`.
         score: (batches, process, speed-ups, folder) → scores of the bare model over the batches.
-        select: The score that the best checkpoint has the most of.
+        select: The score that chooses the best checkpoint; higher is better.
 
     Raises:
         UserError: The processes disagree about data or steps, or too many losses are not finite.
-        SystemExit: With code 75, after SIGTERM or SIGUSR1; the run was saved.
+        SystemExit: With code 75, after SIGTERM or SIGUSR1; the run has been saved.
     """
     process, batches, total_steps = session.process, session.batches, session.total_steps
     resume.restore(run, session.saved, process)
@@ -81,8 +81,8 @@ def fit(
         unscored = not run.scores and run.step >= total_steps
         better = torch.tensor(selected > run.best or unscored)
         run.best = max(selected, run.best)
-        better = gather(process, better)[0]  # rank 0 alone may know the scores
-        # The best first: the latest records its score.
+        better = gather(process, better)[0]  # only rank 0 may know the scores
+        # model_best.pth first: checkpoint.pth records its score.
         best = [session.output_dir / checkpoint.BEST] if better else []
         run.save([*best, latest], process)
         if process.is_main:
@@ -91,13 +91,13 @@ def fit(
                 print(f"nothing to validate on: {checkpoint.BEST} is the last state.", flush=True)
 
     with signals.Watch(process, session.save_every) as watch, loader_deaths():
-        # A run may have been ended between a save and the validation after it.
+        # The run may have been stopped between a save and the validation after it.
         if due() and run.scored_at != run.step:
             validate()
         while run.step < total_steps:
             for _ in train_one_epoch(session, run, step, prepare, log):
                 ended, save = watch.agreed(run.step)
-                if ended or save or due():  # scoring takes long, and may be where the run is ended
+                if ended or save or due():  # before scoring, too: it takes long and may be stopped
                     run.save([latest], process)
                     watch.restart()
                 if ended:
@@ -112,9 +112,9 @@ def fit(
 def train_one_epoch(
     session: Session, run: Run, step: Step, prepare: Prepare, log: Log
 ) -> Iterator[None]:
-    """What is left of an epoch's pass over the training tiles, or of `session.total_steps`.
+    """Train on the rest of the epoch, or of `session.total_steps` if that ends first.
 
-    Yields after each step, when `run` is whole.
+    Yields after each step, when `run` is complete and can be saved.
 
     Raises:
         UserError: Too many losses in a row were not finite.
@@ -125,13 +125,13 @@ def train_one_epoch(
     assert isinstance(sampler, GlobalBatches)
     images_per_step = sampler.batch_size * process.world_size
     first = run.seen // images_per_step
-    if first >= len(batches):  # resumed with a larger global batch, of which none is left
+    if first >= len(batches):  # resumed with a global batch larger than what is left
         run.epoch, run.seen = run.epoch + 1, 0
         return
     sampler.set_epoch(run.epoch, first)
     run.model.train()
     since, waited, logged = time.perf_counter(), 0.0, first
-    # Off a terminal the log lines say it all.
+    # Without a terminal the log lines are enough.
     shown = process.is_main and sys.stderr.isatty()
     bar = progress(total=total_steps, initial=run.step, desc="train", enabled=shown)
     batch: Batch
@@ -142,20 +142,20 @@ def train_one_epoch(
         run.step += 1
         run.seen = number * images_per_step
         heartbeat.STEP = run.step
-        # Added up on the device and read once per log line: reading it waits for the step.
+        # Added up on the device and read once per log line, because reading waits for the step.
         run.tally.add(loss, run.step, batch.tile)
         bar.update()
         last = run.step >= total_steps or number == len(batches)
         if number % print_freq == 0 or last:
             count = (number - 1) % print_freq + 1
-            mean, lost = account(run, count, batches.dataset, process)
+            mean, skipped = account(run, count, batches.dataset, process)
             now = time.perf_counter()
             line = {
                 "step": run.step,
                 "epoch": run.epoch,
                 "lr": float(run.optimizer.param_groups[0]["lr"]),
                 **mean,
-                **lost,
+                **skipped,
                 "images_per_s": images_per_step * (number - logged) / (now - since),
                 "data_share": waited / (now - since),
             }
@@ -173,7 +173,7 @@ def train_one_epoch(
             run.epoch, run.seen = run.epoch + 1, 0
         paused = time.perf_counter()
         yield
-        since += time.perf_counter() - paused  # saving and scoring are not training
+        since += time.perf_counter() - paused  # saving and scoring do not count as training
         if last:
             break
     bar.close()
@@ -182,38 +182,39 @@ def train_one_epoch(
 def account(
     run: Run, count: int, tiles: Any, process: Process
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Read the tally of the last `count` steps of all processes, and begin a new one.
+    """Read the counters of the last `count` steps of all processes, and reset them.
 
     Returns:
-        The mean of the finite losses, and how many were none: as the parts of a log line, which
-        are empty where there were no such losses.
+        The mean of the finite losses, and the number of skipped ones, both as parts of a log line:
+        each is empty if there were no such losses.
 
     Raises:
-        UserError: On all processes, for too many losses in a row that were not finite.
+        UserError: On all processes, after too many losses in a row that were not finite.
     """
-    everyone = torch.stack(gather(process, run.tally.sums))
-    total, lost = float(everyone[:, 0].sum()), int(everyone[:, 1].sum())
-    taken = count * process.world_size - lost
-    if lost:
-        rank = int(everyone[:, 3].argmax())
-        at, shown = int(everyone[rank, 4]), everyone[rank, 5:].long().tolist()
+    by_rank = torch.stack(gather(process, run.tally.sums))
+    total, skipped = float(by_rank[:, 0].sum()), int(by_rank[:, 1].sum())
+    finite = count * process.world_size - skipped
+    if skipped:
+        rank = int(by_rank[:, 3].argmax())
+        at, shown = int(by_rank[rank, 4]), by_rank[rank, 5:].long().tolist()
         where = f"last at step {at} with {names(tiles, shown)}"
         if run.scaler.is_enabled():
             where += f", loss scale {run.scaler.get_scale():g}"
-        if everyone[:, 3].max() >= nonfinite.LIMIT:
+        if by_rank[:, 3].max() >= nonfinite.LIMIT:
             raise UserError(
-                f"the loss was not finite for {int(everyone[:, 3].max())} steps in a row, {where}; "
-                "lower --lr or check these tiles. None of it has reached the weights or a "
+                f"the loss was not finite for {int(by_rank[:, 3].max())} steps in a row, {where}; "
+                "lower --lr or check these tiles. These steps changed neither the weights nor a "
                 "checkpoint."
             )
-        process.print(f"skipped {lost} of {count * process.world_size} losses, not finite: {where}")
+        losses = count * process.world_size
+        process.print(f"skipped {skipped} of {losses} losses, not finite: {where}")
         nonfinite.repair(run.model, run.tally)
     run.tally.clear()
-    return ({"loss": total / taken} if taken else {}), ({"skipped": lost} if lost else {})
+    return ({"loss": total / finite} if finite else {}), ({"skipped": skipped} if skipped else {})
 
 
 def timed(items: Iterator[T] | DataLoader) -> Iterator[tuple[T, float]]:
-    """Each item with the seconds its consumer waited for it."""
+    """Each item with the seconds that its consumer waited for it."""
     iterator = iter(items)
     while True:
         start = time.perf_counter()

@@ -1,9 +1,9 @@
-"""CUDA graphs: a training step recorded once and launched as a whole from then on.
+"""CUDA graphs: a training step is recorded once and then launched as a whole.
 
-A step of these networks is one to two thousand kernels, each launched by the CPU in some five
-microseconds; on a small crop or a fast GPU that takes longer than the kernels do. Replaying a graph
-launches them all at once. The price is that nothing in it may change: not a shape, an address or a
-number that came from Python (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
+A step of these networks is one to two thousand kernels. The CPU launches each in about five
+microseconds; on a small crop or a fast GPU this takes longer than the kernels. Replaying a graph
+launches all of them at once. In return nothing in it may change: no shape, no address and no number
+that came from Python (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.cli import UserError
 
-# DDP orders its buckets again after the first backward pass and its logger times some of the first
+# DDP orders its buckets again after the first backward pass, and its logger times some of the first
 # ten steps: PyTorch asks for eleven before a capture. A single process takes the same number, so
 # that its losses are comparable.
 WARMUP_STEPS = 11
@@ -25,10 +25,10 @@ class Graph(Protocol):
     """What can record and replay: CUDA, or a stand-in on a machine without it."""
 
     def capture(self, function: Callable[[], Tensor]) -> Tensor:
-        """Record what `function` does on the device, undone; return where its result will be."""
+        """Record what `function` does on the device, without effect; return its result's tensor."""
 
     def replay(self) -> None:
-        """Do it, on whatever the tensors it works on now hold."""
+        """Run what was recorded, on the values that its tensors hold now."""
 
 
 class CudaGraph:
@@ -39,8 +39,8 @@ class CudaGraph:
         _LIVE.add(self)
 
     def capture(self, function: Callable[[], Tensor]) -> Tensor:
-        # thread_local: the loader's pinning thread and NCCL's watchdog make CUDA calls of their
-        # own meanwhile, which the default, global, would take for a mistake of ours.
+        # thread_local: meanwhile the loader's pinning thread and NCCL's watchdog make CUDA calls
+        # of their own. In the default mode, global, those would be errors.
         stream = torch.cuda.current_stream()
         with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             return function()
@@ -56,9 +56,9 @@ _LIVE: WeakSet[CudaGraph] = WeakSet()
 
 
 def release() -> None:
-    """Destroy all graphs there are; none can be replayed any more.
+    """Destroy all graphs; none can be replayed afterwards.
 
-    NCCL does not let go of a communicator, but waits, while a graph holds one of its kernels
+    NCCL waits before it frees a communicator while a graph holds one of its kernels
     (https://docs.nvidia.com/dl-cuda-graph/latest/troubleshooting/process-hang.html).
     """
     for graph in _LIVE:
@@ -73,23 +73,23 @@ def available(device: torch.device) -> bool:
 def own_stream(device: torch.device) -> None:
     """Leave the default stream, which cannot be captured, for the rest of this thread's life.
 
-    Everything then happens on one stream, from the construction of DDP over the warm-up to the
-    capture, and no gradient's accumulation is tied to another.
+    Everything from the construction of DDP through the warm-up to the capture then runs on one
+    stream, and no gradient accumulation is tied to another stream.
     """
     default = torch.cuda.default_stream(device)
     if torch.cuda.current_stream(device) == default:
         own = torch.cuda.Stream(device)
-        own.wait_stream(default)  # for what was begun there, as the initialisation of weights
+        own.wait_stream(default)  # for work begun there, such as the initialisation of weights
         torch.cuda.set_stream(own)
 
 
 class Graphed:
     """`function` on static inputs: called for its first steps, then captured and replayed.
 
-    The warm-up is training like any other: it fills the optimizer's state, DDP's buckets and
-    cuDNN's choices, with real batches. Every tensor that outlives a step (parameters, gradients,
-    optimizer state, loss scale, learning rate) keeps its address from the capture on, because
-    `function` is the whole step and nothing outside it replaces them.
+    The warm-up is normal training on real batches. It fills the optimizer's state, DDP's buckets
+    and cuDNN's choices. Every tensor that outlives a step (parameters, gradients, optimizer state,
+    loss scale, learning rate) keeps its address from the capture on, because `function` is the
+    whole step and nothing outside it replaces such a tensor.
 
     The returned loss is the graph's own memory: the next call overwrites it.
     """
@@ -108,11 +108,11 @@ class Graphed:
             if static.shape != given.shape or static.dtype != given.dtype:
                 raise UserError(
                     f"the CUDA graph was captured for {_name(static)} and was given "
-                    f"{_name(given)}; keep batch and crop size, or drop --cuda-graphs."
+                    f"{_name(given)}; keep batch and crop size, or leave out --cuda-graphs."
                 )
             # From the prefetched batch straight into the graph's memory: 8 crops of 512 pixels are
-            # 42 MB, read and written in some 40 microseconds at an A100's 2 TB/s. To have the
-            # loader's copy end here would make it wait for the graph to finish with the last batch.
+            # 42 MB, read and written in about 40 microseconds at an A100's 2 TB/s. If the loader
+            # copied to here, it would have to wait until the graph is done with the last batch.
             static.copy_(given)
         if self.warmup > 0:
             self.warmup -= 1
@@ -132,15 +132,15 @@ def capture_part(
 ) -> None:
     """Capture the forward and the backward pass of `part`, a module of `model`, in place.
 
-    For a model whose other parts have shapes that come from the data. A captured part hands all
-    its gradients to DDP at once, so that their all-reduce no longer hides behind its backward pass.
-    Evaluation runs uncaptured: `make_graphed_callables` replays in training mode alone.
+    For a model whose other parts have shapes that depend on the data. A captured part gives DDP all
+    its gradients at once, so their all-reduce no longer overlaps with its backward pass. Evaluation
+    runs without the graph: `make_graphed_callables` replays only in training mode.
 
     Args:
         part: In training mode, on the device.
         model: Its buffers are restored after the warm-up, which runs on zeros.
-        images: Like the input of every forward pass in training.
-        autocast: Without a cache of casts: the graph would not refresh what it holds.
+        images: An example of the input of every forward pass in training.
+        autocast: Without its cache of casts, because the graph would not refresh the cached casts.
     """
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with autocast:

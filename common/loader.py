@@ -21,9 +21,9 @@ PATIENCE = 120  # seconds the loop waits for a loader process
 class GlobalBatches(Sampler[list[int]]):
     """Which tiles this rank trains on, step by step.
 
-    Step s of an epoch takes the permutation's entries s·G … (s+1)·G, G the global batch, and rank r
-    the r-th part of them: the tiles of a step do not depend on how many processes share them. The
-    permutation is a function of seed and epoch. A last, partial global batch is dropped.
+    Step s of an epoch takes the entries s·G … (s+1)·G of the permutation, where G is the global
+    batch; rank r takes the r-th part of them. So the tiles of a step do not depend on the number of
+    processes. The permutation is a function of seed and epoch. A partial last batch is dropped.
     """
 
     def __init__(self, length: int, batch_size: int, process: Process, seed: int) -> None:
@@ -46,16 +46,16 @@ class GlobalBatches(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.length, generator=generator)
         steps = order[: len(self) * self.batch_size * self.world_size]
-        mine = steps.view(len(self), self.world_size, self.batch_size)[:, self.rank]
-        yield from mine[self.first_step :].tolist()
+        own = steps.view(len(self), self.world_size, self.batch_size)[:, self.rank]
+        yield from own[self.first_step :].tolist()
 
 
 class Shard(Sampler[list[int]]):
     """This rank's share of an evaluation: every tile exactly once over all ranks, no padding."""
 
     def __init__(self, length: int, batch_size: int, process: Process) -> None:
-        mine = range(process.rank, length, process.world_size)
-        self.batches = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
+        own = range(process.rank, length, process.world_size)
+        self.batches = [list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -67,21 +67,21 @@ class Shard(Sampler[list[int]]):
 def training_loader(
     tiles: Tiles, batch_size: int, workers: int, process: Process, seed: int
 ) -> DataLoader:
-    """Shuffled global batches, shared out over the processes: a loader's batch is a step's."""
+    """Shuffled global batches, split over the processes: one batch of a loader is one step."""
     batches = GlobalBatches(len(tiles), batch_size, process, seed)
     return _loader(tiles, batches, workers, process.device)
 
 
 def scoring_loader(tiles: Tiles, batch_size: int, workers: int, process: Process) -> DataLoader:
-    """Every tile once, in order, shared out over the processes."""
+    """Every tile once, in order, split over the processes."""
     return _loader(tiles, Shard(len(tiles), batch_size, process), workers, process.device)
 
 
 def _loader(tiles: Tiles, batches: Sampler, workers: int, device: torch.device) -> DataLoader:
     """Nothing in the workers is random, so they need no seeds.
 
-    They are spawned: a forked one inherits the locks of OpenCV's and torch's threads. One that
-    hangs (a dead network disk) ends the run after `PATIENCE` instead of never.
+    They are spawned, because a forked worker inherits the locks of OpenCV's and torch's threads. A
+    worker that hangs (on a dead network disk, say) ends the run after `PATIENCE`.
     """
     return DataLoader(
         tiles,
@@ -93,24 +93,24 @@ def _loader(tiles: Tiles, batches: Sampler, workers: int, device: torch.device) 
         timeout=PATIENCE if workers else 0,
         worker_init_fn=_at_start,
         collate_fn=_as_it_is,
-        # A loader draws a seed whenever it is begun: from the global generator it would change the
-        # dropout of a run that is resumed within an epoch.
+        # A loader draws a seed each time it starts. Drawn from the global generator, it would
+        # change the dropout of a run that is resumed within an epoch.
         generator=torch.Generator(),
     )
 
 
 def _as_it_is(batch: Any) -> Batch:
-    return batch  # `Tiles.__getitems__` has put the tiles together
+    return batch  # `Tiles.__getitems__` has already made the batch
 
 
 def _at_start(_worker: int) -> None:
     cv2.setNumThreads(0)  # torch's own threads are already set to one by the DataLoader
-    for number in SIGNALS:  # a scheduler sends them to all processes; the run answers them
+    for number in SIGNALS:  # a scheduler sends them to all processes; only the run handles them
         signal.signal(number, signal.SIG_IGN)
 
 
 def names(tiles: Any, indices: list[int]) -> str:
-    """The files of some tiles, for a sentence; negative indices are left out."""
+    """The file names of some tiles, for a message; negative indices are left out."""
     return ", ".join(repr(tiles.images[i]["file_name"]) for i in indices if i >= 0)
 
 
@@ -118,23 +118,24 @@ def end_loaders() -> None:
     """Kill the loader processes and wait for them.
 
     Torch's handler of SIGCHLD looks for a dead loader process that nobody has waited for, and
-    raises wherever the program then is: for one loader at a time, so that the death of another may
-    be raised at the next SIGCHLD, long after. One that has been waited for is not found.
+    raises wherever the program is at that moment. It does so for one loader at a time; the death of
+    another may be raised much later, at the next SIGCHLD. A process that has been waited for is
+    not reported.
     """
     while True:
         try:
             for worker in multiprocessing.active_children():
                 worker.kill()
-                worker.join(5)  # not for ever: one that waits for a dead disk may outlive its kill
+                worker.join(5)  # with a limit: a process that waits for a dead disk may survive
             return
-        except RuntimeError as error:  # the handler's, once for each loader
+        except RuntimeError as error:  # from the handler, once for each loader
             if not str(error).startswith("DataLoader worker"):
                 raise
 
 
 def lost_worker(error: Exception, where: str = "") -> UserError:
-    """What to say when a loader process died or hung. Torch raises it wherever the loop then is."""
-    end_loaders()  # one that hangs would be waited for at the end
+    """The error for a loader process that died or hung; torch raises wherever the loop is."""
+    end_loaders()  # otherwise the program's end would wait for one that hangs
     what = f"hung for {PATIENCE} s" if "timed out" in str(error) else "died (out of memory?)"
     near = f" at or soon after the tiles {where}; check them, or" if where else ";"
     return UserError(
@@ -145,7 +146,7 @@ def lost_worker(error: Exception, where: str = "") -> UserError:
 
 @contextmanager
 def loader_deaths() -> Iterator[None]:
-    """Turn what torch's signal handler raises in the middle of anything into a sentence."""
+    """Turn the error of torch's signal handler, wherever it is raised, into one sentence."""
     try:
         yield
     except RuntimeError as error:
@@ -155,7 +156,7 @@ def loader_deaths() -> Iterator[None]:
 
 
 def _delivered(batches: DataLoader) -> Iterator[Batch]:
-    """The batches of a loader; where its processes fail, one sentence that says over which tiles.
+    """The batches of a loader; if its processes fail, one sentence that names the tiles.
 
     Raises:
         UserError: A loader process died or hung, or met a damaged tile.
@@ -168,7 +169,7 @@ def _delivered(batches: DataLoader) -> Iterator[Batch]:
             batch = next(delivered)
         except StopIteration:
             return
-        except UserError as error:  # from a process it comes with that process's traceback
+        except UserError as error:  # a loader process's comes with its traceback
             sentence = str(error).strip().splitlines()[-1]
             raise UserError(sentence.removeprefix("common.cli.UserError: ")) from None
         except (RuntimeError, OSError, EOFError) as error:
@@ -179,7 +180,7 @@ def _delivered(batches: DataLoader) -> Iterator[Batch]:
 
 
 def prefetch(batches: DataLoader, device: torch.device) -> Iterator[Batch]:
-    """The batches of a loader on `device`, each copied there while the step before it computes."""
+    """The batches of a loader on `device`, each copied there while the previous step computes."""
     if device.type != "cuda":
         yield from _delivered(batches)
         return
@@ -190,7 +191,7 @@ def prefetch(batches: DataLoader, device: torch.device) -> Iterator[Batch]:
             following = batch.to(device)
         if ahead is not None:
             yield ahead
-        # After the yield: by now the step on `ahead` is queued, and only its successor waits.
+        # After the yield: the step on `ahead` is queued by now, so only the next step waits.
         torch.cuda.current_stream(device).wait_stream(copies)
         for tensor in following:
             tensor.record_stream(torch.cuda.current_stream(device))
@@ -201,5 +202,5 @@ def prefetch(batches: DataLoader, device: torch.device) -> Iterator[Batch]:
 
 @cache
 def _copying(device: torch.device) -> torch.cuda.Stream:
-    """One stream for all epochs: memory is pooled by stream, and the 33rd is the first again."""
+    """One stream for all epochs: memory is pooled per stream, and the 33rd is the first again."""
     return torch.cuda.Stream(device)

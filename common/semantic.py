@@ -1,4 +1,4 @@
-"""What the semantic models share: what they train on, their loss, the class of a pixel, scores."""
+"""What the semantic models share: targets, loss, predicted classes and scores."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +23,10 @@ DEFINITION = (
     "IoU = TP / (TP + FP + FN) from one confusion matrix over all pixels of the set; "
     "a class absent from truth and prediction is left out of the mean"
 )
-# Of a class's pixels against the ground's, which are some forty times as many.
+# Weight of an aircraft class's pixels; ground pixels weigh 1 and are about forty times as many.
 AIRCRAFT_WEIGHT = 2.0
-# Of the auxiliary head, which hangs on the backbone's last but one stage and is gone in prediction
-# (Zhao et al. 2017, PSPNet; torchvision's references use 0.5).
+# Weight of the auxiliary head, which reads the backbone's last but one stage and is not used in
+# prediction (Zhao et al. 2017, PSPNet; torchvision's references use 0.5).
 AUXILIARY_WEIGHT = 0.5
 
 
@@ -48,25 +48,25 @@ def semantic_target(batch: Batch) -> Tensor:
 def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy plus Dice (Milletari et al. 2016), both averages over the images.
 
-    Every term is a mean over the B images of something each image has by itself. So the loss of a
-    global batch is the mean of its parts' losses, however many processes share it; a mean over the
-    valid pixels of each part, as `cross_entropy` takes it, would weigh the parts unequally.
+    Every term is computed for each image alone and averaged over the B images. So the loss of a
+    global batch is the mean of its parts' losses, for any number of processes. A mean over the
+    valid pixels of each part, as in `F.cross_entropy`, would weight the parts unequally.
 
     Args:
         logits: [B,C,H,W], of any float type.
         targets: int64 [B,H,W], class ids, `IGNORE` where nothing is learnt.
 
     Returns:
-        A float32 scalar; 0 for a batch of nothing but `IGNORE`.
+        A float32 scalar; 0 if every pixel is `IGNORE`.
     """
-    logits = logits.float()  # sums over 10^5 pixels leave the range of 16-bit floats
+    logits = logits.float()  # sums over 10^5 pixels exceed the range of 16-bit floats
     valid = targets != IGNORE
     known = torch.where(valid, targets, 0)
     log_p = F.log_softmax(logits, 1)
     weight = torch.where(known > 0, AIRCRAFT_WEIGHT, 1.0) * valid
     cross_entropy = -(log_p.gather(1, known[:, None])[:, 0] * weight).mean()
 
-    # Compared, as `F.one_hot` reads the largest id back from the device. `IGNORE` is no class.
+    # Not `F.one_hot`, which reads the largest id back from the device. `IGNORE` matches no class.
     classes = torch.arange(1, logits.shape[1], device=logits.device)[:, None, None]
     truth = targets[:, None] == classes
     p = log_p[:, 1:].exp() * valid[:, None]
@@ -85,9 +85,9 @@ def two_head_loss(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
 
 
 def main_head(model: Any, images: Tensor) -> Tensor:
-    """Logits [B,C,H,W] of torchvision's segmentation models without the auxiliary head's.
+    """Logits [B,C,H,W] of the main head of torchvision's segmentation models.
 
-    `model(images)` would compute both, and prediction has no use for the second.
+    `model(images)` would also compute the auxiliary head, which prediction does not use.
     """
     coarse = model.classifier(model.backbone(images)["out"])
     return F.interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False)
@@ -114,8 +114,8 @@ def confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
         int64 [num_classes, num_classes], rows are the truth.
     """
     cells = num_classes * num_classes
-    # Ignored pixels go to one cell too many, cut off again: a boolean mask would have to read its
-    # length back from the device.
+    # Ignored pixels go to an extra cell, which is cut off below. A boolean mask would have to read
+    # its length back from the device.
     cell = torch.where(target == IGNORE, cells, target * num_classes + predicted.long())
     counts = torch.bincount(cell.flatten(), minlength=cells + 1)
     return counts[:cells].view(num_classes, num_classes)

@@ -1,4 +1,4 @@
-"""What all trainings share around the model and its optimizer, set up once by `session`."""
+"""What every training needs besides a model and an optimizer, set up once by `session`."""
 
 import argparse
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ from common.speedups import Speedups
 
 @dataclass(frozen=True)
 class Session:
-    """A training's surroundings: plain values, and the data of this process.
+    """What a training needs besides a model and an optimizer: plain values and this process's data.
 
-    `eval_interval` is the number of steps between validations, `args` are the options as a
-    checkpoint holds them, `settings` what else decides a run's bits, and `saved` is the checkpoint
-    to go on from.
+    `eval_interval` is the number of steps between validations. `args` are the options as a
+    checkpoint holds them. `settings` are the values that must be equal for a bit-exact run. `saved`
+    is the checkpoint to continue from.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Session:
     saved: dict[str, Any] | None = None
 
     def run(self, model: nn.Module, optimizer: Optimizer) -> Run:
-        """All that a checkpoint saves of this training, at step 0; `fit` brings `saved` back.
+        """All that a checkpoint saves of this training, at step 0; `fit` restores `saved`.
 
-        Seeds torch again, so that every rank has another dropout.
+        Seeds torch again, so that every rank has its own dropout.
         """
         torch.manual_seed(self.args["seed"] + self.process.rank)
         schedule = polynomial_schedule(optimizer, self.total_steps, self.warmup_steps)
@@ -69,10 +69,10 @@ def session(
     Seeds torch last, so that all ranks build a model with the same weights.
 
     Args:
-        args: Of `arguments.train_parser`.
-        name: The model's.
+        args: From `arguments.train_parser`.
+        name: The model's name.
         stride: Sides of a crop must be multiples of it.
-        min_batch: Tiles the network's BatchNorm needs in a forward pass.
+        min_batch: Tiles that the network's BatchNorm needs in a forward pass.
 
     Raises:
         UserError: The sentence ends with what to type instead.

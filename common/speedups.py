@@ -1,8 +1,8 @@
-"""The speed-ups, each resolved once into an object that is harmless when off.
+"""The speed-ups, each resolved once into an object that does nothing when it is off.
 
-`place` decides where the model lives (device, memory layout, compiled or not, DDP) and `make_step`
-what a training step is (autocast, scaler, accumulation, graph). The loop that calls them has no
-branch for any of them.
+`place` moves and wraps the model (device, memory layout, compilation, DDP). `make_step` builds the
+training step (autocast, scaler, accumulation, graph). The loop that calls it has no branch for any
+speed-up.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ Step = Callable[[Tensor, Any], Tensor]
 
 @dataclass(frozen=True)
 class Speedups:
-    """What was switched on. DDP is not here: the process group says whether it is."""
+    """What is switched on. DDP is not here: it is on when there is a process group."""
 
     amp_dtype: torch.dtype | None = None
     channels_last: bool = False
@@ -47,34 +47,34 @@ class Speedups:
         )
 
     def scaler(self, device: torch.device) -> GradScaler:
-        """fp16 has five bits of exponent and loses small gradients unscaled; bf16 has fp32's."""
+        """fp16 has five exponent bits and loses small gradients unscaled; bf16 has fp32's range."""
         return GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
 
     def banner(self, process: Process, batch_size: int | None = None) -> str:
-        """What this run resolved its flags to: the first line it prints.
+        """The first line that a run prints: what its flags were resolved to.
 
         Args:
-            batch_size: Of one forward pass of one process, when training.
+            batch_size: Of one forward pass of one process, in training.
         """
         device = process.device
-        words = [torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"]
+        items = [torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"]
         if device.type == "cpu":
-            words.append(f"{torch.get_num_threads()} threads")
-        words.append(str(self.amp_dtype or torch.float32).removeprefix("torch."))
+            items.append(f"{torch.get_num_threads()} threads")
+        items.append(str(self.amp_dtype or torch.float32).removeprefix("torch."))
         if device.type == "cuda" and _tf32_convolutions():
-            words[-1] += " (float32 convolutions in TF32)"
-        words.append("channels-last" if self.channels_last else "contiguous")
-        words += ["compiled"] * self.compile
-        words += [f"CUDA graph after {graphs.WARMUP_STEPS} steps"] * self.cuda_graphs
-        words.append(f"world size {process.world_size}" + ", synchronised BN" * self.sync_bn)
-        words += [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
+            items[-1] += " (float32 convolutions in TF32)"
+        items.append("channels-last" if self.channels_last else "contiguous")
+        items += ["compiled"] * self.compile
+        items += [f"CUDA graph after {graphs.WARMUP_STEPS} steps"] * self.cuda_graphs
+        items.append(f"world size {process.world_size}" + ", synchronised BN" * self.sync_bn)
+        items += [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
         if batch_size:
             parts = (
                 f"{batch_size} tiles x {process.world_size} processes x {self.grad_accum} passes"
             )
             total = batch_size * process.world_size * self.grad_accum
-            words.append(f"global batch {total} ({parts})")
-        return "device " + ", ".join(words)
+            items.append(f"global batch {total} ({parts})")
+        return "device " + ", ".join(items)
 
 
 def _tf32_convolutions() -> bool:
@@ -84,8 +84,8 @@ def _tf32_convolutions() -> bool:
 class Objective(nn.Module):
     """A model and its loss as one module, `(images, targets) -> loss`.
 
-    It is what DDP wraps and what is compiled: the loss, which reads every pixel's logits in
-    float32, is then fused like the rest, and DDP has one scalar to watch instead of a dict of maps.
+    DDP wraps it and torch.compile compiles it. So the loss, which reads every pixel's logits in
+    float32, is fused like the rest, and DDP has one scalar to watch instead of a dict of maps.
     `static` says whether all of its shapes are the same in every step.
     """
 
@@ -106,14 +106,14 @@ def place(
 ) -> nn.Module:
     """Move `model` to its device and layout; compile it with its loss; wrap both into DDP.
 
-    The layout comes before DDP and before the optimizer, whose buckets and state take over the
+    The layout comes before DDP and the optimizer, because the buckets and the state take over the
     parameters' strides. `model` itself stays the bare module, for evaluation and checkpoints:
-    neither DDP nor compilation gets into the names of its parameters.
+    neither DDP nor compilation changes the names of its parameters.
 
     Args:
         loss_fn: (model, images, targets) → scalar.
-        static_part: For a model with shapes that come from the data: the part of it that has none,
-            and the shape of its input. That part alone is compiled, and captured here.
+        static_part: For a model with shapes that depend on the data: its part without such shapes,
+            and the shape of that part's input. Only this part is compiled, and captured here.
 
     Returns:
         (images, targets) → loss, an `Objective` or DDP around one.
@@ -124,11 +124,11 @@ def place(
     if speedups.cuda_graphs:
         graphs.own_stream(device)
     if speedups.sync_bn:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, names and all
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place; the names stay
     model = model.to(device).to(memory_format=speedups.layout)
     objective = Objective(model, loss_fn, static=static_part is None)
     if speedups.compile:
-        # In place, so that no wrapper gets into the names. One shape: nothing to generalise over.
+        # In place, so that no wrapper changes the names. One shape, so not dynamic.
         (static_part[0] if static_part else objective).compile(fullgraph=True, dynamic=False)
     if speedups.cuda_graphs and static_part:
         part, shape = static_part
@@ -140,11 +140,11 @@ def place(
     ddp = DistributedDataParallel(
         objective,
         device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,  # gradients live in the buckets: one copy of them less
-        # A static graph's first backward pass reduces its gradients even under `no_sync`.
+        gradient_as_bucket_view=True,  # gradients live in the buckets: one copy fewer
+        # With a static graph the first backward pass reduces gradients even under `no_sync`.
         static_graph=speedups.grad_accum == 1,
     )
-    # Not rank 0's BatchNorm statistics before each forward, two collectives a step: see
+    # No broadcast of rank 0's BatchNorm statistics before each forward, two collectives a step: see
     # `average_buffers`. Set as an attribute, because the argument's name differs between releases.
     ddp.broadcast_buffers = False
     return ddp
@@ -155,15 +155,16 @@ def make_step(
 ) -> Step:
     """One training step, `step(images, targets) -> loss`.
 
-    `images` are float32 [B·grad_accum,3,H,W], `targets` what the objective takes, as many; they go
-    through in `grad_accum` equal parts and the optimizer steps once. The loss is a detached scalar
-    on the device, good until the next step: reading it is a sync, and the caller's choice. Nothing
-    in here waits for the device. A step whose loss or gradients are not finite changes no weight,
-    and its loss is not finite; the optimizer must be a fused one, which can skip a step.
+    `images` are float32 [B·grad_accum,3,H,W]. `targets` are what the objective takes, as many as
+    images. They are processed in `grad_accum` equal parts, then the optimizer steps once. The loss
+    is a detached scalar on the device, valid until the next step; reading it is a sync, which is
+    the caller's choice. Nothing in here waits for the device. A step with a non-finite loss or
+    gradient changes no weight and returns a non-finite loss. The optimizer must be a fused one,
+    which can skip a step.
 
     Args:
         objective: What `place` returned.
-        run: Whose optimizer, schedule and scaler step.
+        run: Its optimizer, schedule and scaler are stepped.
         clip_grad_norm: Scale gradients down to this global norm.
     """
     optimizer, scaler, parts = run.optimizer, run.scaler, speedups.grad_accum
@@ -191,21 +192,21 @@ def make_step(
             scaler.unscale_(optimizer)
             norm = clip_grad_norm_(parameters, clip_grad_norm)
         if scaler.is_enabled():
-            # No sync: fused optimizers skip a step of infinities on the device.
+            # No sync: a fused optimizer skips a non-finite step on the device.
             scaler.step(optimizer)
             scaler.update()
-            # Halved for every lost step, it would reach 0, and 0 · inf would reach the weights.
+            # Halved at every skipped step, it would reach 0, and 0 · inf would reach the weights.
             scaler._scale.clamp_(min=1.0)  # type: ignore[union-attr]
             return total
         return nonfinite.guarded_step(optimizer, parameters, total, norm)
 
-    once: Callable[..., Tensor] = whole_step
+    run_step: Callable[..., Tensor] = whole_step
     if speedups.cuda_graphs and _bare(objective).static:
         _make_capturable(optimizer, device)
-        once = graphs.Graphed(whole_step, graphs.CudaGraph())
+        run_step = graphs.Graphed(whole_step, graphs.CudaGraph())
 
     def step(images: Tensor, targets: Any) -> Tensor:
-        loss = once(images.contiguous(memory_format=speedups.layout), targets)
+        loss = run_step(images.contiguous(memory_format=speedups.layout), targets)
         run.lr_scheduler.step()
         return loss
 
@@ -213,26 +214,26 @@ def make_step(
 
 
 def _bare(objective: nn.Module) -> Objective:
-    """What `place` wrapped into DDP, if it did."""
+    """The `Objective`, without DDP around it."""
     return objective.module if isinstance(objective, DistributedDataParallel) else objective  # type: ignore[return-value]
 
 
 def _reduced_after(last: bool, objective: nn.Module) -> AbstractContextManager[None]:
-    """DDP averages the gradients once a step, during the backward pass of its last part."""
+    """DDP averages the gradients once per step, in the backward pass of the last part."""
     if last or not isinstance(objective, DistributedDataParallel):
         return nullcontext()
     return objective.no_sync()
 
 
 def _make_capturable(optimizer: Optimizer, device: torch.device) -> None:
-    """Let `optimizer` be captured: its learning rate becomes a tensor that the schedule writes to.
+    """Prepare `optimizer` for a capture: its learning rate becomes a tensor, set by the schedule.
 
-    A number would be baked into the graph. Schedulers fill a tensor in place; only the fused
+    A number would be fixed in the graph. Schedulers fill a tensor in place; only the fused
     optimizers read one without a sync.
     """
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), device=device)
-        if "capturable" in group:  # Adam and its kin count their steps on the device
+        if "capturable" in group:  # Adam and the like then count steps on the device
             group["capturable"] = True
     # The warm-up runs uncaptured by design; the optimizer would warn about it once.
     optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]

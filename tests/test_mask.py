@@ -357,7 +357,7 @@ def test_neighbours_stay_apart_and_classes_too():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--crop-size", "100"], "no multiple of 32"),
+        (["--crop-size", "100"], "not a multiple of 32"),
         (["--cuda-graphs"], "needs a CUDA device"),
         (["--backbone", "vgg"], "invalid choice"),
         (["--test-only"], "add --resume"),

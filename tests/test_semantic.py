@@ -70,8 +70,8 @@ def test_a_checkpoint_of_another_model_is_refused(deeplab, trained, folder, tmp_
     [
         ("DeepLabV3", ["-b", "1"], "use -b 2 or --norm group"),
         ("DeepLabV3", ["--backbone", "resnet18"], "invalid choice"),
-        ("DeepLabV3", ["--crop-size", "72"], "no multiple of 16"),
-        ("fcn", ["--crop-size", "60"], "no multiple of 8"),
+        ("DeepLabV3", ["--crop-size", "72"], "not a multiple of 16"),
+        ("fcn", ["--crop-size", "60"], "not a multiple of 8"),
         ("fcn", ["--weights-backbone", "nowhere.pth"], "neither imagenet, none nor a file"),
         ("fcn", ["--cuda-graphs"], "--cuda-graphs needs a CUDA device"),
         ("fcn", ["--sync-bn"], "use --norm group"),

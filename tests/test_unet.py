@@ -224,7 +224,7 @@ def test_weights_of_an_earlier_run_start_the_encoder(trained, tmp_path):
     ("words", "sentence"),
     [
         (["--eopchs", "3"], "unknown option --eopchs; did you mean --epochs?"),
-        (["--crop-size", "100"], "no multiple of 32"),
+        (["--crop-size", "100"], "not a multiple of 32"),
         (["--crop-size", "256"], "larger than the tiles"),
         (["--amp-dtype", "bf16"], "add --amp"),
         (["--data-path", "nowhere"], "there is no folder 'nowhere/train'"),
@@ -234,7 +234,7 @@ def test_weights_of_an_earlier_run_start_the_encoder(trained, tmp_path):
         (["--lr", "fast"], "invalid number value"),
         (["--encoder", "resnet999"], "not known"),
         (["--device", "cuda:7"], "GPU 7"),
-        (["--device", "abacus"], "no device of torch"),
+        (["--device", "abacus"], "not a torch device"),
         (["--test-only"], "add --resume"),
         (["--config", "nothing.yaml"], "cannot be read as YAML"),
     ],
@@ -290,7 +290,7 @@ def test_prediction_mistakes(trained, tmp_path):
         ([model, str(tmp_path / "none"), out], "there is no image or folder"),
         ([model, str(tmp_path / "bad"), out], "damaged or truncated"),
         ([model, str(tmp_path / "bad"), out, "-i", "3"], "images 0 to 0"),
-        ([model, str(tmp_path / "bad"), out, "--window", "100"], "no multiple of 32"),
+        ([model, str(tmp_path / "bad"), out, "--window", "100"], "not a multiple of 32"),
     ):
         with pytest.raises(UserError) as caught:
             inference.main([*words, "--device", "cpu"])
