@@ -361,7 +361,7 @@ def test_files_that_are_something_else_are_refused(tmp_path):
         (("one", "truth"), "holds no list of COCO results"),
         (("names", "truth"), "detection 1 has a missing or invalid"),
         (("found", "one"), "is not a COCO file"),
-        (("found", "."), "is no regular file"),
+        (("found", "."), "is not a regular file"),
     ]:
         with pytest.raises(UserError, match=sentence):
             main([str(tmp_path / word) for word in words])

@@ -1,4 +1,4 @@
-"""Reads COCO files of any origin; what later code relies on is checked here (no torch here)."""
+"""Reads COCO files from any source and checks what later code relies on (no torch here)."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -8,16 +8,16 @@ from typing import Any
 from common.cli import UserError
 from common.io.files import read_file
 
-MAX_BYTES = 1 << 31  # read, a file takes several times its size in memory
+MAX_BYTES = 1 << 31  # in memory a file takes several times its size
 MAX_SIDE = 1 << 15
-_HUGE = 1 << 53  # whole numbers that every JSON reader takes for the same
+_HUGE = 1 << 53  # up to here every JSON reader reads the same whole number
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
-        UserError: it cannot be read, is larger than `MAX_BYTES`, or is not JSON.
+        UserError: It cannot be read, is larger than `MAX_BYTES`, or is not JSON.
     """
     data = read_file(path, "file", MAX_BYTES)
     try:
@@ -30,11 +30,11 @@ def read_coco(path: Path) -> dict[str, Any]:
     """The `images`, `annotations` and `categories` of a COCO file, lists of dicts.
 
     Ids are whole numbers and occur once; sides are 1 to `MAX_SIDE`; an annotation's image and
-    category are in the file; names can be printed. Outlines are not looked at, see
+    category are in the file; names can be printed. Outlines are not checked here, see
     `common.io.outlines`.
 
     Raises:
-        UserError: as `read_json`, or one of these is not so.
+        UserError: As `read_json`, or one of these does not hold.
     """
     coco = read_json(path)
 
@@ -46,32 +46,32 @@ def read_coco(path: Path) -> dict[str, Any]:
     for name, check in (("images", _image), ("categories", _category), ("annotations", None)):
         entries = coco.get(name)
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-            raise fail(f"{name!r} is no list of objects")
+            raise fail(f"{name!r} is not a list of objects")
         if check is not None:
             if wrong := _first(entries, check):
                 raise fail(f"{name} has an entry whose {wrong} is missing or invalid")
             if len({entry["id"] for entry in entries}) < len(entries):
-                raise fail(f"{name} has an id twice")
+                raise fail(f"{name} has the same id twice")
     images = {image["id"] for image in coco["images"]}
     categories = {category["id"] for category in coco["categories"]}
     for number, a in enumerate(coco["annotations"], start=1):
         image, category = a.get("image_id"), a.get("category_id")
         if not is_id(image) or image not in images:
-            raise fail(f"annotation {number} is of image {short(image)}, which is not listed")
+            raise fail(f"annotation {number} is in image {short(image)}, which is not listed")
         if not is_id(category) or category not in categories:
-            raise fail(f"annotation {number} is of category {short(category)}, which is not listed")
+            raise fail(f"annotation {number} has category {short(category)}, which is not listed")
         if a.get("iscrowd", 0) not in (0, 1):
             raise fail(f"annotation {number} has an iscrowd that is neither 0 nor 1")
     return coco
 
 
 def is_id(value: Any) -> bool:
-    """Whether a value is a whole number, and no truth value."""
+    """Whether a value is a whole number, and not a boolean."""
     return type(value) is int and -_HUGE < value < _HUGE
 
 
 def short(value: Any) -> str:
-    """A value as an error shows it."""
+    """A value as an error message shows it."""
     return ascii(value) if isinstance(value, int | float | None) else ascii(str(value)[:40])
 
 

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and read without trusting what they are (no torch here)."""
+"""Writes files completely or not at all, and reads untrusted files (no torch here)."""
 
 import os
 import re
@@ -15,7 +15,7 @@ TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file that gets its name when the block has ended well, and else leaves no trace."""
+    """A new file that gets its name when the block succeeds, and is removed when it fails."""
     temporary = temporary_name(path)
     try:
         with fresh_file(temporary) as file:
@@ -23,24 +23,24 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:  # a full disk names no file
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk gives no name
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that is either complete or absent, whatever stops us."""
+    """Write a file that is either complete or absent, even if the process is killed."""
     with whole_file(path) as file:
         file.write(data)
 
 
 def temporary_name(path: Path) -> Path:
-    """Where this process writes what will become `path`."""
+    """Where this process writes the file that will become `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def fresh_file(path: Path) -> BinaryIO:
-    """Open `path` for writing as a new file: what lies there, a link included, is not followed."""
+    """Open `path` for writing as a new file; a file or a link that is there is removed first."""
     try:
         return path.open("xb")
     except FileExistsError:
@@ -57,7 +57,7 @@ def sweep(folder: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    if pid == os.getpid():  # in a container every run may have the same id; ours begins only now
+    if pid == os.getpid():  # in a container every run may have this id; we have no file yet
         return False
     try:
         os.kill(pid, 0)
@@ -69,11 +69,11 @@ def _is_running(pid: int) -> bool:
 
 
 def open_file(path: Path, kind: str = "file", limit: int = 1 << 31) -> BinaryIO:
-    """Open a file that anybody may have put there; `kind` is what an error calls it.
+    """Open an untrusted file; `kind` is what an error message calls it.
 
     Raises:
-        UserError: it is missing, cannot be opened, is larger than `limit` bytes, or is no regular
-            file: a pipe would be waited for, and a device read, for ever.
+        UserError: It is missing, cannot be opened, is larger than `limit` bytes, or is not a
+            regular file: reading a pipe or a device might never end.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -85,9 +85,9 @@ def open_file(path: Path, kind: str = "file", limit: int = 1 << 31) -> BinaryIO:
     if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    what = "no regular file"
+    what = "not a regular file"
     if stat.S_ISREG(status.st_mode):
-        what = f"larger than {limit >> 20} MiB, up to which one is read"
+        what = f"larger than {limit >> 20} MiB, the most that is read"
     raise UserError(f"the {kind} {str(path)!r} is {what}.")
 
 

@@ -1,4 +1,4 @@
-"""COCO outlines, polygons and both kinds of run lengths, checked before C code sees them."""
+"""COCO outlines: polygons and both kinds of run lengths, checked before C code reads them."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ from pycocotools import mask as rle
 from common.cli import UserError
 
 _FAR = 1 << 17  # pixels; no image is this wide
-_LONGEST = 1 << 20  # pixels; a polygon costs 25 bytes and more a pixel of its length
+_LONGEST = 1 << 20  # pixels; a polygon takes 25 bytes or more per pixel of its length
 
 
 def run_lengths(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """The outline of an annotation as compressed run lengths, clipped to the (width, height).
 
-    pycocotools reads run lengths that do not add up to the image beyond the end of its memory and
-    takes a polygon of two points for a box, so both are looked at here first.
+    If run lengths do not add up to the image, pycocotools reads beyond the end of its memory. It
+    also takes a polygon of two points for a box. So both are checked here first.
 
     Raises:
-        UserError: there is no outline, or it is garbled.
+        UserError: The outline is missing or invalid.
     """
     width, height = size
     outline = annotation.get("segmentation")
@@ -52,7 +52,7 @@ def _is_polygon(points: Any) -> bool:
 
 
 def _length(points: list[float]) -> float:
-    """Of a polygon's sides, each by its longer part along x or y."""
+    """The sum over a polygon's sides, each by its longer extent, along x or along y."""
     corners = list(zip(points[::2], points[1::2], strict=True))
     return sum(
         max(abs(x2 - x1), abs(y2 - y1))
@@ -69,15 +69,15 @@ def _covers(counts: Any, pixels: int) -> bool:
 
 
 def _decompress(text: str) -> list[int]:
-    """Run lengths from COCO's string: groups of 5 bits, each from the third on a difference.
+    """Run lengths from COCO's string: numbers in groups of 5 bits, from the fourth on differences.
 
-    Empty where a number is beyond 35 bits, so that it covers no image.
+    Empty if a number has more than 35 bits, so that it covers no image.
     """
     counts: list[int] = []
     value = shift = 0
     for character in text:
         bits = ord(character) - 48
-        if shift > 30:  # no image has as many pixels
+        if shift > 30:  # no image has so many pixels
             return []
         value |= (bits & 31) << shift
         shift += 5

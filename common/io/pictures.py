@@ -1,4 +1,4 @@
-"""Pictures: masks onto images, and sheets of image, truth and prediction (no torch here)."""
+"""Draws masks on images, and sheets of image, truth and prediction (no torch here)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +9,11 @@ from PIL import Image
 
 from common.io.files import whole_file
 
-# Class 0, the ground, is left as it is; after the first, Okabe and Ito's colour-blind safe palette.
+# Class 0, the ground, is not painted; from class 2 on, Okabe and Ito's colour-blind safe palette.
 PALETTE = np.array(
     [
         (0, 0, 0),
-        (225, 0, 152),  # nothing on an airport has this magenta
+        (225, 0, 152),  # nothing on an airport is this magenta
         (230, 159, 0),
         (86, 180, 233),
         (0, 158, 115),
@@ -27,13 +27,13 @@ PALETTE = np.array(
 
 
 def colour(class_id: int) -> tuple[int, int, int]:
-    """RGB of a class; beyond seven classes the colours come round again."""
+    """RGB of a class; beyond eight classes the colours repeat."""
     r, g, b = PALETTE[0 if class_id == 0 else 1 + (class_id - 1) % (len(PALETTE) - 1)]
     return int(r), int(g), int(b)
 
 
 def paint(image: np.ndarray, mask: np.ndarray, alpha: float = 0.5) -> np.ndarray:
-    """Lay the classes of `mask` over `image`: tinted inside, a solid line round each region.
+    """Paint the classes of `mask` on `image`: a tint inside, a solid line around each region.
 
     Args:
         image: uint8 [H,W,3], RGB.
@@ -80,10 +80,10 @@ def outline(
         )
         if not lines:
             continue
-        # Of a mask in pieces, the largest is named: the first may belong to a neighbour.
+        # The score goes to the largest piece of the mask: the first may belong to a neighbour.
         left, top, *_ = cv2.boundingRect(max(lines, key=cv2.contourArea))
         left, top = x - 1 + left, max(10, y - 4 + top)
-        # Its own strokes moved about make the dark rim: OpenCV 5 spaces thicker letters wider.
+        # The text itself, shifted, makes the dark rim: OpenCV 5 spaces thicker letters wider.
         around = [(dx, dy, (0, 0, 0)) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
         for dx, dy, ink in [*around, (0, 0, (255, 255, 255))]:
             at, font = (left + dx, top + dy), cv2.FONT_HERSHEY_SIMPLEX
@@ -94,25 +94,25 @@ def outline(
 class Sheet:
     """A contact sheet of some scored tiles, a row of image, truth and prediction for each.
 
-    The tiles are spread evenly over the set and show an aircraft: a sample, not a choice.
+    The tiles are spread evenly over those that show an aircraft; nobody selects them.
 
     Args:
-        batches: Places in the set of the tiles of each batch that will be scored.
-        shows_aircraft: Whether a tile does, by its place.
-        count: Rows at most.
+        batches: For each batch that will be scored, the places of its tiles in the set.
+        shows_aircraft: Whether the tile at a place shows an aircraft.
+        count: The largest number of rows.
     """
 
     def __init__(
         self, batches: list[list[int]], shows_aircraft: Callable[[int], bool], count: int = 4
     ) -> None:
-        found = [
+        candidates = [
             (number, row)
             for number, tiles in enumerate(batches)
             for row, tile in enumerate(tiles)
             if shows_aircraft(tile)
         ]
-        count = min(count, len(found))
-        self._chosen = [found[k * len(found) // count] for k in range(count)]
+        count = min(count, len(candidates))
+        self._chosen = [candidates[k * len(candidates) // count] for k in range(count)]
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def chosen(self, number: int) -> list[int]:
@@ -120,11 +120,11 @@ class Sheet:
         return [row for batch, row in self._chosen if batch == number]
 
     def add(self, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> None:
-        """Append a row: uint8 [H,W,3], RGB, and two times uint8 [H,W], as `paint` takes them."""
+        """Append a row: uint8 [H,W,3], RGB, and two masks, uint8 [H,W], as `paint` takes them."""
         self.rows.append((image, truth, prediction))
 
     def write(self, path: Path, title: str) -> None:
-        """Write the sheet, each picture at 320 pixels a side; nothing where there are no rows."""
+        """Write the sheet, each picture at 320 pixels a side; nothing if there are no rows."""
         if not self.rows:
             return
         side, gap, head = 320, 10, 46
@@ -145,11 +145,11 @@ class Sheet:
 
 
 def save(pixels: np.ndarray, path: Path) -> None:
-    """Write a picture whole or not at all; the suffix of `path` says how.
+    """Write a picture completely or not at all; the suffix of `path` chooses the format.
 
     Args:
-        pixels: uint8 [H,W,3] RGB, or [H,W] class ids, which a PNG keeps with the palette beside.
-        path: `.png` for what is computed with, `.jpg` (a fifth of the bytes) for what is looked at.
+        pixels: uint8 [H,W,3] RGB, or [H,W] class ids, which a PNG stores with the palette.
+        path: `.png` for data to compute with, `.jpg` (a fifth of the bytes) for a picture to view.
     """
     picture = Image.fromarray(pixels)
     if pixels.ndim == 2:

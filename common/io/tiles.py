@@ -1,7 +1,7 @@
-"""Tiles as they lie on disk: a PNG each, or all of a split packed into two arrays (no torch here).
+"""Tiles on disk: PNGs for each tile, or a whole split packed into two arrays (no torch here).
 
-Either form answers `read(indices, images, ids)`, which fills a batch with the tiles at `indices`:
-`images` uint8 [B,H,W,3], RGB, and `ids` [B,H,W], whose type decides the ignore value, 255 in uint8
+Both forms have `read(indices, images, ids)`, which fills a batch with the tiles at `indices`:
+`images` uint8 [B,H,W,3], RGB, and `ids` [B,H,W], whose dtype decides the ignore value: 255 in uint8
 and 65535 in wider ones.
 """
 
@@ -17,10 +17,10 @@ import numpy as np
 from common.cli import UserError
 from common.io.images import read_image, read_rgb
 
-IGNORE = 255  # the class id of pixels that neither train nor count
+IGNORE = 255  # the class id of pixels left out of training and scores
 INDEX = "packed.json"
 PACKED = ("images_tiled.npy", "masks_tiled.npy", INDEX)
-"""Files of a packed split: uint8 [N,S,S,3], uint8 or uint16 [N,S,S], and what they were made of."""
+"""Files of a packed split: uint8 [N,S,S,3], uint8 or uint16 [N,S,S], and their source."""
 
 
 class Pngs:
@@ -36,16 +36,15 @@ class Pngs:
             read_tile(self.folder, self.names[i], self.aircraft[i], images[row], ids[row])
 
     def _match_files(self) -> None:
-        """One listing per folder instead of two `stat` calls a tile, which a network disk feels."""
-        found = {path.name for path in (self.folder / "images_tiled").glob("*.png")}
+        """Find missing files: one listing per folder; `stat` per tile is slow on a network disk."""
+        images = {path.name for path in (self.folder / "images_tiled").glob("*.png")}
         masks = {path.name for path in (self.folder / "masks_tiled").glob("*.png")}
         for name in self.names:
             image, mask = tile_paths(self.folder, name)
-            if image.name not in found or mask.name not in masks:
+            if image.name not in images or mask.name not in masks:
                 raise UserError(
-                    f"{str(image if image.name not in found else mask)!r} is listed in "
-                    "instances_tiled.json and is not there; make the tiles again with "
-                    "preprocess.py."
+                    f"{str(image if image.name not in images else mask)!r} is listed in "
+                    "instances_tiled.json but is missing; make the tiles again with preprocess.py."
                 )
 
 
@@ -53,9 +52,9 @@ class Packed:
     """The arrays that `--pack` wrote; their labels were checked when they were packed.
 
     Args:
-        folder: The split, of which `INDEX` is there.
-        images: Those of its COCO file.
-        mask_dtype: What the COCO file asks for.
+        folder: The split, which contains `INDEX`.
+        images: The images of its COCO file.
+        mask_dtype: The dtype that its COCO file requires.
 
     Raises:
         UserError: The arrays are missing, cut short or packed from other tiles.
@@ -75,14 +74,14 @@ class Packed:
     def read(self, indices: list[int], images: np.ndarray, ids: np.ndarray) -> None:
         for source, target in zip(self.arrays, (images, ids), strict=True):
             if source.dtype == target.dtype:
-                # No index is outside, but to "raise" numpy would copy by way of a buffer.
+                # No index is out of bounds. With mode="raise" numpy would copy through a buffer.
                 np.take(source, indices, axis=0, out=target, mode="wrap")
             else:
                 target[...] = source[indices]
 
     @cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images and masks, mapped read-only: pages are read, and shared by processes, on use."""
+        """Images and masks, mapped read-only: pages are read on use and shared by processes."""
         square = (self.index["tiles"], self.index["size"], self.index["size"])
         return (
             self._open(PACKED[0], "uint8", (*square, 3)),
@@ -90,7 +89,7 @@ class Packed:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """A loader process maps the files itself: pickled, a mapped array is a copy of them."""
+        """A loader process maps the files itself: pickling a mapped array would copy them."""
         return {name: value for name, value in vars(self).items() if name != "arrays"}
 
     def _open(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -112,7 +111,7 @@ class Packed:
 
 
 def pack_index(folder: Path, tiles: int, size: int, mask_dtype: np.dtype) -> dict[str, Any]:
-    """What `INDEX` holds: the arrays' shape and type, and of which COCO file they are the tiles."""
+    """The content of `INDEX`: the arrays' shape and dtype, and the hash of their COCO file."""
     with (folder / "instances_tiled.json").open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -124,21 +123,21 @@ def pack_index(folder: Path, tiles: int, size: int, mask_dtype: np.dtype) -> dic
 
 
 def mask_dtype(aircraft: list[int]) -> np.dtype:
-    """Type of a set's masks, from the number of aircraft in each tile; its maximum is ignore."""
+    """Dtype of a set's masks, from the number of aircraft in each tile; its maximum is ignore."""
     return np.dtype(np.uint8 if max(aircraft, default=0) <= 254 else np.uint16)
 
 
 def tile_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """Image and mask of a tile, by the image's name."""
+    """Paths of a tile's image and mask, from the image's name."""
     return folder / "images_tiled" / name, folder / "masks_tiled" / f"{Path(name).stem}_mask.png"
 
 
 def read_tile(folder: Path, name: str, aircraft: int, image: np.ndarray, ids: np.ndarray) -> None:
-    """Decode the PNGs of a tile into `image` and `ids`, of its size.
+    """Decode the PNGs of a tile into `image` and `ids`, which have its size.
 
     Raises:
-        UserError: A file is missing, damaged or of another size, or the mask is no mask of so many
-            aircraft.
+        UserError: A file is missing, damaged or of another size, or the mask does not fit its
+            number of aircraft.
     """
     size = image.shape[1], image.shape[0]
     image_path, mask_path = tile_paths(folder, name)
@@ -146,11 +145,11 @@ def read_tile(folder: Path, name: str, aircraft: int, image: np.ndarray, ids: np
     mask = read_image(mask_path, cv2.IMREAD_UNCHANGED, size)
     if mask.ndim != 2:
         raise UserError(f"{str(mask_path)!r} has {mask.shape[2]} channels instead of one.")
-    # Adding one wraps the ignore value to 0, so that one pass finds the highest id.
+    # Adding one wraps the ignore value to 0, so that one pass finds the largest id.
     if int((mask + mask.dtype.type(1)).max()) > aircraft + 1:
         raise UserError(
-            f"{str(mask_path)!r} holds values above its {aircraft} aircraft; "
-            "make the tiles again with preprocess.py."
+            f"{str(mask_path)!r} holds values above its {aircraft} aircraft; make the tiles again "
+            "with preprocess.py."
         )
     ids[...] = mask
     if ids.itemsize > mask.itemsize:
