@@ -19,11 +19,11 @@ from common.io.pictures import paint, save
 from common.predict.windows import Probabilities, blend
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-STRIDE = 32  # a multiple of every network's
+STRIDE = 32  # a multiple of the stride of every network
 
 
 def inference_parser(description: str) -> Parser:
-    """The options every inference.py has; the network itself comes from the checkpoint."""
+    """The options that every inference.py has; the network itself comes from the checkpoint."""
     parser = Parser(description=description)
     add = parser.add_argument
     add("model", type=Path, help="model_best.pth or checkpoint.pth of a training run")
@@ -33,7 +33,7 @@ def inference_parser(description: str) -> Parser:
         "-i",
         "--index",
         type=whole,
-        help="only the image with this place in the sorted folder",
+        help="only the image at this place in the sorted folder, from 0",
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("-b", "--batch-size", type=positive, default=4, help="windows per forward pass")
@@ -47,30 +47,30 @@ def inference_parser(description: str) -> Parser:
         "--overlap",
         type=number(float, 0, 0.9),
         default=0.25,
-        help="share of a window its neighbour repeats",
+        help="share of a window that its neighbour also covers",
     )
     add(
         "--min-area",
         type=whole,
         default=16,
-        help="smaller regions are left out of the JSON",
+        help="pixels; smaller regions are left out of the JSON",
     )
     return parser
 
 
 def window(text: str) -> int:
-    """An argument type: the side of a window, which every network here can take."""
+    """An argument type: the side of a window that every network here accepts."""
     side = int(text)
     if side < STRIDE or side % STRIDE:
         raise argparse.ArgumentTypeError(
-            f"{text} is no multiple of {STRIDE}, the networks' stride; "
+            f"{text} is not a multiple of {STRIDE}, the networks' stride; "
             f"use {max(STRIDE, side // STRIDE * STRIDE)}"
         )
     return side
 
 
 def list_images(path: Path, index: int | None) -> list[Path]:
-    """The images of a folder by name, or the one image `path` is.
+    """The images of a folder sorted by name, or `path` itself if it is an image.
 
     Raises:
         UserError: Nothing is there, or `index` is beyond the last one.
@@ -79,14 +79,14 @@ def list_images(path: Path, index: int | None) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"there is no image or folder {str(path)!r}.")
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
+    images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
         raise UserError(f"{str(path)!r} holds no {', '.join(IMAGE_SUFFIXES)} files.")
     if index is None:
-        return found
-    if index >= len(found):
-        raise UserError(f"--index {index}: {str(path)!r} holds images 0 to {len(found) - 1}.")
-    return [found[index]]
+        return images
+    if index >= len(images):
+        raise UserError(f"--index {index}: {str(path)!r} holds images 0 to {len(images) - 1}.")
+    return [images[index]]
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def predict_folder(
     Args:
         probabilities: float [B,3,H,W], normalised → class probabilities [B,C,H,W].
         classes: C names, index 0 the ground.
-        args: Of `inference_parser`.
-        device: Where `probabilities` computes.
+        args: From `inference_parser`.
+        device: The device that `probabilities` computes on.
     """
     images = list_images(args.image_dir, args.index)
     make_output_folder(args)
@@ -153,19 +153,19 @@ def make_output_folder(args: argparse.Namespace) -> None:
     """Make `prediction_dir`, which must not be where the images are.
 
     Raises:
-        UserError: it is: a prediction's mask or overlay could overwrite an image.
+        UserError: It is there; a mask or an overlay could overwrite an image.
     """
     source = args.image_dir if args.image_dir.is_dir() else args.image_dir.parent
     if args.prediction_dir.resolve() == source.resolve():
         raise UserError(
-            f"{str(args.prediction_dir)!r} holds the images themselves, which predictions could "
-            "overwrite; name another folder for them."
+            f"{str(args.prediction_dir)!r} holds the images, and predictions could overwrite them; "
+            "name another folder for the predictions."
         )
     args.prediction_dir.mkdir(parents=True, exist_ok=True)
 
 
 def readable(images: list[Path], bad: list[UserError]) -> Iterator[tuple[Path, str, np.ndarray]]:
-    """Each image with the name of its outputs and its pixels; what cannot be read goes to `bad`."""
+    """Each image with the name of its outputs and its pixels; errors of reading go to `bad`."""
     for path, name in progress(output_names(images), desc="predict"):
         try:
             image = read_rgb(path)
@@ -176,7 +176,7 @@ def readable(images: list[Path], bad: list[UserError]) -> Iterator[tuple[Path, s
 
 
 def refuse(bad: list[UserError], images: list[Path]) -> None:
-    """Raise what could not be read, now that all else is written."""
+    """Raise the errors of reading, now that everything else is written."""
     if len(images) == 1 and bad:
         raise bad[0]
     if bad:
@@ -187,7 +187,7 @@ def refuse(bad: list[UserError], images: list[Path]) -> None:
 
 
 def regions(mask: np.ndarray, confidence: np.ndarray, min_area: int) -> list[Region]:
-    """The 8-connected regions of each class but the ground, largest first.
+    """The 8-connected regions of each class except the ground, largest first.
 
     Args:
         mask: uint8 [H,W], class ids.
@@ -198,7 +198,7 @@ def regions(mask: np.ndarray, confidence: np.ndarray, min_area: int) -> list[Reg
         Boxes as [x, y, width, height]; the score is the mean probability over the region. Aircraft
         that touch are one region: telling them apart takes an instance model.
     """
-    found = []
+    kept = []
     for class_id in np.unique(mask):
         if class_id == 0:
             continue
@@ -209,14 +209,15 @@ def regions(mask: np.ndarray, confidence: np.ndarray, min_area: int) -> list[Reg
         for label in range(1, count):
             x, y, w, h, area = (int(v) for v in stats[label])
             if area >= min_area:
-                found.append(Region(int(class_id), (x, y, w, h), area, float(sums[label] / area)))
-    return sorted(found, key=lambda region: -region.area)
+                kept.append(Region(int(class_id), (x, y, w, h), area, float(sums[label] / area)))
+    return sorted(kept, key=lambda region: -region.area)
 
 
 def output_names(images: list[Path]) -> list[tuple[Path, str]]:
-    """`a.png` and `a.jpg` in one folder must not overwrite each other's prediction.
+    """Each image with the name of its outputs.
 
-    Where any two share a stem, all outputs are called by the whole name, of which there is one.
+    `a.png` and `a.jpg` in one folder must not overwrite each other's prediction: if two images
+    share a stem, all outputs get the whole file name, which is unique.
     """
     distinct = len({path.stem for path in images}) == len(images)
     return [(path, path.stem if distinct else path.name) for path in images]

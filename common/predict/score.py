@@ -1,4 +1,4 @@
-"""What `--test-only` does: a checkpoint's scores on a split of the data, and a picture of it."""
+"""What `--test-only` does: score a checkpoint on a split of the data, and draw a picture."""
 
 import argparse
 import json
@@ -31,11 +31,11 @@ def test(
 ) -> None:
     """Score `--resume` on a split of the data, without training.
 
-    Writes `<split>_scores.json` and what `score` writes beside the checkpoint.
+    Writes `<split>_scores.json`, and what `score` writes, next to the checkpoint.
 
     Args:
-        score: Called on all processes, with the folder to write into; what it returns on rank 0
-            counts.
+        score: Called on all processes, with the folder to write into; its result on rank 0 is
+            used.
         definition: What the scores are, in a sentence.
     """
     if args.resume in (None, resume.AUTO):

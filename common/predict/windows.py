@@ -12,7 +12,7 @@ Probabilities = Callable[[Tensor], Tensor]
 def blend(
     image: Tensor, probabilities: Probabilities, window: int, overlap: float, batch_size: int
 ) -> Tensor:
-    """Class probabilities of a whole image from those of its windows.
+    """Class probabilities of a whole image, blended from those of its windows.
 
     Args:
         image: float [3,H,W], normalised, on the device; any H and W.
@@ -33,11 +33,11 @@ def blend(
         list(grid(image.shape[1], image.shape[2], window, overlap)), batch_size
     ):
         crops = torch.stack([image[:, y : y + window, x : x + window] for y, x in corners])
-        found = probabilities(crops).float()
+        predicted = probabilities(crops).float()
         if total is None:
-            total = found.new_zeros(found.shape[1], *image.shape[1:])
-        for (y, x), one in zip(corners, found, strict=True):
-            total[:, y : y + window, x : x + window] += one * weight
+            total = predicted.new_zeros(predicted.shape[1], *image.shape[1:])
+        for (y, x), probability in zip(corners, predicted, strict=True):
+            total[:, y : y + window, x : x + window] += probability * weight
             norm[y : y + window, x : x + window] += weight
     assert total is not None
     return (total / norm)[:, :height, :width]
@@ -58,7 +58,7 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def _hill(window: int, device: torch.device) -> Tensor:
-    """Weight by distance to the window's edge: its middle has seen the most surroundings."""
+    """Weight by distance to the window's edge: the middle has the most context."""
     ramp = torch.arange(window, device=device) + 0.5
     ramp = torch.minimum(ramp, window - ramp) / (window / 2)
     return ramp[:, None] * ramp[None, :]
