@@ -47,7 +47,7 @@ def test_any_flipped_bit_is_noticed(content, tmp_path):
 @pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04" + b"0" * 100])
 def test_what_is_no_checkpoint(data, tmp_path):
     (tmp_path / "a.pth").write_bytes(data)
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
         checkpoint.load(tmp_path / "a.pth")
 
 
@@ -58,7 +58,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch):
 
     torch.save({"format": 1, "model": Evil()}, tmp_path / "a.pth")
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
         checkpoint.load(tmp_path / "a.pth")
     assert not (tmp_path / "ran").exists()
 

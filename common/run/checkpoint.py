@@ -1,4 +1,4 @@
-"""A run between two steps: what is saved of it, and how it is brought back to the bit."""
+"""The state of a run between two steps: how it is saved, and restored bit-exactly."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -22,14 +22,14 @@ LATEST, PREVIOUS, BEST = "checkpoint.pth", "checkpoint.previous.pth", "model_bes
 
 @dataclass
 class Run:
-    """What a run is, between two steps: all that a checkpoint saves and `restore` brings back.
+    """The state of a run between two steps: all that a checkpoint saves and `restore` loads.
 
-    `model` is the bare module, so that names carry neither `module.` nor `_orig_mod.`. `args` are
-    plain values and rebuild the model; `model_name` and `classes` say what it is. `settings` is
-    what else decides the bits, see `common.run.resume`. `seen` counts the tiles of the global
-    batches that the open epoch has trained on; the order of an epoch and what happens to a tile are
-    functions of seed and epoch, so that this is the loader's whole state. `scored_at` is the step
-    of the last validation. Nothing in a run draws from Python's or numpy's generators.
+    `model` is the bare module, so names have neither `module.` nor `_orig_mod.`. `args` are plain
+    values that rebuild the model `model_name` for `classes`. `settings` must be equal for a
+    bit-exact run, see `common.run.resume`. `seen` counts the tiles of the current epoch's global
+    batches so far. It is the loader's whole state: the order of an epoch and the augmentation are
+    functions of seed and epoch. `scored_at` is the step of the last validation. Nothing in a run
+    draws from Python's or numpy's generators.
     """
 
     model_name: str
@@ -56,8 +56,8 @@ class Run:
         """
         nonfinite.repair(self.model, self.tally)
         nonfinite.check(self.model)
-        mine = _own(self.model, process.device) | {"tally": self.tally.sums.cpu()}
-        ranks = {name: gather(process, value) for name, value in mine.items()}
+        own = _own(self.model, process.device) | {"tally": self.tally.sums.cpu()}
+        ranks = {name: gather(process, value) for name, value in own.items()}
         if process.is_main:
             content = {
                 "format": checkpoint_file.FORMATS[-1],
@@ -79,7 +79,7 @@ class Run:
                 "software": {"torch": str(torch.__version__)},
             }
             for path in paths:
-                # One model is the best; of the latest two are kept, should one be lost.
+                # Of the latest checkpoint the previous one is kept, in case one is damaged.
                 previous = path.with_name(PREVIOUS) if path.name == LATEST else None
                 checkpoint_file.write(content, path, previous)
         # If another rank exited now, torchrun would kill rank 0 while it writes.
@@ -89,20 +89,20 @@ class Run:
         """Continue from `content`, which `load` returned.
 
         Raises:
-            UserError: It is not this model's, or was saved by a version that could not resume.
+            UserError: It is of another model, or from a version that could not resume.
         """
         if content["format"] < checkpoint_file.FORMATS[-1]:
             raise UserError(
                 "the checkpoint was written before runs could be resumed in the middle of an "
-                "epoch; it can be scored and used for prediction, but not trained on."
+                "epoch; it can be scored and used for prediction, but not trained further."
             )
         load_weights(self.model, content)
         try:
-            # Earlier checkpoints were scored at the end of an epoch, which left no tile seen.
+            # Earlier checkpoints were scored at the end of an epoch, where `seen` is 0.
             scored_at = content.get("scored_at", 0 if content["seen"] else content["step"])
             counts = [content[name] for name in ("epoch", "step", "seen")] + [scored_at]
             if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
-                raise ValueError("its epoch, step or position in the epoch is not a count")
+                raise ValueError("its epoch, step or position in the epoch is invalid")
             if not -1 <= content["best"] <= 1 or not isinstance(content["scores"], dict):
                 raise ValueError("its scores are invalid")
             restore_optimizer(self.optimizer, content["optimizer"])
@@ -122,7 +122,7 @@ class Run:
 
 
 def _own(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """What only this process knows: its generators, and its BatchNorms' statistics in an epoch."""
+    """What only this process has: its generators, and its BatchNorm statistics in an epoch."""
     cuda = device.type == "cuda"
     return {
         "rng": torch.get_rng_state(),
@@ -146,53 +146,53 @@ def _floats(model: nn.Module) -> list[Tensor]:
     return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
-def _of_the_form(found: Any, mine: Any) -> Any:
-    """`found`, in its order, without keys that `mine` lacks: another torch may have others.
+def _of_the_form(value: Any, form: Any) -> Any:
+    """`value`, in its order, without keys that `form` does not have: another torch may have others.
 
     Raises:
-        TypeError: A value is of another kind than its counterpart in `mine`.
+        TypeError: A value is of another type than its counterpart in `form`.
     """
-    if isinstance(mine, dict) and isinstance(found, dict):
-        return {k: _of_the_form(v, mine[k]) for k, v in found.items() if k in mine}
-    if isinstance(mine, list | tuple) and isinstance(found, list | tuple):
-        return type(mine)(_of_the_form(f, m) for f, m in zip(found, mine, strict=True))
-    kind = (int, float) if isinstance(mine, int | float) else type(mine)
-    if not isinstance(found, kind):
-        raise TypeError(f"a {type(found).__name__} stands where a {type(mine).__name__} should")
-    return found
+    if isinstance(form, dict) and isinstance(value, dict):
+        return {k: _of_the_form(v, form[k]) for k, v in value.items() if k in form}
+    if isinstance(form, list | tuple) and isinstance(value, list | tuple):
+        return type(form)(_of_the_form(v, f) for v, f in zip(value, form, strict=True))
+    kind = (int, float) if isinstance(form, int | float) else type(form)
+    if not isinstance(value, kind):
+        raise TypeError(f"it has a {type(value).__name__} instead of a {type(form).__name__}")
+    return value
 
 
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load `state`, whichever device and speed-ups it was saved under.
+    """Load `state`, saved on any device and with any speed-ups.
 
     How the optimizer computes (`fused`, `capturable`, the learning rate as a number or as the
-    tensor a CUDA graph reads, the memory layout) stays as this run has it.
+    tensor that a CUDA graph reads, the memory layout) stays as this run has it.
 
     Raises:
         TypeError, ValueError: It is the state of other parameters, or invalid.
     """
     how = ("fused", "foreach", "capturable")
-    mine = [{k: v for k, v in group.items() if k in how} for group in optimizer.param_groups]
+    kept = [{k: v for k, v in group.items() if k in how} for group in optimizer.param_groups]
     rates = [group["lr"] for group in optimizer.param_groups]
     form = _numbers(optimizer.state_dict()["param_groups"])
-    found = _of_the_form(_numbers(state["param_groups"]), form)
-    groups = [saved | kept for saved, kept in zip(found, mine, strict=True)]
+    saved = _of_the_form(_numbers(state["param_groups"]), form)
+    groups = [group | own for group, own in zip(saved, kept, strict=True)]
     optimizer.load_state_dict(state | {"param_groups": groups})
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(rate, Tensor):
             group["lr"] = rate.fill_(group["lr"])
-    # A fused optimizer walks through parameter, gradient and state in step: the state of a run with
-    # the other layout would meet the wrong weights on a CPU, and is refused on a GPU.
+    # A fused optimizer reads parameter, gradient and state in memory order. State with the other
+    # layout would be applied to the wrong weights on a CPU, and is refused on a GPU.
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if value.shape == parameter.shape:
                 values[key] = torch.empty_like(parameter).copy_(value)
             elif value.ndim:
-                raise ValueError(f"{key} {list(value.shape)} of a weight {list(parameter.shape)}")
+                raise ValueError(f"{key} {list(value.shape)} for a weight {list(parameter.shape)}")
 
 
 def _numbers(value: Any) -> Any:
-    """Scalars in the hyperparameters as numbers: a CUDA graph's learning rate is a tensor."""
+    """Turn scalar tensors in the hyperparameters into numbers: a CUDA graph's rate is a tensor."""
     if isinstance(value, dict):
         return {k: v if k == "state" else _numbers(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -207,15 +207,15 @@ def load(path: Path, model_name: str | None = None) -> dict[str, Any]:
         UserError: Missing, damaged, not one of ours, or of another model than `model_name`.
     """
     content = checkpoint_file.read(path)
-    found = content["model_name"]
-    if model_name and found != model_name:
+    name = content["model_name"]
+    if model_name and name != model_name:
         # The name in an untrusted file may be anything.
         known = found.isidentifier() and (ROOT / found / "inference.py").is_file()
         raise UserError(
-            f"{str(path)!r} holds a {found} model, and this is "
-            f"{model_name}; use `python {found}/inference.py` or `python {found}/train.py` with it."
+            f"{str(path)!r} holds a {name} model, and this is {model_name}; use "
+            f"`python {name}/inference.py` or `python {name}/train.py` with it."
             if known
-            else f"{str(path)!r} holds a model of {found[:40]!r}, and this is {model_name}."
+            else f"{str(path)!r} holds a model of {name[:40]!r}, and this is {model_name}."
         )
     return content
 
@@ -224,7 +224,7 @@ def rebuild(content: dict[str, Any], from_checkpoint: Callable[[dict[str, Any]],
     """The model that `content` describes; an untrusted file may not describe one.
 
     Raises:
-        UserError: There is no such model, or the weights are another's.
+        UserError: The model cannot be built, or the weights do not fit it.
     """
     try:
         args = content["args"]
@@ -233,26 +233,24 @@ def rebuild(content: dict[str, Any], from_checkpoint: Callable[[dict[str, Any]],
         return from_checkpoint(content)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"the checkpoint describes a model that cannot be built: {reason}"
-        ) from error
+        raise UserError(f"the checkpoint's model cannot be built: {reason}") from error
 
 
 def load_weights(model: nn.Module, content: dict[str, Any]) -> None:
     """Copy the weights of a checkpoint into `model`, once all of them are known to fit.
 
     Raises:
-        UserError: They are not this model's.
+        UserError: They are of another model.
     """
-    found, wanted = content["model"], model.state_dict()
-    for name in wanted.keys() | found.keys():
-        here, there = (_form(values.get(name)) for values in (wanted, found))
+    saved, own = content["model"], model.state_dict()
+    for name in own.keys() | saved.keys():
+        here, there = (_form(weights.get(name)) for weights in (own, saved))
         if here != there:
             raise UserError(
                 f"the checkpoint's weights do not fit this model: {str(name)[:80]!r} is {there} "
-                f"there and {here} here."
+                f"in the checkpoint and {here} in the model."
             )
-    model.load_state_dict(found)
+    model.load_state_dict(saved)
 
 
 def _form(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""A checkpoint's file: plain values, written whole or not at all, and believed only when it is so.
+"""Checkpoint files: plain values, written completely or not at all, and checked on reading.
 
-A file is input like any other. It is a zip archive of stored members around a pickle, and may come
-from a stranger: nothing in it is unpacked before its table of contents adds up, nothing is looked
-at before all of it has been found to be plain, and nothing is used before its checksum holds.
+A file is a zip archive of uncompressed members around a pickle, and it is untrusted input. Nothing
+is unpacked before the sizes in its table of contents add up. Nothing is used before all values are
+known to be plain and the checksum is right.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from common.cli import UserError
 from common.io.files import temporary_name, whole_file
 
 FORMATS = (1, 2)
-# A ResNet-101's checkpoint has some 2 000 values; what has more than these nests without end.
+# A ResNet-101's checkpoint has about 2 000 values; a file beyond these may nest without end.
 MAX_VALUES, MAX_DEPTH = 1_000_000, 20
-MAX_CLASSES = 255  # of a uint8 mask
-# What every checkpoint has, and of which type.
+MAX_CLASSES = 255  # in a uint8 mask
+# What every checkpoint has, and its type.
 FORM = {"model_name": str, "classes": list, "args": dict, "model": dict}
 
 
 def write(content: dict[str, Any], path: Path, previous: Path | None = None) -> None:
-    """Write beside `path`, flush to the disk, rename: whatever happens, `path` stays loadable.
+    """Write a temporary file, flush it, rename it to `path`: `path` can be loaded at any moment.
 
     Args:
         content: Tensors, dicts, lists, strings, numbers, None; its checksum is added.
-        previous: Takes over what `path` was.
+        previous: Gets the old content of `path`.
 
     Raises:
         UserError: The disk is full.
@@ -49,9 +49,9 @@ def write(content: dict[str, Any], path: Path, previous: Path | None = None) -> 
             held.replace(previous)
         _flush(path.parent)
     except RuntimeError as error:
-        # torch.save says "unexpected pos" when the disk is full, and nothing of the disk.
+        # When the disk is full, torch.save says "unexpected pos" and does not mention the disk.
         raise UserError(
-            f"'{path}' could not be written ({str(error).splitlines()[0]}): is the disk full? "
+            f"{str(path)!r} could not be written ({str(error).splitlines()[0]}): is the disk full? "
             "The previous checkpoint is untouched."
         ) from error
     finally:
@@ -60,15 +60,15 @@ def write(content: dict[str, Any], path: Path, previous: Path | None = None) -> 
 
 
 def _hold(path: Path, held: Path) -> None:
-    """A second name for the file, so that there is a `path` at every moment."""
+    """Give the file a second name, so that `path` exists at every moment."""
     try:
         held.hardlink_to(path)
-    except OSError:  # a file system without hard links: for a moment there is only the previous
+    except OSError:  # no hard links here: for a moment only the previous one exists
         path.replace(held)
 
 
 def _flush(folder: Path) -> None:
-    """Have the disk know of a renaming."""
+    """Flush a rename to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,10 +77,10 @@ def _flush(folder: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote, on the CPU.
+    """Read what `write` wrote, onto the CPU.
 
     Raises:
-        UserError: Missing, damaged or not written by `write`. Nothing in the file has been run.
+        UserError: Missing, damaged or not written by `write`. No code in the file has been run.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {str(path)!r}; a training run writes one.")
@@ -88,18 +88,18 @@ def read(path: Path) -> dict[str, Any]:
     try:
         # Explicit: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in the environment must not undo it.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an odd pickle: it is refused below, or it is sound
+            warnings.simplefilter("ignore")  # of an odd pickle; a bad one is refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # its errors range from EOFError to KeyError(1785425525)
         raise _damaged(path, type(error).__name__) from error
     _check_plain(content, path, path.stat().st_size)
-    found = content.get("format") if isinstance(content, dict) else None
-    if type(found) is not int or found not in FORMATS:  # a tensor is neither in nor not
+    version = content.get("format") if isinstance(content, dict) else None
+    if type(version) is not int or version not in FORMATS:  # `in` fails for a tensor
         raise UserError(f"{str(path)!r} was not written by this repository's train.py.")
     stored = content.pop("sha256", None)
     if stored != digest(content):
         raise UserError(
-            f"{str(path)!r} has changed since it was written (its checksum is wrong); take another "
+            f"{str(path)!r} has changed since it was written (its checksum is wrong); use another "
             "copy."
         )
     wrong = [key for key, kind in FORM.items() if not isinstance(content.get(key), kind)]
@@ -107,16 +107,16 @@ def read(path: Path) -> dict[str, Any]:
     if not wrong and not (len(names) <= MAX_CLASSES and all(isinstance(n, str) for n in names)):
         wrong = ["classes"]
     if wrong:
-        raise _damaged(path, f"its {wrong[0]} is missing or of another kind")
+        raise _damaged(path, f"its {wrong[0]} is missing or invalid")
     return content
 
 
 def _damaged(path: Path, reason: str) -> UserError:
-    return UserError(f"{str(path)!r} is damaged or no checkpoint of plain tensors ({reason}).")
+    return UserError(f"{str(path)!r} is damaged or not a checkpoint of plain tensors ({reason}).")
 
 
 def _inspect(path: Path) -> None:
-    """Refuse an archive that would unpack to more than itself, unlike any that torch writes."""
+    """Refuse an archive that would unpack to more than its size; torch writes none like it."""
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
@@ -130,10 +130,10 @@ def _inspect(path: Path) -> None:
 
 
 def _check_plain(content: Any, path: Path, size: int) -> None:
-    """Refuse what could not have been saved: other types, endless nesting, tensors out of nothing.
+    """Refuse what could not have been saved: other types, endless nesting, tensors without memory.
 
-    A tensor of stride 0 has any shape and no memory; a list may hold itself, or the same list ten
-    times, ten levels deep. Neither survives the checksum's walk over all values.
+    A tensor of stride 0 can have any shape and need no memory. A list may hold itself, or the same
+    list ten times, ten levels deep. The checksum, which reads all values, must not meet these.
     """
     bytes_left, values_left = size, MAX_VALUES
     level: list[Any] = [content]
@@ -154,7 +154,7 @@ def _check_plain(content: Any, path: Path, size: int) -> None:
                 if values_left >= 0:
                     following += value.values() if isinstance(value, dict) else value
                 if isinstance(value, dict) and not all(isinstance(k, str | int) for k in value):
-                    raise _damaged(path, "a key that is no name")
+                    raise _damaged(path, "a key that is not a name")
             elif not isinstance(value, str | int | float | None):
                 raise _damaged(path, f"a value of type {type(value).__name__}")
         if bytes_left < 0 or values_left < 0:

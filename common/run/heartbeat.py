@@ -1,8 +1,8 @@
-"""Which process has fallen silent.
+"""Names the process that has fallen silent.
 
-A collective that waits for a peer knows that it waits, not for whom. So each process writes a beat
-and its step into the job's store, from a thread of its own: a beat that stops is a process that was
-stopped, or a machine that is gone; a step that stays behind is one that hangs.
+A collective that waits for a peer does not know which one. So a thread of each process writes a
+beat and the process's step into the job's store. If the beat stops, the process was stopped or its
+machine is gone. If the step stays behind, the process hangs.
 """
 
 import os
@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from common.cli import UserError
 
-STEP = 0  # of this process; the loop's
+STEP = 0  # of this process; set by the training loop
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def watched(rank: int, world_size: int, timeout_seconds: float) -> Iterator[None
     """Beat while the body runs; end the process when a peer has been silent for too long.
 
     Raises:
-        UserError: A collective of the body failed; names who is silent or behind.
+        UserError: A collective of the body failed; names the ranks that are silent or behind.
     """
     heart = _Heart(rank, world_size, timeout_seconds)
     heart.start()
@@ -53,7 +53,7 @@ class _Heart(threading.Thread):
         self.rank, self.world_size, self.timeout = rank, world_size, timeout_seconds
         self.period = min(5.0, timeout_seconds / 10)
         store = dist.distributed_c10d._get_default_store()
-        # A connection of its own: the loop's may be waiting in it. Its patience is short.
+        # A separate connection, because the loop's may be blocked in a wait. Its timeout is short.
         self.store = dist.PrefixStore("heartbeat", store.clone())
         self.store.set_timeout(timedelta(seconds=max(2.0, self.period)))
         self.name_of_me = f"{socket.gethostname()}, process {os.getpid()}"
@@ -69,7 +69,7 @@ class _Heart(threading.Thread):
                 self.look()
             silent = self.silent(self.timeout + self.period)
             if silent and not self.over.is_set():
-                # The loop cannot be woken from inside a collective of NCCL's.
+                # Nothing can wake the loop inside an NCCL collective.
                 print(f"error: {self.sentence(silent, 'has been silent')}", file=sys.stderr)
                 os._exit(2)
 
@@ -81,28 +81,28 @@ class _Heart(threading.Thread):
         now = time.monotonic()
         for rank in range(self.world_size):
             if rank != self.rank and self.store.check([str(rank)]):
-                said = self.store.get(str(rank)).decode()
-                if self.seen.get(rank, ("", 0.0))[0] != said:
-                    self.seen[rank] = said, now
+                beat = self.store.get(str(rank)).decode()
+                if self.seen.get(rank, ("", 0.0))[0] != beat:
+                    self.seen[rank] = beat, now
 
     def silent(self, seconds: float) -> list[int]:
-        """Who has not been heard for so long."""
+        """The ranks whose last beat is older than this."""
         now = time.monotonic()
         return [rank for rank, (_, when) in self.seen.items() if now - when > seconds]
 
     def diagnosis(self, reason: str) -> str:
-        """Who is it? Those whose beat has stopped, or else those who are a step behind."""
-        time.sleep(min(self.period, 2.0))  # for who was heard a moment ago
+        """Name the ranks whose beat has stopped, or else those that are behind in steps."""
+        time.sleep(min(self.period, 2.0))  # for a rank that was heard a moment ago
         silent = self.silent(2.5 * self.period)
         if silent:
             return self.sentence(silent, "has been silent")
-        behind = [rank for rank, (said, _) in self.seen.items() if int(said.split("|")[1]) < STEP]
+        behind = [rank for rank, (beat, _) in self.seen.items() if int(beat.split("|")[1]) < STEP]
         if behind:
             return self.sentence(behind, "is behind")
         return (
             f"rank {self.rank} waited at step {STEP} for a process that did not answer "
-            f"({' '.join(reason.split())[:120]}); no rank is silent, so that one hangs inside the "
-            "same step. The last checkpoint is untouched: --resume continues from it."
+            f"({' '.join(reason.split())[:120]}); no rank is silent, so one hangs inside the same "
+            "step. The last checkpoint is untouched: --resume continues from it."
         )
 
     def sentence(self, ranks: list[int], what: str) -> str:

@@ -1,4 +1,4 @@
-"""What a run tells: the lines of `log.jsonl`, their curves, and numbers as text."""
+"""What a run reports: the lines of `log.jsonl`, their curves, and numbers as text."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def curves(log: Path, path: Path) -> None:
-    """Draw a run's `log.jsonl`: the loss of the steps and the scores of the epochs."""
+    """Draw a run's `log.jsonl`: the loss of the steps and the validation scores."""
     lines = read_log(log)
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     scored = [line for line in lines if "loss" not in line]

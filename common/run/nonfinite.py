@@ -1,7 +1,8 @@
-"""Losses that are not finite: such a step leaves no trace but a count, and too many end the run.
+"""Non-finite losses: such a step is skipped and counted, and too many in a row end the run.
 
-Nothing here waits for the device in a step. What happened is counted on the device and read where
-the loss is, at a log line; the step itself guards the weights (`common.speedups.make_step`).
+Nothing here waits for the device during a step. Skipped steps are counted on the device, and the
+counts are read with the loss, at a log line. The step itself protects the weights
+(`common.speedups.make_step`).
 """
 
 import math
@@ -17,9 +18,9 @@ NAMED = 4  # tiles of the last such step that are remembered
 
 
 def poisoned(loss: Tensor) -> Tensor:
-    """`loss`, with gradients that are all nan where it is not finite, on all processes.
+    """`loss`; if it is not finite, all its gradients are nan, on all processes.
 
-    An infinite loss may have gradients that are finite in part; those would reach the weights.
+    Some gradients of an infinite loss may be finite; those would reach the weights.
     """
     return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
 
@@ -27,22 +28,22 @@ def poisoned(loss: Tensor) -> Tensor:
 def guarded_step(
     optimizer: Optimizer, parameters: list[Tensor], loss: Tensor, norm: Tensor | None = None
 ) -> Tensor:
-    """Step `optimizer`, but change nothing where a gradient is not finite; waits for nothing.
+    """Step `optimizer`, but change nothing if a gradient is not finite; waits for nothing.
 
     It does for float32 and bf16 what the loss scaler does for fp16.
 
     Args:
-        optimizer: A fused one, which skips a step on the device where `found_inf` says so.
-        parameters: Those of the optimizer.
+        optimizer: A fused one, which skips a step on the device if `found_inf` is set.
+        parameters: The parameters of the optimizer.
         loss: A scalar.
-        norm: Of all gradients, where somebody has computed it already.
+        norm: The norm of all gradients, if it has been computed already.
 
     Returns:
-        The loss; nan where the step was skipped.
+        The loss; nan if the step was skipped.
     """
     if norm is None:
         gradients = [p.grad for p in parameters if p.grad is not None]
-        # One kernel makes all norms on a GPU. A CPU sums in 0.6 times the time of a norm.
+        # On a GPU one kernel computes all norms. On a CPU a sum takes 0.6 times as long as a norm.
         norm = (
             torch.stack([gradient.sum() for gradient in gradients]).sum()
             if loss.device.type == "cpu"
@@ -57,8 +58,8 @@ def guarded_step(
 class Tally:
     """Sums since the last log line, as one float64 vector on the device.
 
-    The sum of the finite losses; how many were not; how many in a row until now, and at most; the
-    step of the last one, and the first `NAMED` of its tiles (-1: none).
+    The sum of the finite losses; the number of non-finite ones; how many of them in a row, now and
+    at most; the step of the last one, and the first `NAMED` of its tiles (-1: no tile).
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -67,17 +68,17 @@ class Tally:
         self.statistics: list[Tensor] = []
 
     def add(self, loss: Tensor, step: int, tiles: Tensor) -> None:
-        """Count a step's `loss`, a scalar; `tiles` int64 [B] are the ones it was made of."""
+        """Count a step's `loss`, a scalar; `tiles` int64 [B] are the tiles of the step."""
         total, bad, row, worst = self.sums[:4].unbind()
-        lost = ~loss.isfinite()
-        total += torch.where(lost, 0.0, loss)
-        bad += lost
+        skipped = ~loss.isfinite()
+        total += torch.where(skipped, 0.0, loss)
+        bad += skipped
         row += 1
-        row *= lost
+        row *= skipped
         torch.maximum(worst, row, out=worst)
-        self.sums[4] = torch.where(lost, step, self.sums[4])
+        self.sums[4] = torch.where(skipped, step, self.sums[4])
         shown = tiles[:NAMED]
-        self.sums[5 : 5 + len(shown)] = torch.where(lost, shown, self.sums[5 : 5 + len(shown)])
+        self.sums[5 : 5 + len(shown)] = torch.where(skipped, shown, self.sums[5 : 5 + len(shown)])
 
     def restore(self, sums: Tensor) -> None:
         if sums.shape != self.sums.shape or sums.dtype != self.sums.dtype:
@@ -85,7 +86,7 @@ class Tally:
         self.sums.copy_(sums)
 
     def clear(self) -> None:
-        """Start again after a log line; a row of skipped steps goes on."""
+        """Reset after a log line; the count of skipped steps in a row is kept."""
         row = self.sums[2].clone()
         self.sums.zero_()
         self.sums[2:4] = row
@@ -93,17 +94,17 @@ class Tally:
 
 
 def repair(model: nn.Module, tally: Tally) -> None:
-    """Give BatchNorm statistics that met a non-finite image their last good values (waits).
+    """Give BatchNorm statistics that are not finite their last finite values (waits).
 
-    One such image spoils them in the forward pass alone, for ever. They are looked at whenever
-    counts are read, and no training step reads them, so that a step pays nothing; what comes back
-    is as old as the last look.
+    One non-finite image makes them non-finite for good, in the forward pass alone. They are checked
+    whenever the counts are read. A step pays nothing for it, because no training step reads them.
+    The restored values are as old as the last check.
     """
     buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     if not buffers:
         return
     if not tally.statistics:
-        # Before the first look: what a fresh network starts with.
+        # Before the first check: the initial values of a network.
         tally.statistics = [
             torch.ones_like(b) if name.endswith("var") else torch.zeros_like(b)
             for name, b in model.named_buffers()
@@ -118,7 +119,7 @@ def repair(model: nn.Module, tally: Tally) -> None:
 
 
 def check(model: nn.Module) -> None:
-    """Let nothing that is not finite be saved.
+    """Refuse to save weights that are not finite.
 
     Raises:
         UserError: A weight is not finite. What was saved before is untouched.

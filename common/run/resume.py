@@ -1,4 +1,4 @@
-"""`--resume`: which file it means, and whether the run that goes on is the same to the bit."""
+"""`--resume`: which file it means, and whether the continued run is bit-exact."""
 
 import hashlib
 import os
@@ -12,24 +12,24 @@ from common.distributed import Process
 from common.run import checkpoint
 
 AUTO = Path("auto")
-# Options that do not change what is learnt.
+# Options that do not change the training.
 FREE = {"config", "data_path", "output_dir", "resume", "test_only", "device", "workers"}
 FREE |= {"print_freq", "save_every", "dist_timeout"}
 
 
 def find(wanted: Path | None, output_dir: Path, model_name: str) -> dict[str, Any] | None:
-    """The checkpoint that `--resume` names, or the one before it where that is damaged.
+    """The checkpoint that `--resume` names, or the previous one if that is damaged.
 
     Args:
-        wanted: What `--resume` says: a file, `AUTO`, or None where it was not given.
+        wanted: The value of `--resume`: a file, `AUTO`, or None if it was not given.
         output_dir: Where `AUTO` looks.
         model_name: What the checkpoint must hold.
 
     Returns:
-        What `checkpoint.load` gives; None for None, and for `AUTO` where there is no checkpoint.
+        What `checkpoint.load` returns; None for None, and for `AUTO` if there is no checkpoint.
 
     Raises:
-        UserError: Neither can be read, or it is of another model.
+        UserError: Neither file can be read, or it is of another model.
     """
     if wanted is None:
         return None
@@ -45,16 +45,17 @@ def find(wanted: Path | None, output_dir: Path, model_name: str) -> dict[str, An
         saved = checkpoint.load(previous, model_name)
         if int(os.environ.get("RANK", 0)) == 0:
             print(
-                f"{error} Continuing from '{previous}', step {saved.get('step')!r:.20}.", flush=True
+                f"{error} Continuing from {str(previous)!r}, step {saved.get('step')!r:.20}.",
+                flush=True,
             )
         return saved
 
 
 def settings(args: dict[str, Any], process: Process, tiles: Path) -> dict[str, Any]:
-    """What decides a run's bits beside its state, as plain values for a checkpoint.
+    """What must be equal for a bit-exact run besides its state, as plain values for a checkpoint.
 
     Args:
-        args: The options, as `arguments.plain` gives them.
+        args: The options, as `arguments.plain` returns them.
         process: This process.
         tiles: Folder of the training tiles.
     """
@@ -77,15 +78,15 @@ def fingerprint(folder: Path) -> str:
     for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
         if directory.name in ("images_tiled", "masks_tiled"):
             with os.scandir(directory) as entries:
-                found = sorted((entry.name, entry.stat().st_size) for entry in entries)
-            sha.update(repr(found).encode())
+                files = sorted((entry.name, entry.stat().st_size) for entry in entries)
+            sha.update(repr(files).encode())
     for path in sorted(folder.glob("*.npy")):
         sha.update(f"{path.name} {path.stat().st_size}".encode())
     return sha.hexdigest()
 
 
 def restore(run: checkpoint.Run, saved: dict[str, Any] | None, process: Process) -> None:
-    """Continue `run` from what `find` returned, and say in a line where, and how exactly.
+    """Continue `run` from what `find` returned; print the step, and whether it is bit-exact.
 
     Raises:
         UserError: It does not fit, or another number of processes would change the global batch.
@@ -95,29 +96,29 @@ def restore(run: checkpoint.Run, saved: dict[str, Any] | None, process: Process)
     before, now = saved.get("settings", {}), run.settings
     if not isinstance(before, dict) or not all(map(_plain, before.values())):
         raise UserError("the checkpoint does not fit this run: its settings are invalid.")
-    # An option that the checkpoint does not name is younger than it.
+    # An option that the checkpoint does not name is newer than the checkpoint.
     changed = [name for name in now if name in before and before[name] != now[name]]
     if "world_size" in changed and "global_batch" in changed:
         wanted = before.get("global_batch")
         raise UserError(
             f"the run had a global batch of {wanted} on {before.get('world_size')} processes and "
-            f"would go on with {now['global_batch']} on {now['world_size']}; choose -b and "
+            f"would continue with {now['global_batch']} on {now['world_size']}; choose -b and "
             f"--grad-accum so that their product is {wanted} / {now['world_size']}."
         )
     run.restore(saved, process)
     if "training tiles" in changed or "seed" in changed:
-        run.seen = 0  # the current epoch followed another order
-    words = f"continuing at step {run.step}, {run.seen} tiles into epoch {run.epoch}"
+        run.seen = 0  # the current epoch had another order
+    message = f"continuing at step {run.step}, {run.seen} tiles into epoch {run.epoch}"
     differences = [_difference(name, before.get(name), now[name]) for name in changed]
     if differences:
-        words += f"; not bit-exact, because {', '.join(differences)}"
+        message += f"; not bit-exact, because {', '.join(differences)}"
     if {"lr", "weight_decay"} & set(changed):
-        words += "; learning rate and weight decay stay the checkpoint's"
-    process.print(words + ".")
+        message += "; learning rate and weight decay stay the checkpoint's"
+    process.print(message + ".")
 
 
 def _plain(value: Any) -> bool:
-    """What `settings` holds, and may be shown."""
+    """Whether a value may be in `settings` and can be printed."""
     if isinstance(value, str):
         return len(value) < 1000 and value.isprintable()
     if isinstance(value, list):

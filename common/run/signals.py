@@ -1,7 +1,7 @@
 """When to save and when to end: signals and intervals, on which all processes agree.
 
-A step's flags travel while the next step computes, so that agreeing costs no waiting: a signal is
-answered at the end of the step after the one it came in.
+The flags of a step are sent while the next step computes, so no process waits for them. A signal
+takes effect at the end of the step after the one in which it arrived.
 """
 
 import signal
@@ -14,15 +14,15 @@ import torch.distributed as dist
 
 from common.distributed import SIGNALS, Process
 
-REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start me again with --resume
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the run again with --resume
 
 
 class Watch:
-    """Turns SIGTERM and SIGUSR1 into an answer of `agreed`, while it is entered.
+    """While it is entered, `agreed` reports SIGTERM and SIGUSR1.
 
     Args:
         process: This process.
-        save_every: What `interval` returned; None is never.
+        save_every: What `interval` returned; None means never.
     """
 
     def __init__(self, process: Process, save_every: tuple[str, float] | None) -> None:
@@ -54,7 +54,7 @@ class Watch:
         self.signal = number
 
     def agreed(self, step: int) -> tuple[int, bool]:
-        """After a step: the signal to end by, or 0, and whether it is time to save."""
+        """After a step: the signal that ends the run, or 0, and whether it is time to save."""
         due = late = False
         if self.count and self.unit == "steps":
             due = step % self.count == 0
@@ -67,7 +67,7 @@ class Watch:
             work, flags = self.pending
             work.wait()
             answered = flags.tolist()
-        # Of the clocks only rank 0's counts.
+        # Only rank 0's clock counts.
         flags = torch.tensor([self.signal, int(late and self.process.is_main)])
         self.pending = dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags
         return answered[0], due or bool(answered[1])
