@@ -1,8 +1,8 @@
-"""COCO's average precision of boxes and masks, and the file from which anybody can compute it.
+"""COCO's average precision of boxes and masks, and the results file that it is computed from.
 
     python mask/coco.py runs/mask/test_predictions.json data/test/instances_tiled.json
 
-scores a COCO results file against the tiles it is about: ours again, or one of another program.
+scores a COCO results file, ours or one of another program, against its tiles.
 """
 
 import json
@@ -28,17 +28,17 @@ from mask.results_file import read_results, read_truth
 
 DEFINITION = (
     "AP = precision averaged over recalls 0, 0.01 … 1, IoUs 0.5, 0.55 … 0.95 and the classes that "
-    "occur, from the 100 surest detections per tile and class; ignored fragments do not count"
+    "occur, from the 100 best-scored detections per tile and class; ignored fragments do not count"
 )
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""COCO's twelve numbers in its order; s, m, l: up to 32², up to 96² and more pixels of a tile."""
+"""COCO's twelve numbers in its order; s, m, l: areas up to 32², up to 96² and above, in pixels."""
 
 Result = dict[str, Any]
 
 
 def results(predictions: list[dict[str, Tensor]], tiles: list[int], data: Tiles) -> list[Result]:
-    """What COCO's results file says of the predictions for some tiles.
+    """The predictions for some tiles as entries of a COCO results file.
 
     Args:
         predictions: For each tile, on any device: `boxes` float32 [N,4] as x1, y1, x2, y2 in
@@ -52,10 +52,10 @@ def results(predictions: list[dict[str, Tensor]], tiles: list[int], data: Tiles)
         [x, y, w, h], `score`, and `segmentation`, its mask as compressed run lengths.
     """
     categories = _category_ids(data.folder / "instances_tiled.json")
-    found = []
+    entries = []
     for prediction, tile in zip(predictions, tiles, strict=True):
         corner, opposite = prediction["boxes"].split(2, 1)
-        # Run lengths go down the columns: turned on the device, which is better at it.
+        # Run lengths go down the columns. The device is faster at transposing.
         columns = prediction["masks"].transpose(1, 2).contiguous().view(torch.uint8)
         for label, bbox, score, runs in zip(
             prediction["labels"].tolist(),
@@ -64,7 +64,7 @@ def results(predictions: list[dict[str, Tensor]], tiles: list[int], data: Tiles)
             rle.encode(columns.cpu().numpy().T),
             strict=True,
         ):
-            found.append(
+            entries.append(
                 {
                     "image_id": data.images[tile]["id"],
                     "category_id": categories[label],
@@ -73,17 +73,17 @@ def results(predictions: list[dict[str, Tensor]], tiles: list[int], data: Tiles)
                     "segmentation": {"size": runs["size"], "counts": runs["counts"].decode()},
                 }
             )
-    return found
+    return entries
 
 
 def gather(mine: list[Result], process: Process) -> list[Result]:
-    """The results of all processes on rank 0, in the same order for any number; [] elsewhere.
+    """The results of all processes on rank 0, in an order that does not depend on their number.
 
-    Of a tile that several processes have predicted, the lowest rank's results are kept. Over NCCL
-    the process's device must be torch's current one, as `process_group` leaves it.
+    Other ranks get []. If several processes have predicted a tile, the lowest rank's results are
+    kept. With NCCL the process's device must be torch's current one, as `process_group` leaves it.
 
     Args:
-        mine: What `results` made of this process's tiles.
+        mine: What `results` returned for this process's tiles.
         process: This process.
     """
     shares: list[Any] = [mine]
@@ -101,14 +101,14 @@ def gather(mine: list[Result], process: Process) -> list[Result]:
 
 
 def _order(result: Result) -> tuple:
-    """By image, then falling score; COCO takes equal scores as they come, so no two stay equal."""
+    """By image, then falling score; COCO keeps the order of equal scores, so ties are broken."""
     runs = result["segmentation"]
     first = result["image_id"], -result["score"], result["category_id"]
     return *first, str(result["bbox"]), runs["size"], runs["counts"]  # as text: -0.0 is not 0.0
 
 
 def score(results: list[Result], data: Tiles) -> dict[str, float]:
-    """COCO's numbers of `results`, which stay as they are, over all tiles of `data`.
+    """COCO's numbers of `results`, which are not changed, over all tiles of `data`.
 
     Returns:
         As `evaluate`.
@@ -123,42 +123,43 @@ def score(results: list[Result], data: Tiles) -> dict[str, float]:
 def evaluate(results: list[Result], coco: dict[str, Any]) -> dict[str, float]:
     """COCO's numbers (https://cocodataset.org/#detection-eval), equal to pycocotools' `COCOeval`.
 
-    Its AP can be lower by up to 2**-52, which it adds to TP + FP so as never to divide by 0. As
-    there, an unmatched mask counts against the small, the medium or the large by the area of its
-    result's `bbox`, if it has one.
+    The AP of `COCOeval` can be lower by up to 2**-52, which it adds to TP + FP to avoid a division
+    by 0. As there, an unmatched mask counts as small, medium or large by the area of its result's
+    `bbox`, if it has one.
 
     Args:
         results: COCO results with boxes, masks or both, about images and categories of `coco`.
-        coco: Content of a COCO file. It is used up: the evaluation leaves notes in it.
+        coco: Content of a COCO file. Do not use it again: the evaluation writes into it.
 
     Returns:
-        `box_AP` … `box_ARl`, and `mask_AP` … `mask_ARl` unless the results have boxes alone; of
-        masks also `mask_AP.<class>` where there are several classes, and `mask_AP.airport.<name>`,
-        from the tiles of one airport, where there are several. All in 0…1; a number without truth
-        to it, for which COCO says -1, is left out.
+        `box_AP` … `box_ARl`, and `mask_AP` … `mask_ARl` unless the results have only boxes. For
+        masks also `mask_AP.<class>` if there are several classes, and `mask_AP.airport.<name>`,
+        from the tiles of one airport, if there are several. All in 0…1; a number without truth,
+        for which COCO gives -1, is left out.
     """
     truth = COCO(coco, print_function=_silent)
     if results:
-        found = truth.loadRes([dict(result) for result in results])
+        detected = truth.loadRes([dict(result) for result in results])
     else:
-        found = COCO({**coco, "annotations": []}, print_function=_silent)
-    numbers = {f"box_{name}": value for name, value in _run(truth, found, "bbox")[0].items()}
+        detected = COCO({**coco, "annotations": []}, print_function=_silent)
+    numbers = {f"box_{name}": value for name, value in _run(truth, detected, "bbox")[0].items()}
     if not results or "segmentation" in results[0]:
-        total, by_class = _run(truth, found, "segm")
+        total, by_class = _run(truth, detected, "segm")
         numbers |= {f"mask_{name}": value for name, value in total.items()}
         if len(by_class) > 1:
             numbers |= {f"mask_AP.{name}": value for name, value in by_class.items()}
         airports = _airports(coco["images"])
         for name in sorted(airports) if len(airports) > 1 else []:
-            numbers[f"mask_AP.airport.{name}"] = _run(truth, found, "segm", airports[name])[0]["AP"]
+            part, _ = _run(truth, detected, "segm", airports[name])
+            numbers[f"mask_AP.airport.{name}"] = part["AP"]
     return {name: value for name, value in numbers.items() if value >= 0}
 
 
 def _run(
-    truth: COCO, found: COCO, kind: str, images: list[int] | None = None
+    truth: COCO, detected: COCO, kind: str, images: list[int] | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """`NAMES` and AP by class, from all images or some; -1 where there is no truth."""
-    evaluation = COCOeval_faster(truth, found, kind, print_function=_silent)
+    """`NAMES` and AP by class, from all images or some; -1 if there is no truth."""
+    evaluation = COCOeval_faster(truth, detected, kind, print_function=_silent)
     evaluation.params.imgIds = images or evaluation.params.imgIds
     evaluation.run()
     # [IoU, recall, class, size, number of detections]: any size, 100 detections.
@@ -169,7 +170,7 @@ def _run(
 
 
 def _airports(images: list[dict[str, Any]]) -> dict[str, list[int]]:
-    """Image ids of each airport; of a scene that is its own airport nobody knows the place."""
+    """Image ids of each airport; a scene that is its own airport has an unknown place."""
     airports: dict[str, list[int]] = {}
     for image in images:
         if image.get("airport") != image.get("scene"):
@@ -182,17 +183,17 @@ def _silent(*_words: object) -> None:
 
 
 def write(results: list[Result], path: Path) -> None:
-    """Write a COCO results file; whatever happens, what was at `path` or all of the new is there.
+    """Write a COCO results file; whatever happens, `path` is either the old or the new file.
 
     Raises:
-        ValueError: A score or a box is not finite, which JSON cannot say.
+        ValueError: A score or a box is not finite, which JSON cannot express.
     """
     write_atomic(path, json.dumps(results, separators=(",", ":"), allow_nan=False).encode())
 
 
 @lru_cache(maxsize=8)
 def _category_ids(path: Path) -> dict[int, int]:
-    """The file's id of each class 1…C, kept as every batch asks for them."""
+    """The file's id of each class 1…C, cached because every batch needs them."""
     ids = sorted(category["id"] for category in read_coco(path)["categories"])
     return dict(enumerate(ids, start=1))
 

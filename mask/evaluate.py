@@ -1,4 +1,4 @@
-"""Average precision of Mask R-CNN over a split, and a sheet of what it found."""
+"""Average precision of Mask R-CNN over a split, and a sheet of its predictions."""
 
 import argparse
 from pathlib import Path
@@ -35,28 +35,28 @@ def evaluate(
     `<split>_sheet.jpg`, into `folder`.
 
     Returns:
-        On rank 0 what `mask.coco.score` gives; elsewhere nothing.
+        On rank 0 what `mask.coco.score` returns; {} on other ranks.
     """
     tiles = batches.dataset
     assert isinstance(tiles, Tiles)
     was_training = model.training
     model.eval()
-    mine: list[dict] = []
+    own: list[dict] = []
     sheet = Sheet(list(batches.batch_sampler or []), tiles.shows_aircraft)
     bar = progress(total=len(batches), desc="score", enabled=process.is_main)
     for number, batch in enumerate(prefetch(batches, process.device)):
         images = normalise(batch.images).contiguous(memory_format=speedups.layout)
         with speedups.autocast(process.device):
-            found = predict(model, images)
-        mine += coco.results(found, batch.tile.tolist(), tiles)
+            predictions = predict(model, images)
+        own += coco.results(predictions, batch.tile.tolist(), tiles)
         for i in sheet.chosen(number) if process.is_main else []:
             (truth,) = instance_targets(Batch(*(tensor[i : i + 1] for tensor in batch)))
-            sure = found[i]["masks"][found[i]["scores"] > 0.5]
-            sheet.add(batch.images[i].cpu().numpy(), _numbered(truth["masks"]), _numbered(sure))
+            shown = predictions[i]["masks"][predictions[i]["scores"] > 0.5]
+            sheet.add(batch.images[i].cpu().numpy(), _numbered(truth["masks"]), _numbered(shown))
         bar.update()
     bar.close()
     model.train(was_training)
-    everything = coco.gather(mine, process)
+    everything = coco.gather(own, process)
     if not process.is_main:
         return {}
     split = tiles.folder.name
@@ -71,7 +71,7 @@ def test(args: argparse.Namespace) -> None:
 
 
 def _numbered(masks: torch.Tensor) -> np.ndarray:
-    """[N,H,W] → uint8 [H,W], 0 ground, 1…N; where two overlap the first, which scores higher."""
+    """[N,H,W] → uint8 [H,W], 0 ground, 1…N; of two that overlap the first, which scores higher."""
     ids = np.zeros(masks.shape[1:], np.uint8)
     for number, mask in reversed(list(enumerate(masks.cpu().numpy().astype(bool), start=1))):
         ids[mask] = number

@@ -36,7 +36,7 @@ from mask.scenes import Instance, detect
 
 def main(argv: list[str] | None = None) -> None:
     parser = inference_parser("Find and outline every aircraft in images of any size.")
-    parser.add_argument("--score-threshold", type=fraction, default=0.5, help="less is left out")
+    parser.add_argument("--score-threshold", type=fraction, default=0.5, help="drop lower scores")
     args = parser.parse(argv)
     device = pick_device(args.device)
     saved = checkpoint.load(args.model, NAME)
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     annotations: list[dict[str, Any]] = []
     for number, (path, name, image) in enumerate(readable(paths, bad), start=1):
         pixels = normalise(torch.from_numpy(image).to(device)[None])[0]
-        found = detect(
+        instances = detect(
             pixels,
             partial(predict, model),
             args.window,
@@ -57,11 +57,11 @@ def main(argv: list[str] | None = None) -> None:
             args.batch_size,
             args.score_threshold,
         )
-        found = [one for one in found if one.mask.sum() >= args.min_area]
+        instances = [i for i in instances if i.mask.sum() >= args.min_area]
         height, width = image.shape[:2]
         overlay = f"{name}_overlay.jpg"
         save(
-            outline(image, [(o.mask, o.x, o.y, o.label, o.score) for o in found]),
+            outline(image, [(i.mask, i.x, i.y, i.label, i.score) for i in instances]),
             args.prediction_dir / overlay,
         )
         images.append(
@@ -73,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
                 "overlay": overlay,
             }
         )
-        for one in found:
-            annotation = annotate(one, height, width)
+        for instance in instances:
+            annotation = annotate(instance, height, width)
             annotations.append({"id": len(annotations) + 1, "image_id": number} | annotation)
     categories = [{"id": i, "name": name} for i, name in enumerate(classes[1:], start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def annotate(one: Instance, height: int, width: int) -> dict[str, Any]:
-    """An instance as COCO has it, its mask as the run lengths of the whole image."""
+    """An instance as a COCO annotation, its mask as run lengths of the whole image."""
     whole = np.zeros((height, width), np.uint8, order="F")
     x1, y1, x2, y2 = one.box
     whole[y1:y2, x1:x2] = one.mask

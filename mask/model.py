@@ -1,16 +1,16 @@
-"""Mask R-CNN (He et al. 2017) for tiles: torchvision's parts, less what a tile does not need.
+"""Mask R-CNN (He et al. 2017) for tiles: torchvision's parts, without what a tile does not need.
 
-torchvision's `MaskRCNN` takes a list of pictures of any size and resizes, normalises and pads them;
-tiles are one batch of one size, normalised already. What is different here:
+torchvision's `MaskRCNN` takes a list of pictures of any size and resizes, normalises and pads them.
+Tiles are one batch of one size and already normalised. What is different here:
 
 - the dense part (backbone, FPN, RPN head) is one module with one input and a fixed number of
-  outputs, which can be captured in a CUDA graph or compiled, as NVIDIA's MLPerf entries cut it;
-- anchors are made once per size and in float32, and boxes are coded in float32, also under AMP;
+  outputs, which can be captured in a CUDA graph or compiled, as in NVIDIA's MLPerf entries;
+- anchors are made once per size and in float32, and boxes are coded in float32, also with AMP;
 - boxes that lie on ignored ground are neither positive nor negative;
-- which boxes are trained on is a hash of the tile's key, like all chance in `common/augment.py`:
-  it does not depend on who trains the tile, and no generator's state has to be saved;
-- masks return to the image where they were seen, to a part of a pixel;
-- constants are made once, which with the rest removes most of what waits for the device
+- a hash of the tile's key chooses the boxes to train on, as for all chance in `common/augment.py`:
+  the choice does not depend on the process, and no generator state has to be saved;
+- masks return to where they were seen in the image, to a fraction of a pixel;
+- constants are made once; all of this together removes most waits for the device
   (`benchmarks/syncs.py`).
 """
 
@@ -43,8 +43,8 @@ from mask.targets import Targets
 NAME = "mask"
 STRIDE = 32  # sides of a training crop must be multiples of it
 BACKBONES = ("resnet50", "resnet50_v2", "resnet18", "mobilenet_v3_large")
-# Sides of square anchors on the five levels of the pyramid, whose strides are 4 to 64: from a half
-# to nearly three times of each is within reach of a match, hence aircraft of 7 to 270 pixels.
+# Sides of square anchors on the five levels of the pyramid, whose strides are 4 to 64. Boxes from a
+# half to nearly three times of each can match, so aircraft of 7 to 270 pixels.
 ANCHORS = ((12,), (24,), (48,), (96,), (192,))
 RATIOS = (0.7, 1.0, 1.4)
 CHANNELS = 256  # of the pyramid's levels
@@ -60,30 +60,30 @@ class TileMaskRCNN(nn.Module):
     def forward(self, images: Tensor, targets: Targets | None = None) -> Any:
         size = (images.shape[-2], images.shape[-1])
         sizes = [size] * len(images)
-        found = self.dense(images)
-        levels = len(found) // 3
-        features = OrderedDict(zip(("0", "1", "2", "3", "pool"), found[:levels], strict=True))
+        outputs = self.dense(images)
+        levels = len(outputs) // 3
+        features = OrderedDict(zip(("0", "1", "2", "3", "pool"), outputs[:levels], strict=True))
         batch = ImageList(images, sizes)
-        boxes, losses = self.rpn(batch, features, targets, found[levels:])
+        boxes, losses = self.rpn(batch, features, targets, outputs[levels:])
         detections, more = self.roi_heads(features, boxes, sizes, targets)
         if self.training:
             return self._shared(losses | more)
-        for one in detections:
-            one["masks"] = paste(one["masks"][:, 0], one["boxes"], size)
+        for found in detections:
+            found["masks"] = paste(found["masks"][:, 0], found["boxes"], size)
         return detections
 
     def _shared(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weigh this process's means by its share of what they are means over.
+        """Weight this process's losses by its share of the samples.
 
         Each loss is a mean over the samples of this process, and DDP takes the mean over the
-        processes; a process with few aircraft would count each of them more. One all-reduce of
-        three numbers makes it the mean over the samples of all, as one process would have it.
+        processes, so a process with few aircraft would give each of them more weight. One
+        all-reduce of three numbers makes it the mean over all samples, as with one process.
         """
         if not dist.is_initialized():
             return losses
         rpn, heads = self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler
-        mine = torch.stack([rpn.taken[0], heads.taken[0], heads.taken[1]]).float()
-        weight = mine * dist.get_world_size() / all_reduce_sum(mine.clone()).clamp(min=1)
+        own = torch.stack([rpn.taken[0], heads.taken[0], heads.taken[1]]).float()
+        weight = own * dist.get_world_size() / all_reduce_sum(own.clone()).clamp(min=1)
         of_loss = {
             "loss_objectness": weight[0],
             "loss_rpn_box_reg": weight[0],
@@ -108,14 +108,14 @@ def build_model(
             ("Benchmarking detection transfer learning with vision transformers"); its pyramid and
             mask head, and `resnet18`'s, are normalised, without which random weights learn slowly
             (He et al. 2019, "Rethinking ImageNet pre-training").
-        num_classes: The ground included.
+        num_classes: Including the ground.
         weights_backbone: `imagenet` (downloaded once), `none` (random), or a file, see
             `common.backbones.load_backbone`.
         norm: `batch` or `group`.
-        proposals: Kept of an image after NMS; the heads train on a half of as many.
+        proposals: The number kept per image after NMS; the heads train on half as many.
 
     Raises:
-        UserError: No network for the weights, or a file that does not fit.
+        UserError: The weights cannot be downloaded, or the file does not fit.
     """
     v2 = backbone == "resnet50_v2"
     norm_layer = nn.BatchNorm2d if v2 or backbone == "resnet18" else None
@@ -164,7 +164,7 @@ def build_model(
 
 
 def _pyramid(backbone: str, weights: str | None, norm_layer: type[nn.Module] | None) -> Any:
-    """The backbone with its FPN, which `norm_layer` normalises; every layer trains."""
+    """The backbone with its FPN, which `norm_layer` normalises; every layer is trained."""
     if backbone == "mobilenet_v3_large":
         return backbone_utils.mobilenet_backbone(
             backbone_name=backbone,
@@ -199,15 +199,15 @@ def loss_fn(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
     Args:
         model: In training mode.
         images: float32 [B,3,H,W], normalised.
-        targets: Of `mask.targets.instance_targets`, each with a `key`, an int64 scalar that tells
-            the tile and the epoch from others.
+        targets: From `mask.targets.instance_targets`, each with a `key`, an int64 scalar that is
+            unique to the tile and the epoch.
     """
     losses = model(images, targets).values()
     return torch.stack([loss.float() for loss in losses]).sum()
 
 
 def predict(model: nn.Module, images: Tensor) -> Targets:
-    """Detections above a score of 0.05, best first, at most 100 an image.
+    """Detections above a score of 0.05, best first, at most 100 per image.
 
     Returns:
         B dicts of `boxes` float32 [N,4] x1, y1, x2, y2, `labels` int64 [N], `scores` float32 [N]

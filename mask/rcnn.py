@@ -1,4 +1,4 @@
-"""The parts of Mask R-CNN that differ from torchvision's; why, is said in model.py."""
+"""The parts of Mask R-CNN that differ from torchvision's; model.py says why."""
 
 from typing import Any
 
@@ -21,9 +21,9 @@ from mask.targets import Targets
 
 
 class Dense(nn.Module):
-    """Backbone, FPN and RPN head: everything whose shapes depend on the input's alone.
+    """Backbone, FPN and RPN head: everything whose shapes depend only on the input's shape.
 
-    Returns a flat tuple of 15 tensors, as a CUDA graph hands out: features [B,256,h,w],
+    Returns a flat tuple of 15 tensors, as a CUDA graph returns them: features [B,256,h,w],
     objectness [B,A,h,w] and box deltas [B,4A,h,w] of each of the five levels.
     """
 
@@ -57,7 +57,7 @@ class Anchors(AnchorGenerator):
 
 
 class Coder(utils.BoxCoder):
-    """Codes boxes in float32, whatever autocast made of its inputs, without making constants."""
+    """Codes boxes in float32, whatever dtype autocast gave its inputs; makes constants once."""
 
     def __init__(self, weights: tuple[float, float, float, float]) -> None:
         super().__init__(weights)
@@ -81,12 +81,12 @@ class Coder(utils.BoxCoder):
 
 
 class Sampler:
-    """Chooses the anchors or proposals of each image to train on; torchvision's draws them.
+    """Chooses by hash which anchors or proposals of an image to train on; torchvision's draws them.
 
     Args:
-        count: Of an image, positive and negative.
-        share: Of them that may be positive.
-        salt: Part of the hash: another sampler, another choice.
+        count: The number per image, positive and negative together.
+        share: The largest share of positives.
+        salt: Part of the hash, so that each sampler has its own choice.
     """
 
     def __init__(self, count: int, share: float, salt: int) -> None:
@@ -98,19 +98,19 @@ class Sampler:
         """Labels [N] (>= 1 positive, 0 negative, -1 neither) → the two choices, masks uint8 [N]."""
         chosen = [self._choose(*pair) for pair in zip(labels, self.keys, strict=True)]
         positive, negative = [p for p, _ in chosen], [n for _, n in chosen]
-        found = torch.cat(positive).sum()
-        self.taken = found + torch.cat(negative).sum(), found
+        positives = torch.cat(positive).sum()
+        self.taken = positives + torch.cat(negative).sum(), positives
         return positive, negative
 
     def _choose(self, label: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         chance = uniform(key[None], len(label), self.salt, 0)[0]
         positive = _first(label >= 1, chance, self.positives)
-        # How many negatives there is room for stays on the device.
+        # The number of negatives stays on the device.
         return positive.byte(), _first(label == 0, chance, self.count - positive.sum()).byte()
 
 
 def _first(candidates: Tensor, chance: Tensor, count: Tensor | int) -> Tensor:
-    """The `count` of bool [N] with the least chance, or all of them: bool [N]."""
+    """The `count` candidates of bool [N] with the lowest `chance`, at most all: bool [N]."""
     order = torch.where(candidates, chance, 2.0).argsort()
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
@@ -140,8 +140,8 @@ class Proposals(RegionProposalNetwork):
         assert targets is not None
         labels, matched = self.assign_targets_to_anchors(anchors, targets)
         coded = self.box_coder.encode(matched, anchors)
-        found, place = self.compute_loss(objectness, deltas, labels, coded)
-        return boxes, {"loss_objectness": found, "loss_rpn_box_reg": place}
+        objectness_loss, box_loss = self.compute_loss(objectness, deltas, labels, coded)
+        return boxes, {"loss_objectness": objectness_loss, "loss_rpn_box_reg": box_loss}
 
     def filter_proposals(
         self,
@@ -152,9 +152,9 @@ class Proposals(RegionProposalNetwork):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The best proposals of each image after NMS within each level, as torchvision's.
 
-        One sync per image, NMS's, instead of torchvision's three: no score is below the threshold
-        of 0, and boxes that clipping left without a side are sunk instead of removed. (Where less
-        than enough are left, they stay; no aircraft overlaps them.)
+        One sync per image, that of NMS, instead of torchvision's three. No score is below the
+        threshold of 0. Boxes that clipping left too small get the score -1 instead of being
+        removed. (If too few others are left, they stay; no aircraft overlaps them.)
         """
         logits = objectness.detach().reshape(len(proposals), -1)
         best, level, start = [], [], 0
@@ -169,12 +169,12 @@ class Proposals(RegionProposalNetwork):
         boxes = clip_boxes_to_image(boxes, image_shapes[0])
         real = ((boxes[..., 2:] - boxes[..., :2]) >= self.min_size).all(-1)
         scores = torch.where(real, scores, -1.0)
-        found = []
+        kept_boxes = []
         for box, score in zip(boxes, scores, strict=True):
-            found.append(
+            kept_boxes.append(
                 box[batched_nms(box, score, levels, self.nms_thresh)[: self.post_nms_top_n()]]
             )
-        return found, []
+        return kept_boxes, []
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: Targets
@@ -187,7 +187,7 @@ class Proposals(RegionProposalNetwork):
 
 
 class Heads(RoIHeads):
-    """torchvision's, but that proposals on ignored ground are not negatives."""
+    """torchvision's heads, except that proposals on ignored ground are not negatives."""
 
     def select_training_samples(self, proposals: list[Tensor], targets: Targets) -> Any:
         self.ignore = [target["ignore"] for target in targets]
@@ -204,9 +204,10 @@ class Heads(RoIHeads):
 
 
 def ignored(boxes: Tensor, ignore: Tensor) -> Tensor:
-    """Which boxes [N,4] lie by more than half on pixels of bool [H,W]: bool [N]."""
+    """Which boxes [N,4] have over half of their area on pixels of bool [H,W]: bool [N]."""
     height, width = ignore.shape
-    table = F.pad(ignore.float().cumsum(0).cumsum(1), (1, 0, 1, 0))  # sums over all above and left
+    # Sums of all pixels above and to the left.
+    table = F.pad(ignore.float().cumsum(0).cumsum(1), (1, 0, 1, 0))
     x1, x2 = (boxes[:, i].round().long().clamp(0, width) for i in (0, 2))
     y1, y2 = (boxes[:, i].round().long().clamp(0, height) for i in (1, 3))
     covered = table[y2, x2] - table[y1, x2] - table[y2, x1] + table[y1, x1]
@@ -214,12 +215,12 @@ def ignored(boxes: Tensor, ignore: Tensor) -> Tensor:
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks of boxes onto the image they were found in.
+    """Paste the masks of boxes into the image they were found in.
 
-    torchvision's own rounds boxes to whole pixels and forgets that its RoIAlign, through which mask
-    targets and features are seen, takes the centre of pixel i to lie at i: everything comes back
-    half a pixel too far up and left. Of true masks sent through targets of 28 x 28, that keeps an
-    IoU of 0.90 (median over aircraft of 67 pixels), and this one of 0.96.
+    torchvision's function rounds boxes to whole pixels. It also ignores that its RoIAlign, which
+    makes the mask targets and features, puts the centre of pixel i at i, so masks come back half a
+    pixel too far up and left. True masks sent through targets of 28 x 28 keep an IoU of 0.90 with
+    torchvision's and of 0.96 with this function (median over aircraft of 67 pixels).
 
     Args:
         masks: Probabilities, float [N,M,M].
@@ -232,7 +233,7 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     side = masks.shape[-1]
 
     def weights(low: Tensor, high: Tensor, length: int) -> Tensor:
-        """Of the cells along one side for each pixel of an image's: [N,length,M]."""
+        """Of each mask cell for each pixel along one side of the image: [N,length,M]."""
         centres = torch.arange(length, device=boxes.device)
         cell = (centres - low[:, None]) / (high - low)[:, None] * side - 0.5
         cells = torch.arange(side, device=boxes.device)

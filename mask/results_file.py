@@ -12,7 +12,7 @@ SHAPES = {"bbox", "segmentation"}
 
 
 def read_truth(path: Path) -> dict[str, Any]:
-    """A COCO file of any origin with all that the evaluation reads."""
+    """Read a COCO file from any source, and check all that the evaluation reads."""
     coco = read_coco(path)
     sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
     for number, a in enumerate(coco["annotations"], start=1):
@@ -23,32 +23,33 @@ def read_truth(path: Path) -> dict[str, Any]:
             fine = False
         if not fine:
             raise UserError(
-                f"{str(path)!r}: annotation {number} has a missing or "
-                "invalid id, area, bbox or iscrowd; name an instances_tiled.json."
+                f"{str(path)!r}: annotation {number} has a missing or invalid id, area, bbox or "
+                "iscrowd; name an instances_tiled.json."
             )
-        run_lengths(a, sizes[a["image_id"]])  # its answer is an error or none
+        run_lengths(a, sizes[a["image_id"]])  # raises if it is invalid
     return coco
 
 
 def read_results(path: Path, coco: dict[str, Any]) -> list[dict[str, Any]]:
-    """A results file of any origin; what COCO would pass over in silence is refused."""
-    found = read_json(path)
-    if not isinstance(found, list):
-        raise UserError(f"'{path}' holds no list of COCO results; name a predictions file.")
+    """Read a results file from any source; refuse what COCO would silently ignore."""
+    results = read_json(path)
+    if not isinstance(results, list):
+        raise UserError(f"{str(path)!r} holds no list of COCO results; name a predictions file.")
     sizes = {image["id"]: [image["height"], image["width"]] for image in coco["images"]}
     categories = {category["id"] for category in coco["categories"]}
-    for number, result in enumerate(found, start=1):
+    for number, result in enumerate(results, start=1):
         try:
             wrong = _what_is_wrong(result, sizes, categories)
         except (KeyError, TypeError, ValueError, OverflowError):
             wrong = "has a missing or invalid image_id, category_id, score, bbox or segmentation"
-        if not wrong and SHAPES & result.keys() != SHAPES & found[0].keys():
-            wrong = "has a bbox or a segmentation that the first has not, or lacks one that it has"
+        if not wrong and SHAPES & result.keys() != SHAPES & results[0].keys():
+            wrong = "has a bbox or a segmentation where detection 1 has none, or the reverse"
         if wrong:
             raise UserError(
-                f"'{path}': detection {number} {wrong}; name results for the tiles of that set."
+                f"{str(path)!r}: detection {number} {wrong}; name results for the tiles of this "
+                "set."
             )
-    return found
+    return results
 
 
 def _what_is_wrong(
@@ -70,7 +71,7 @@ def _what_is_wrong(
 
 
 def _is_mask(runs: Any, size: list[int]) -> bool:
-    """Whether run lengths fill their image: the C code would read and write beyond its memory."""
+    """Whether run lengths fill their image; if not, C code would read and write out of bounds."""
     if not isinstance(runs["counts"], str):
         return False
     try:

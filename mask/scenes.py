@@ -1,4 +1,4 @@
-"""Instances of an image of any size: found in overlapping windows, whole where a seam cut them."""
+"""Instances of an image of any size: found in overlapping windows, merged if a seam cut them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from common.predict.windows import grid
 
-SAME = 0.5  # IoU, where two windows both look, from which two masks are one aircraft
+SAME = 0.5  # IoU in the area that two windows share, above which two masks are one aircraft
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Instance:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """x1, y1, x2, y2; the last two are outside."""
+        """x1, y1, x2, y2; the last two are exclusive."""
         return self.x, self.y, self.x + self.mask.shape[1], self.y + self.mask.shape[0]
 
 
@@ -53,21 +53,21 @@ def detect(
     height, width = image.shape[1:]
     image = F.pad(image, (0, max(0, window - width), 0, max(0, window - height)))
     corners = list(grid(image.shape[1], image.shape[2], window, overlap))
-    found: list[Instance] = []
+    instances: list[Instance] = []
     for start in range(0, len(corners), batch_size):
         part = corners[start : start + batch_size]
         crops = torch.stack([image[:, y : y + window, x : x + window] for y, x in part])
-        for (y, x), one in zip(part, predict(crops), strict=True):
-            found += _instances(one, x, y, window, threshold, height, width)
-    return merge(found)
+        for (y, x), detections in zip(part, predict(crops), strict=True):
+            instances += _instances(detections, x, y, window, threshold, height, width)
+    return merge(instances)
 
 
 def _instances(
-    one: dict[str, Tensor], x: int, y: int, window: int, threshold: float, height: int, width: int
+    found: dict[str, Tensor], x: int, y: int, window: int, threshold: float, height: int, width: int
 ) -> Iterator[Instance]:
-    sure = one["scores"] >= threshold
-    masks = one["masks"][sure].cpu().numpy()[:, : height - y, : width - x]
-    labels, scores = one["labels"][sure].tolist(), one["scores"][sure].tolist()
+    kept = found["scores"] >= threshold
+    masks = found["masks"][kept].cpu().numpy()[:, : height - y, : width - x]
+    labels, scores = found["labels"][kept].tolist(), found["scores"][kept].tolist()
     for mask, label, score in zip(masks, labels, scores, strict=True):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if len(rows) == 0:
@@ -79,10 +79,11 @@ def _instances(
 
 
 def merge(found: list[Instance]) -> list[Instance]:
-    """Make one of the instances that several windows saw of one aircraft, best first.
+    """Merge the instances that several windows found of one aircraft, best first.
 
-    Boxes cannot tell: the half of an aircraft at a seam has little in common with the whole one's
-    box. So the masks are compared where both windows look, in which the half is all there is.
+    Boxes are not enough: the box of half an aircraft at a seam overlaps little with the box of the
+    whole one. So the masks are compared only in the area that both windows share, where the half is
+    all there is.
     """
     group = list(range(len(found)))
 
@@ -96,17 +97,17 @@ def merge(found: list[Instance]) -> list[Instance]:
         if found[i].seen != found[j].seen and _same(found[i], found[j]):
             group[root(i)] = root(j)
     whole: dict[int, Instance] = {}
-    for i, one in enumerate(found):
+    for i, instance in enumerate(found):
         key = root(i)
-        whole[key] = _union(whole[key], one) if key in whole else one
-    return sorted(whole.values(), key=lambda one: -one.score)
+        whole[key] = _union(whole[key], instance) if key in whole else instance
+    return sorted(whole.values(), key=lambda instance: -instance.score)
 
 
 def _same(a: Instance, b: Instance) -> bool:
     if a.label != b.label or not _area(_common(a.box, b.box)):
         return False
-    both_look = _common(a.seen, b.seen)
-    first, second = _inside(a, both_look), _inside(b, both_look)
+    both_see = _common(a.seen, b.seen)
+    first, second = _inside(a, both_see), _inside(b, both_see)
     shared = np.logical_and(first, second).sum()
     return bool(shared > SAME * np.logical_or(first, second).sum())
 
@@ -119,20 +120,20 @@ def _area(box: tuple[int, int, int, int]) -> int:
     return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
 
 
-def _inside(one: Instance, region: tuple[int, int, int, int]) -> np.ndarray:
+def _inside(instance: Instance, region: tuple[int, int, int, int]) -> np.ndarray:
     """The part of an instance's mask that lies in `region`, on a canvas of the region's size."""
     x1, y1, x2, y2 = region
     canvas = np.zeros((max(0, y2 - y1), max(0, x2 - x1)), bool)
-    left, top, right, bottom = _common(one.box, region)
+    left, top, right, bottom = _common(instance.box, region)
     if right > left and bottom > top:
-        canvas[top - y1 : bottom - y1, left - x1 : right - x1] = one.mask[
-            top - one.y : bottom - one.y, left - one.x : right - one.x
+        canvas[top - y1 : bottom - y1, left - x1 : right - x1] = instance.mask[
+            top - instance.y : bottom - instance.y, left - instance.x : right - instance.x
         ]
     return canvas
 
 
 def _union(a: Instance, b: Instance) -> Instance:
-    """Both masks as one, under the higher score."""
+    """Both masks as one, with the higher score."""
     boxes = a.box, b.box
     x, y = min(box[0] for box in boxes), min(box[1] for box in boxes)
     right, bottom = max(box[2] for box in boxes), max(box[3] for box in boxes)

@@ -8,7 +8,7 @@ from torch import Tensor
 from common.augment import random_view
 from common.data import Batch
 
-MIN_PIXELS = 16  # a crop cuts some aircraft to slivers that nobody could outline
+MIN_PIXELS = 16  # a crop cuts some aircraft to slivers that cannot be outlined
 
 Targets = list[dict[str, Tensor]]
 
@@ -33,17 +33,17 @@ def training_views(
 
 
 def instance_targets(batch: Batch, min_pixels: int = 1) -> list[dict[str, Tensor]]:
-    """Per tile what a detection model trains on, made on the batch's device.
+    """What a detection model trains on, for each tile, made on the batch's device.
 
     Args:
         batch: On any device.
-        min_pixels: An aircraft of which a tile shows fewer is ignored: a crop cuts some to slivers.
+        min_pixels: An aircraft with fewer visible pixels is ignored: a crop cuts some to slivers.
 
     Returns:
-        B dicts: `boxes` float32 [N,4] as x1, y1, x2, y2 around whole pixels (x2 and y2 are outside,
-        so an aircraft of one pixel has an area of 1), `labels` int64 [N], `masks` uint8 [N,H,W],
-        and `ignore` bool [H,W], pixels that neither train nor count. N is the number of aircraft
-        left in view, 0 included. Finding N takes two syncs, however many tiles there are.
+        B dicts: `boxes` float32 [N,4] as x1, y1, x2, y2 around whole pixels (x2 and y2 are
+        exclusive, so an aircraft of one pixel has an area of 1), `labels` int64 [N], `masks` uint8
+        [N,H,W], and `ignore` bool [H,W], pixels left out of training and scores. N is the number of
+        aircraft in view and may be 0. Finding N takes two syncs for any number of tiles.
     """
     ids = batch.ids.long()
     flat = ids.flatten(1)
@@ -55,10 +55,10 @@ def instance_targets(batch: Batch, min_pixels: int = 1) -> list[dict[str, Tensor
     tile, number = kept.nonzero().unbind(1)
     counts = kept.sum(1).tolist()
     targets = []
-    for one, hidden, found, label in zip(
+    for tile_ids, hidden, numbers, label in zip(
         ids, ignore, number.split(counts), batch.classes[tile, number].split(counts), strict=True
     ):
-        masks = one[None] == found[:, None, None]
+        masks = tile_ids[None] == numbers[:, None, None]
         x1, x2 = _extent(masks.any(1))
         y1, y2 = _extent(masks.any(2))
         boxes = torch.stack([x1, y1, x2, y2], 1).float()
@@ -69,6 +69,6 @@ def instance_targets(batch: Batch, min_pixels: int = 1) -> list[dict[str, Tensor
 
 
 def _extent(line: Tensor) -> tuple[Tensor, Tensor]:
-    """First true place of each row of bool [N,L], and one past the last."""
+    """First true position in each row of bool [N,L], and one past the last."""
     line = line.byte()
     return line.argmax(1), line.shape[1] - line.flip(1).argmax(1)

@@ -27,7 +27,7 @@ from mask.targets import training_views
 def main(argv: list[str] | None = None) -> None:
     parser = train_parser("Train Mask R-CNN: every aircraft is found and outlined.", "runs/mask")
     parser.add_argument("--backbone", choices=BACKBONES, default="resnet50")
-    parser.add_argument("--proposals", type=positive, default=1000, help="of the RPN, per tile")
+    parser.add_argument("--proposals", type=positive, default=1000, help="RPN proposals per tile")
     args = parser.parse(argv)
     if args.test_only:
         return test(args)

@@ -329,7 +329,7 @@ def test_the_command_prints_the_numbers(tmp_path, monkeypatch, capfd):
         (lambda r: r.pop("score"), "missing or invalid"),
         (lambda r: r.update(score=float("nan")), "not finite"),
         (lambda r: r.update(bbox=[1, 2]), "missing or invalid"),
-        (lambda r: r.pop("bbox"), "not the same of bbox and segmentation"),
+        (lambda r: r.pop("bbox"), "where detection 1 has none"),
         (lambda r: (r.pop("bbox"), r.pop("segmentation")), "neither bbox nor segmentation"),
         (lambda r: r["segmentation"].update(size=[512, 512]), "of its tile's size"),
         (lambda r: r.update(segmentation=[[1, 2, 3, 4, 5, 6]]), "missing or invalid"),
