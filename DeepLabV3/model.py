@@ -14,7 +14,7 @@ from common.run.checkpoint import load_weights
 from common.semantic import likeliest, main_head, softmax, two_head_loss
 
 NAME = "DeepLabV3"
-STRIDE = 16  # sides of a training crop must be multiples of it; the ResNets' is 8
+STRIDE = 16  # sides of a training crop must be multiples of it; 8 would do for the ResNets
 BACKBONES = {
     "resnet50": deeplabv3_resnet50,
     "resnet101": deeplabv3_resnet101,
@@ -32,17 +32,17 @@ def build_model(
     """A DeepLabV3 that maps float [B,3,H,W] to `{"out", "aux"}`, logits [B,num_classes,H,W] each.
 
     Args:
-        backbone: A key of `BACKBONES`. Dilation in place of strides leaves the ResNets' features
+        backbone: A key of `BACKBONES`. Dilation instead of strides leaves the ResNets' features
             at an eighth of the image's size, MobileNet's at a sixteenth.
-        num_classes: The ground included.
+        num_classes: Including the ground.
         weights_backbone: `imagenet` (downloaded once), `none` (random), or a file, see
             `common.backbones.load_backbone`.
         norm: `batch` or `group`.
-        dropout: In both heads; None is torchvision's: 0.5 behind the pooling, 0.1 in the
+        dropout: In both heads; None means torchvision's values: 0.5 after the pooling, 0.1 in the
             auxiliary head.
 
     Raises:
-        UserError: No network for the weights, or a file that does not fit.
+        UserError: The weights cannot be downloaded, or the file does not fit.
     """
     pretrained = "IMAGENET1K_V1" if weights_backbone == "imagenet" else None
     with imagenet_weights(weights_backbone, backbone):
@@ -67,7 +67,7 @@ def loss_fn(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """The likeliest class of every pixel: float [B,3,H,W] → uint8 [B,H,W]."""
+    """The most likely class of every pixel: float [B,3,H,W] → uint8 [B,H,W]."""
     return likeliest(main_head(model, images))
 
 

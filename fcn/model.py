@@ -25,14 +25,14 @@ def build_model(
 
     Args:
         backbone: `resnet50` or `resnet101`; its last two stages are dilated, not strided.
-        num_classes: The ground included.
+        num_classes: Including the ground.
         weights_backbone: `imagenet` (downloaded once), `none` (random), or a file, see
             `common.backbones.load_backbone`.
         norm: `batch` or `group`.
-        dropout: Before the last layer of both heads; None is torchvision's 0.1.
+        dropout: Before the last layer of both heads; None means torchvision's 0.1.
 
     Raises:
-        UserError: No network for the weights, or a file that does not fit.
+        UserError: The weights cannot be downloaded, or the file does not fit.
     """
     pretrained = "IMAGENET1K_V1" if weights_backbone == "imagenet" else None
     with imagenet_weights(weights_backbone, backbone):
@@ -57,7 +57,7 @@ def loss_fn(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """The likeliest class of every pixel: float [B,3,H,W] → uint8 [B,H,W]."""
+    """The most likely class of every pixel: float [B,3,H,W] → uint8 [B,H,W]."""
     return likeliest(main_head(model, images))
 
 

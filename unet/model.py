@@ -28,12 +28,12 @@ def build_model(
     """A UNet that maps float [B,3,H,W] to logits [B,num_classes,H,W].
 
     Args:
-        encoder: Any name of smp, `resnet34` for one.
-        num_classes: The ground included.
+        encoder: Any encoder of smp, for example `resnet34`.
+        num_classes: Including the ground.
         weights_backbone: `imagenet` (downloaded once), `none` (random), or a file, see
             `common.backbones.load_backbone`.
         norm: `batch` or `group`.
-        decoder_channels: Of the five stages at 1/16 to 1/1 of the input's resolution.
+        decoder_channels: Channels of the five stages, at 1/16 to 1/1 of the input's resolution.
 
     Raises:
         UserError: Unknown encoder, invalid width, no network for the weights, or a file that does
@@ -41,8 +41,8 @@ def build_model(
     """
     if encoder not in encoders and not encoder.startswith("tu-"):
         raise UserError(
-            f"--encoder {encoder} is not known to segmentation_models_pytorch; resnet18, resnet34, "
-            "mobilenet_v2, timm-… and tu-… are."
+            f"--encoder {encoder} is not known to segmentation_models_pytorch; use resnet18, "
+            "resnet34, mobilenet_v2, timm-… or tu-…."
         )
     fine = [type(c) is int and 0 < c <= WIDEST for c in decoder_channels]
     if fine != [True] * len(DECODER):
@@ -79,7 +79,7 @@ def loss_fn(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """The likeliest class of every pixel: float [B,3,H,W] → uint8 [B,H,W]."""
+    """The most likely class of every pixel: float [B,3,H,W] → uint8 [B,H,W]."""
     return likeliest(model(images))
 
 

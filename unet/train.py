@@ -26,7 +26,7 @@ from unet.model import DECODER, NAME, STRIDE, build_model, from_checkpoint, loss
 
 def main(argv: list[str] | None = None) -> None:
     parser = train_parser(f"Train {NAME}: every pixel is ground or an aircraft.", "runs/unet")
-    parser.add_argument("--encoder", default="resnet34", help="any of segmentation_models_pytorch")
+    parser.add_argument("--encoder", default="resnet34", help="name in segmentation_models_pytorch")
     parser.add_argument(
         "--decoder-channels",
         type=positive,

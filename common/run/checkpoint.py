@@ -210,7 +210,7 @@ def load(path: Path, model_name: str | None = None) -> dict[str, Any]:
     name = content["model_name"]
     if model_name and name != model_name:
         # The name in an untrusted file may be anything.
-        known = found.isidentifier() and (ROOT / found / "inference.py").is_file()
+        known = name.isidentifier() and (ROOT / name / "inference.py").is_file()
         raise UserError(
             f"{str(path)!r} holds a {name} model, and this is {model_name}; use "
             f"`python {name}/inference.py` or `python {name}/train.py` with it."
