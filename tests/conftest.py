@@ -15,7 +15,7 @@ from helpers.commands import training
 from preprocessing import preprocess
 from rareplanes import sample
 
-# On a machine that does other work too, threads that wait for each other cost more than they bring.
+# On a busy machine, threads that wait for each other cost more time than they save.
 torch.set_num_threads(1)
 
 
@@ -25,7 +25,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def tiled(tmp_path_factory) -> Path:
-    """24 scenes of 384x256 in 128-pixel tiles: train/, val/ and test/. Not to be written to."""
+    """24 scenes of 384x256 in 128-pixel tiles: train/, val/ and test/. Do not write into it."""
     root = tmp_path_factory.mktemp("tiled")
     sample.main(["-o", str(root), "-n", "24", "--seed", "1", "--size", "384", "256"])
     preprocess.main([str(root), "-s", "128", "-n", "1"])
@@ -34,7 +34,7 @@ def tiled(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def few(tiled, tmp_path_factory) -> Path:
-    """`tiled` with two validation tiles: to score all of them can take longer than the steps."""
+    """`tiled` with two validation tiles: scoring all of them can take longer than the steps."""
     root = shutil.copytree(tiled, tmp_path_factory.mktemp("few") / "tiled")
     index = root / "val/instances_tiled.json"
     coco = json.loads(index.read_text())

@@ -1,4 +1,4 @@
-"""Augmentation: images and masks move together, exactly, and chance is a function of the tile."""
+"""Augmentation: images and masks move together, exactly; randomness depends on the tile."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def batch_of(images, ids, tiles=None):
 
 
 def coordinates(count, side):
-    """Tiles whose pixels say where they are: row, column and their xor; ids are the xor."""
+    """Tiles whose pixels hold their position: row, column and their xor; ids are the xor."""
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     image = torch.stack([y, x, y ^ x], -1).to(torch.uint8)
     return batch_of(image.expand(count, -1, -1, -1), image[..., 2].expand(count, -1, -1))

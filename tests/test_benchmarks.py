@@ -1,4 +1,4 @@
-"""The small benchmarks: that they run, and that the READMEs show what they found."""
+"""The small benchmarks run, and the READMEs show their committed results."""
 
 import pytest
 from helpers.commands import ROOT, run_forked
@@ -36,7 +36,7 @@ def test_the_parts_are_measured_beside_the_plain_way(tiled, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row["part"]: row for row in read_rows(output)}
     assert set(rows) == {"preprocessing", "inference, tiles", "inference, scene", "evaluation"}
-    assert float(rows["preprocessing"]["ratio_low"]) > 3  # or the table of colours is for nothing
+    assert float(rows["preprocessing"]["ratio_low"]) > 3  # else the table of colours is useless
     for row in rows.values():
         assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
 

@@ -19,7 +19,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
 
 
-# By default numpy asks for huge pages, and each of those is one fault.
+# By default numpy asks for huge pages, and each of them is a single fault.
 ENVIRONMENT = {"NUMPY_MADVISE_HUGEPAGE": "0"}
 
 

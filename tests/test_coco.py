@@ -28,7 +28,7 @@ def decoded(path):
 
 @lru_cache(maxsize=1)
 def painted(path):
-    """What the source file says: per image the annotation id of each pixel, smaller on top."""
+    """From the source file: the annotation id of each pixel of each image, smaller ones on top."""
     coco = COCO(path)
     result = {}
     for entry in coco.dataset["images"]:
@@ -43,7 +43,7 @@ def painted(path):
 
 
 def check(root, source, out, tile):
-    """Every pixel of every tile against the source file; the source ids that are shown."""
+    """Compare every pixel of every tile with the source file; return the ids that are shown."""
     coco, canvas = painted(source)
     file_of = {
         "_".join(Path(e["file_name"]).with_suffix("").parts): e["file_name"]
@@ -117,7 +117,7 @@ def test_real_dataset(tmp_path):
         assert {entry["scene"] for entry, *_ in tiles} == {Path(n).stem for n in wanted[name]}
         assert not shown & found
         found |= shown
-    assert len(found) == 449  # every aircraft can be learnt from in at least one tile
+    assert len(found) == 449  # every aircraft is trained on in at least one tile
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
@@ -166,9 +166,8 @@ def test_split_and_what_is_left_out(tmp_path, capsys):
         assert scenes <= {name[:-4].replace("/", "_") for name in parts[key]}
 
     before = tree(tmp_path / "out")
-    with pytest.raises(
-        UserError, match=r"holdout.*earlier run"
-    ):  # it would share images with train
+    # It would share images with train.
+    with pytest.raises(UserError, match=r"holdout.*earlier run"):
         main(tile_args(tmp_path, tmp_path / "out", "-s", "32"))
     for wrong in ({"a": [names[0]], "b": [names[0]]}, {"a": ["x.png"]}, {"../a": names}, {"n": 1}):
         split.write_text(json.dumps(wrong))

@@ -1,4 +1,4 @@
-"""Tiles, batches and targets: what reaches the device is what is in the files."""
+"""Tiles, batches and targets: the content of the files reaches the device unchanged."""
 
 import json
 from itertools import chain
@@ -56,7 +56,7 @@ def test_targets_follow_the_categories_of_the_coco_file(tiled_copy):
 
 
 def test_instances_are_those_of_the_coco_file(tiled):
-    """Boxes, labels and masks from the id mask equal what the tiling wrote about each aircraft."""
+    """Boxes, labels and masks from the id mask equal those that the tiling wrote."""
     tiles = Tiles(tiled / "train")
     coco = json.loads((tiled / "train/instances_tiled.json").read_text())
     targets = instance_targets(default_collate([tiles[i] for i in range(len(tiles))]))
@@ -92,7 +92,7 @@ def test_a_spread_of_a_set_is_made_of_its_tiles(tiled, count):
 
 
 def test_a_photograph_keeps_the_size_of_its_header(tmp_path):
-    """Cameras store portraits lying down, with a tag that says which way to turn them."""
+    """Cameras store portraits in landscape, with a tag that says how to turn them."""
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (60, 40), "red").save(tmp_path / "a.jpg", exif=exif)
@@ -100,7 +100,7 @@ def test_a_photograph_keeps_the_size_of_its_header(tmp_path):
 
 
 def test_more_than_254_aircraft_in_a_tile(tmp_path):
-    """16-bit masks: ids stay apart from the ignore value."""
+    """16-bit masks: no id equals the ignore value."""
     for folder in ("images_tiled", "masks_tiled"):
         (tmp_path / "train" / folder).mkdir(parents=True)
     ids = np.arange(400, dtype=np.uint16).reshape(20, 20)

@@ -1,4 +1,4 @@
-"""rareplanes/download.py against a local server that speaks S3 and misbehaves on request."""
+"""rareplanes/download.py against a local S3 server that can be told to fail."""
 
 import errno
 import functools
@@ -44,7 +44,7 @@ def server():
     thread.join()
 
 
-make_client = functools.cache(listing.make_client)  # boto takes half a second to make one
+make_client = functools.cache(listing.make_client)  # boto needs half a second to make one
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def download(s3, out, *flags):
 
 
 def tree(out):
-    """Path below `out` → content, of every file but the manifest."""
+    """Path below `out` → content, for every file except the manifest."""
     return {
         str(p.relative_to(out)): p.read_bytes()
         for p in Path(out).rglob("*")
@@ -81,7 +81,7 @@ def temporaries(out):
     return list(Path(out).rglob(".*"))
 
 
-# What comes
+# What is downloaded
 
 
 def test_everything_comes_byte_for_byte_over_many_pages(s3, tmp_path):
@@ -114,7 +114,7 @@ def test_without_a_usable_manifest_files_are_known_by_their_content(s3, tmp_path
 def test_the_manifest_says_what_is_there(s3, tmp_path):
     download(s3, tmp_path, "-n", "2")
     download(s3, tmp_path, "-n", "4")
-    download(s3, tmp_path, "-n", "1")  # takes nothing away
+    download(s3, tmp_path, "-n", "1")  # removes nothing
     files = json.loads((tmp_path / "manifest.json").read_text())["files"]
     assert set(files) == set(tree(tmp_path))
     assert len(files) == 2 * 4 * 3
@@ -135,7 +135,7 @@ def test_keys_in_the_environment_are_sent_to_nobody_and_written_nowhere(
 ):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "CANARY")
-    monkeypatch.setattr(listing, "make_client", make_client.__wrapped__)  # made with these
+    monkeypatch.setattr(listing, "make_client", make_client.__wrapped__)  # with these variables
     assert download(s3, tmp_path, "-n", "1") == 0
     assert s3.log
     for path, headers in s3.log:
@@ -210,7 +210,7 @@ def test_one_fault_after_another_leaves_a_right_tree(s3, tmp_path, fault, monkey
     s3.faults = {key: [fault] * (1 if fault == "stall" else 3) for key in list(s3.objects)[4::7]}
     if fault == "stall":
         monkeypatch.setattr(listing, "TIMEOUT_S", 1.0)
-        monkeypatch.setattr(listing, "make_client", make_client.__wrapped__)  # with this patience
+        monkeypatch.setattr(listing, "make_client", make_client.__wrapped__)  # with this timeout
     assert download(s3, tmp_path, "--all", "-j", "8") == 0
     assert not any(s3.faults.values())
     assert tree(tmp_path) == expected(s3)
@@ -233,7 +233,7 @@ def test_a_storm_of_503_in_listing_and_transfer_is_sat_out(s3, tmp_path):
 
 
 def test_default_retries_outlast_a_storm_of_30_seconds(monkeypatch):
-    """Even where every wait comes out at its shortest."""
+    """Even if every random wait has its shortest length."""
     waits = []
     stop = SimpleNamespace(is_set=lambda: False, wait=waits.append)
     monkeypatch.setattr(random, "uniform", lambda low, high: low)
@@ -282,7 +282,7 @@ def test_an_object_gone_or_changed_since_the_listing_is_not_retried(
     error = capsys.readouterr().err
     assert "NoSuchKey" in error
     assert "PreconditionFailed" in error
-    assert "no\\u202eon" in error  # the server's own words, made harmless
+    assert "no\\u202eon" in error  # the server's text, escaped
     assert "\u202e" not in error
 
 
@@ -307,7 +307,7 @@ def multipart_etag(content, size):
 def test_uploads_in_parts_are_checked_too(s3, tmp_path, monkeypatch, part_size):
     monkeypatch.setattr(manifest, "PART_SIZES", [1000, 2000])
     s3.etags = {key: multipart_etag(body, part_size) for key, body in s3.objects.items()}
-    checkable = ".png" if part_size == 777 else ""  # flipped in its padding, an XML still parses
+    checkable = ".png" if part_size == 777 else ""  # an XML with a flip in its padding still parses
     flipped = [key for key in s3.objects if key.endswith(checkable)][::5]
     s3.faults = {key: ["flip"] for key in flipped}
     assert download(s3, tmp_path, "--all") == 0
@@ -337,7 +337,7 @@ def test_real_files_pass_where_only_their_own_checksums_can_tell(tmp_path):
                 assert manifest.damage(flipped, file, "")
 
 
-# What is here already
+# What was downloaded before
 
 
 def test_changed_files_come_again_and_only_those(s3, tmp_path):
@@ -385,7 +385,7 @@ def test_temporaries_of_dead_runs_go_and_those_of_living_ones_stay(s3, tmp_path)
     assert left == {f".x.png.{os.getppid()}.tmp", ".mine.tmp"}
 
 
-# Stopped
+# Interruptions
 
 
 @pytest.fixture
@@ -401,7 +401,7 @@ def start(s3, out, *flags):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background SIGINT is ignored, and children inherit that.
+        # When the tests run in the background, SIGINT is ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -437,7 +437,7 @@ def test_kill_9_leaves_no_half_file_and_the_next_run_ends_as_a_clean_one(slow, t
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_kill_end_tidily(slow, tmp_path, number):
     for key in keys_of("train", "Basel_Airport_0_0_1"):
-        slow.objects[key] = b"x" * 10_000_000  # takes 50 s: nobody waits for it
+        slow.objects[key] = b"x" * 10_000_000  # takes 50 s; the test does not wait for it
     process = start(slow, tmp_path)
     wait_for_bytes(slow, process, 120_000)
     process.send_signal(number)
@@ -475,7 +475,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(s3, tmp_path, monkeypa
     assert (tmp_path / "manifest.json").read_bytes() == manifest
 
 
-# Nobody's keys lead out of the folder
+# No key leads out of the folder
 
 
 STEM = "Atlanta_Airport_0_0_1"
@@ -514,7 +514,7 @@ def test_hostile_keys_are_refused_counted_and_shown_harmlessly(s3, tmp_path, cap
         s3.objects[f"synthetic/train/images/{name}"] = b"evil" * 50
         s3.objects[f"synthetic/train/masks/{name.replace('.png', '_mask.png')}"] = b"evil" * 50
         s3.objects[f"synthetic/train/xmls/{name.replace('.png', '.xml')}"] = b"evil" * 50
-    s3.objects["synthetic/train/images/"] = b""  # the console's folder: no key to complain of
+    s3.objects["synthetic/train/images/"] = b""  # a folder made in the console: not an error
     out = tmp_path / "a" / "b" / "data"
     assert download(s3, out, "--all") == 0
     assert tree(tmp_path) == {f"a/b/data/{path}": content for path, content in wanted.items()}
@@ -601,7 +601,7 @@ def test_no_credentials_are_read_or_sent(s3, tmp_path, monkeypatch):
         assert not re.search("SECRET|Signature|Credential", f"{path} {headers}", re.IGNORECASE)
 
 
-# A user's mistakes
+# User mistakes
 
 
 @pytest.mark.parametrize(

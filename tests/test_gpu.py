@@ -30,7 +30,7 @@ pytestmark = [
 ]
 CUDA = Process(0, 1, torch.device("cuda", 0))
 LIGHT = {"fcn": "resnet50", "DeepLabV3": "mobilenet_v3_large", "unet": "resnet18"}
-# FCN compiles for a minute, and differs from DeepLabV3 in a layer or two.
+# FCN takes a minute to compile, and differs from DeepLabV3 only in a layer or two.
 OPTIONS = {
     "DeepLabV3": ["--backbone", "mobilenet_v3_large", "--dropout", "0"],
     "unet": ["--encoder", ENCODER],
@@ -41,16 +41,16 @@ STEPS = graphs.WARMUP_STEPS + 9
 
 @pytest.fixture(autouse=True)
 def back_to_the_default_stream():
-    """A run with graphs leaves it for good; the next test is another run."""
+    """A run with graphs never returns to it, but the next test is another run."""
     yield
     torch.cuda.synchronize()
     torch.cuda.set_stream(torch.cuda.default_stream())
-    gc.collect()  # a scheduler and its optimizer hold each other, and with it the model
+    gc.collect()  # a scheduler and its optimizer refer to each other, and keep the model alive
     torch.cuda.empty_cache()
 
 
 def batches_of(count, side=128):
-    """Made before any step, as making them is not a part of it."""
+    """Made before any step, because making them is not a part of the step."""
     found = []
     for i in range(count):
         torch.manual_seed(i)
@@ -85,7 +85,7 @@ def trained(name, settings, process=CUDA, **kwargs):
 
 
 def assert_moved_alike(found, expected):
-    """Had the graph kept the learning rate it was captured at, the ratio would be 0.88.
+    """If the graph kept the learning rate of its capture, the ratio would be 0.88.
 
     On a CPU bf16 and float32 have a cosine of 0.92 to 0.95 and a ratio of 0.998.
     """
@@ -93,7 +93,7 @@ def assert_moved_alike(found, expected):
     assert (found.norm() / expected.norm()).item() == pytest.approx(1, abs=0.05)
 
 
-# Kernels that add in any order differ a little between two runs of the same thing.
+# Kernels that add in no fixed order differ slightly between two equal runs.
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, "fp16") for name in LIGHT), ("unet", "fp32"), ("unet", "bf16")]
 )
@@ -119,7 +119,7 @@ def test_accumulation_and_clipping_are_captured(grad_accum, clip):
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("name", LIGHT)
 def test_no_step_waits_for_the_device(name, cuda_graphs):
-    """In fp16, which has all the operators of the others and the scaler's."""
+    """In fp16, which has all operators of the other dtypes and those of the scaler."""
     settings = Speedups(torch.float16, True, cuda_graphs=cuda_graphs)
     _, step = training_step(name, CUDA, settings, 96, LIGHT[name], clip_grad_norm=1.0)
     batches = batches_of(STEPS)
@@ -150,7 +150,7 @@ def test_replaying_takes_no_memory():
 
 
 def test_a_captured_model_can_be_scored_and_trained_on():
-    """Validation runs between replays, at other shapes, and must disturb nothing."""
+    """Validation runs between replays, with other shapes, and must not disturb them."""
     settings = Speedups(torch.bfloat16, True, cuda_graphs=True)
     model, step = training_step("unet", CUDA, settings, 96, "resnet18", norm="group")
     undisturbed, quiet = training_step("unet", CUDA, settings, 96, "resnet18", norm="group")
@@ -168,7 +168,7 @@ def test_a_captured_model_can_be_scored_and_trained_on():
 
 @pytest.fixture
 def nccl(monkeypatch):
-    """A process group of one, over NCCL; and a list for what is to outlive it."""
+    """A process group of one, over NCCL, and a list for objects that must outlive it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -179,7 +179,7 @@ def nccl(monkeypatch):
     )
     kept = []
     yield kept
-    graphs.release()  # as `process_group` does it: NCCL would wait for the graph for ever
+    graphs.release()  # as in `process_group`: NCCL would wait for the graph for ever
     dist.destroy_process_group()
 
 
@@ -187,7 +187,7 @@ def nccl(monkeypatch):
     ("name", "grad_accum"), [("fcn", 1), ("DeepLabV3", 1), ("unet", 1), ("unet", 2)]
 )
 def test_collectives_are_captured_with_the_step(nccl, name, grad_accum):
-    """DDP over one GPU: `place` wraps where a world has two, and NCCL reduces all the same."""
+    """DDP on one GPU: `place` wraps for a world size of two, and NCCL still reduces."""
     settings = {"amp_dtype": torch.bfloat16, "channels_last": True, "grad_accum": grad_accum}
     plain = trained(name, Speedups(**settings))
     world = Process(0, 2, CUDA.device)
@@ -204,7 +204,7 @@ def run_of(tiled, folder, output, *flags):
     return list(map(str, words))
 
 
-@pytest.mark.timeout(600)  # where few cores compile
+@pytest.mark.timeout(600)  # compiling takes long on few cores
 @pytest.mark.parametrize("folder", OPTIONS)
 def test_all_techniques_together_through_the_command(tiled, tmp_path, folder):
     train = importlib.import_module(f"{folder}.train")
@@ -219,7 +219,7 @@ def test_all_techniques_together_through_the_command(tiled, tmp_path, folder):
     "flags", [["--cuda-graphs"], ["--amp", "--channels-last", "--cuda-graphs"]]
 )
 def test_the_dense_part_of_mask_rcnn_is_captured(tiled, tmp_path, flags):
-    """The first steps: what later ones are trained on depends on what these propose."""
+    """Only the first steps: the proposals of later steps depend on those of the first."""
     words = ["--data-path", tiled, "--max-steps", 6, "-b", 4, "-j", 0, "--crop-size", 64]
     words += ["--backbone", "resnet18", "--weights-backbone", "none", "--proposals", 60]
     words += ["--norm", "group", "--print-freq", 1, "--eval-freq", 99, "--device", "cuda"]
@@ -245,7 +245,7 @@ def test_two_gpus_learn_what_one_does(tiled, tmp_path, flags):
     two = run_of(tiled, "unet", tmp_path / "two", *flags, "-b", 2)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for words in ([script, *one], [*torchrun, script, *two]):
-        # By a signal that torchrun hands on: killed, it would leave its processes behind.
+        # A signal that torchrun forwards; if it were killed, its processes would stay.
         command = ["timeout", "140", sys.executable, *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -263,8 +263,8 @@ def test_prefetched_batches_are_the_loaders(tiled, monkeypatch):
         torch.cuda._sleep(cycles)
         return at_once(batch, device)
 
-    # A late copy would be read too early if nobody waited for it; a late reader would find the
-    # next copies in its batch's memory if nobody kept it.
+    # If nothing waited for it, a slow copy would be read too early. If nothing kept the batch's
+    # memory, a slow reader would find the next copies in it.
     for copying, reading in ((20_000_000, 0), (0, 20_000_000)):
         monkeypatch.setattr(data.Batch, "to", partialmethod(late, cycles=copying))
         found = []

@@ -1,4 +1,4 @@
-"""What strangers put into files: nothing hangs, dies, eats the memory or ends in a traceback."""
+"""Untrusted files: nothing hangs, crashes, fills the memory or ends in a traceback."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def endless(path: Path):
 
 def huge(path: Path):
     with path.open("wb") as file:
-        file.truncate(3 << 30)  # sparse: no disk is filled
+        file.truncate(3 << 30)  # sparse: takes no disk space
 
 
 @pytest.mark.parametrize("read", [image_size, read_rgb, read_xml])

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 MODELS = ("fcn", "DeepLabV3", "unet", "mask")
-# The product's rooms, from the ground floor up, and what each may import beside itself.
+# The packages, lowest first, and what each may import besides itself.
 MAY_IMPORT = {
     "common.cli": set(),
     "common.io": {"common.cli"},
@@ -20,12 +20,12 @@ MAY_IMPORT = {
 MAY_IMPORT |= {model: set(MAY_IMPORT) - {"rareplanes", "preprocessing"} for model in MODELS}
 MAY_IMPORT["benchmarks"] = set(MAY_IMPORT)
 NO_TORCH = ("common.cli", "common.io", "rareplanes", "preprocessing")
-# What common/run needs of the process group; it knows nothing else of the training.
+# What common/run needs of the process group; it uses nothing else of the training.
 GROUND = {"common.distributed", "common.graphs"}
 
 
 def room_of(module: str) -> str:
-    """The room that a module such as `common.io.files` is in; '' for somebody else's."""
+    """The package that a module such as `common.io.files` is in; '' for a foreign module."""
     parts = module.split(".")
     while parts and ".".join(parts) not in MAY_IMPORT:
         parts.pop()
@@ -42,7 +42,7 @@ def module_of(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """The modules that a file imports: of `from common import args` it is `common.args`."""
+    """The modules that a file imports: `from common import args` is `common.args`."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Mask R-CNN: the network against torchvision's own, and its commands."""
+"""Mask R-CNN: the network against torchvision's, and its commands."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 
 def torchvisions(model, side):
-    """torchvision's Mask R-CNN on the very modules of ours, and on our choice of samples."""
+    """torchvision's Mask R-CNN with the modules of ours and our choice of samples."""
     heads = model.roi_heads
     theirs = detection.MaskRCNN(
         model.dense.backbone,
@@ -74,7 +74,7 @@ def test_the_losses_are_torchvisions_to_the_bit():
 
 @pytest.mark.parametrize("backbone", ["resnet50", "resnet50_v2"])
 def test_the_layers_are_torchvisions(backbone):
-    """Up to the anchors: torchvision has three of each size too."""
+    """Even the RPN's: torchvision has three anchors of each size, too."""
 
     def shapes(model):
         return sorted(tuple(value.shape) for value in model.state_dict().values())
@@ -146,7 +146,7 @@ def test_boxes_on_ignored_ground_are_no_negatives():
 
 
 def test_masks_return_to_where_they_were_seen():
-    """Crosses with thin wings through the targets of the mask head, and back."""
+    """Send crosses with thin wings through the targets of the mask head and back."""
     rows, columns = torch.meshgrid(torch.arange(96), torch.arange(80), indexing="ij")
     crosses, frames = [], []
     for x, y, reach in ((30, 40, 21), (55, 23, 15), (41, 64, 25), (0, 50, 17)):
@@ -157,7 +157,7 @@ def test_masks_return_to_where_they_were_seen():
         (y1, x1), (y2, x2) = seen.amin(0), seen.amax(0) + 1
         frames.append(torch.stack([x1, y1, x2, y2]))
     truth, boxes = torch.stack(crosses), torch.stack(frames).float()
-    boxes += torch.tensor([[-0.4, 0.3, 0.7, 1.6]])  # boxes that are found are of no whole pixels
+    boxes += torch.tensor([[-0.4, 0.3, 0.7, 1.6]])  # detected boxes do not end at whole pixels
     targets = roi_heads.project_masks_on_boxes(truth.byte(), boxes, torch.arange(len(boxes)), 28)
 
     def iou(found):
@@ -184,7 +184,7 @@ def test_the_sampler_takes_what_there_is_and_the_same_again():
     for key in range(300):
         sampler.keys = [torch.tensor(key)]
         counts += sampler([labels])[1][0]
-    assert counts[40:440].min() > 10  # each is taken now and then: 36 times of 300 on average
+    assert counts[40:440].min() > 10  # each is chosen sometimes: 36 times of 300 on average
 
 
 def test_targets_leave_slivers_out():
@@ -230,7 +230,7 @@ def test_two_processes_learn_what_one_does(tiled, tmp_path):
 
 
 def train_beside_ground() -> None:
-    """One process of two; the second one's tiles show only ground."""
+    """One of two processes; the tiles of the second show only ground."""
     torch.set_num_threads(1)
     with process_group("cpu") as process:
         torch.manual_seed(0)
@@ -247,7 +247,7 @@ def train_beside_ground() -> None:
 
 
 def test_a_rank_that_sees_only_ground_keeps_up(tmp_path):
-    """It takes part in the all-reduces, and ends with the weights of the other."""
+    """It takes part in the all-reduces, and ends with the same weights as the other."""
     logs = [tmp_path / f"{rank}.log" for rank in range(2)]
     ranks = children.start_ranks(train_beside_ground, logs)
     assert [children.end(rank) for rank in ranks] == [0, 0], logs[0].read_text()
@@ -268,8 +268,8 @@ def test_a_rank_that_sees_only_ground_keeps_up(tmp_path):
 def test_techniques_change_the_speed_and_not_what_is_learnt(
     few, masked, tmp_path, monkeypatch, flags, tolerance
 ):
-    """The first step: what the next ones are trained on depends on what this one proposes."""
-    # Traced and differentiated as for the compiler, whose code would take minutes.
+    """Only the first step: the proposals of later steps depend on it."""
+    # Traced and differentiated only; compiling the code would take minutes.
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(

@@ -31,7 +31,7 @@ SIZE = 256
 
 
 def truth_as_predictions(data, shift=0):
-    """What a perfect model, or one that is some pixels off, predicts for all tiles."""
+    """Predictions for all tiles of a perfect model, or of one that is `shift` pixels off."""
     predictions = []
     for target in instance_targets(data.__getitems__(list(range(len(data))))):
         masks = target["masks"].bool().roll((shift, shift), (1, 2))
@@ -46,7 +46,7 @@ def all_results(data, predictions):
 
 
 def blob(rng, side):
-    """An ellipse of about so many pixels across: bool [SIZE,SIZE]."""
+    """An ellipse about `side` pixels across: bool [SIZE,SIZE]."""
     y, x = np.ogrid[:SIZE, :SIZE]
     cy, cx = rng.uniform(0, SIZE, 2)
     ry, rx = side / 2 * rng.uniform(0.7, 1.4, 2)
@@ -101,8 +101,8 @@ def noisy(seed=0, images=12):
 def reference(truth, predictions, kind, guard=1e-300):
     """pycocotools' twelve numbers from two files.
 
-    It divides by TP + FP + 2**-52, so as never to divide by 0, and thus finds a precision of
-    1 - 2**-52 where one true detection stands alone. A smaller guard leaves all counts whole.
+    It divides by TP + FP + 2**-52 to avoid a division by 0, and so finds a precision of 1 - 2**-52
+    for a single true detection. A smaller guard does not change the counts.
     """
     with contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as patch:
         patch.setattr(np, "spacing", lambda _one: guard)
@@ -170,7 +170,7 @@ def test_an_airport_scores_as_its_tiles_alone():
         assert numbers[f"mask_AP.airport.{place}"] == alone["mask_AP"]
         assert not any(".airport." in name for name in alone)
     for image in coco["images"]:
-        image["airport"] = image["scene"]  # as of a set of which no places are known
+        image["airport"] = image["scene"]  # as in a set without known airports
     assert not any(".airport." in name for name in evaluate(found, coco))
 
 
@@ -236,11 +236,11 @@ def found_in(tile):
 
 
 def write_together(folder: Path, path: Path) -> None:
-    """What one process of any number does."""
+    """Run by each process, for any number of processes."""
     with process_group("cpu") as process:
         data = Tiles(folder)
         tiles = list(range(process.rank, len(data), process.world_size))
-        tiles += [0] if process.rank else []  # which is rank 0's too
+        tiles += [0] if process.rank else []  # rank 0 has it, too
         found = gather(results([found_in(tile) for tile in tiles], tiles, data), process)
         assert process.is_main or found == []
         if process.is_main:

@@ -1,4 +1,4 @@
-"""Scores against a plain reading of their definition."""
+"""Scores against a plain implementation of their definition."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_scores_are_those_of_all_pixels_at_once():
     predicted = torch.randint(0, 4, (5, 16, 16), generator=generator).to(torch.uint8)
     target[torch.rand(target.shape, generator=generator) < 0.2] = 255
     names = ["ground", "a", "b", "c"]
-    # one tile at a time, as batches and processes add up
+    # One tile at a time: matrices of batches and processes add up.
     matrix = sum(confusion(predicted[i : i + 1], target[i : i + 1], 4) for i in range(5))
     found = scores(matrix, names)
     for class_id, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Packed tiles: the same batches as from PNGs, the same bytes whoever packs, and nothing stale."""
+"""Packed tiles: the same batches as PNGs, the same bytes for any number of workers, never stale."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ SPLITS = ("train", "val", "test")
 
 @pytest.fixture(scope="module")
 def packed(tiled, tmp_path_factory):
-    """`tiled` once more, with `--pack`. Not to be written to."""
+    """`tiled` made again with `--pack`. Do not write into it."""
     root = tmp_path_factory.mktemp("packed")
     assert main([str(tiled), "-s", "128", "-n", "1", "--pack", "-o", str(root)]) == 0
     return root
@@ -49,7 +49,7 @@ def wide(tmp_path):
     ids = np.zeros((96, 192), np.uint16)
     blocks = np.arange(1, 16 * 18 + 1, dtype=np.uint16).reshape(16, 18)
     ids[:, :108] = np.kron(blocks, np.ones((6, 6), np.uint16))
-    ids[:, 180:] = 1  # most of aircraft 1: the block of it in the first tile is a fragment
+    ids[:, 180:] = 1  # most of aircraft 1: its block in the first tile is a fragment
     ids[:2, 150:152] = 2  # a fragment in the second tile
     make_scene(tmp_path / "wide", "A_Airport_0", ids=ids, count=288)
     args = [str(tmp_path / "wide"), "-s", "96", "-n", "1", "--min-visible", "0.2", "--pack"]
@@ -63,7 +63,7 @@ def without_png(folder):
 
 
 def both_forms(folder, tmp_path):
-    """Tiles of a packed split, without its PNGs, and of the same split, without its pack."""
+    """Tiles of a packed split without its PNGs, and of the same split without its pack."""
     pair = [shutil.copytree(folder, tmp_path / name / "train") for name in ("arrays", "pngs")]
     without_png(pair[0])
     for name in PACKED:
@@ -155,7 +155,7 @@ def test_killed_run_is_continued_to_the_same_bytes(tmp_path):
     took = time.monotonic() - start
     assert clean.returncode == 0, clean.stderr
     out = tmp_path / "out"
-    # Once when the arrays are begun, once at any moment.
+    # Once when the arrays have been started, once at a random moment.
     for pattern, wait in ((PACKED[0], 0), ("lock", random.uniform(0, took))):
         process = start_and_wait([*args, out], out / "train" / ".tiling", pattern, 1)
         time.sleep(wait)

@@ -1,4 +1,4 @@
-"""Tiles through the real command: every pixel, any number of processes, any interruption."""
+"""Tiles from the real command: every pixel, any number of processes, any interruption."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ from rareplanes.attributes import makes
 
 
 def check_tiles(folder, scenes, tile, min_visible=0.1):
-    """Every pixel and every number of a split against the scenes it was cut from."""
+    """Compare every pixel and every number of a split with the scenes it was cut from."""
     coco, tiles = read_tiles(folder)
     assert [e["id"] for e in coco["images"]] == list(range(1, len(tiles) + 1))
     assert [a["id"] for a in coco["annotations"]] == list(range(1, len(coco["annotations"]) + 1))
@@ -60,7 +60,7 @@ def check_tiles(folder, scenes, tile, min_visible=0.1):
         assert (mask[height:] == ignore).all()
         assert (mask[:, width:] == ignore).all()
 
-        value = np.zeros(int(ids.max()) + 1, int)  # of each aircraft of the scene, by the rule
+        value = np.zeros(int(ids.max()) + 1, int)  # of each aircraft, by the definition
         shown, total = Counter(part.ravel().tolist()), Counter(ids.ravel().tolist())
         for k in sorted(set(shown) - {0}):
             fair = shown[k] >= max(min_visible * total[k], MIN_PIXELS)
@@ -188,7 +188,7 @@ def test_sixteen_bit_masks_beyond_254_aircraft(tmp_path):
     ids = np.zeros((96, 192), np.uint16)
     blocks = np.arange(1, 19 * 33, dtype=np.uint16)[: 16 * 18].reshape(16, 18)
     ids[:, :108] = np.kron(blocks, np.ones((6, 6), np.uint16))
-    ids[:, 180:] = 1  # most of aircraft 1: the block of it in the first tile is a fragment
+    ids[:, 180:] = 1  # most of aircraft 1: its block in the first tile is a fragment
     scenes = {"A_Airport_0": make_scene(tmp_path, "A_Airport_0", ids=ids, count=288)}
     assert main([str(tmp_path), "-s", "96", "-n", "1", "--min-visible", "0.2"]) == 0
     _, tiles = check_tiles(tmp_path, scenes, 96, 0.2)
@@ -299,7 +299,7 @@ def test_other_settings_leave_nothing_of_the_old_ones(tmp_path):
 
 
 def test_record_of_overwritten_tiles_is_not_believed(tmp_path, monkeypatch):
-    """Stopped while other settings overwrite staged tiles, then back to the first settings."""
+    """Stop while other settings overwrite staged tiles, then use the first settings again."""
     make_scene(tmp_path, "s", width=200, height=150)
     args = [str(tmp_path), "-n", "1", "-s"]
     source = RarePlanesScene(tmp_path, "s", None)
@@ -334,7 +334,7 @@ def test_killed_run_is_continued_to_the_same_bytes(tmp_path, pattern, count):
     make_dataset(tmp_path / "data", train=["A"] * 12, test=(), width=300, height=200, count=9)
     out = tmp_path / "out"
     assert main([str(tmp_path / "data"), "-s", "48", "-n", "2", "-o", str(tmp_path / "clean")]) == 0
-    # An interrupted run with other settings before it must not matter either.
+    # An earlier interrupted run with other settings must not matter either.
     for size in (40, 48):
         args = [tmp_path / "data", "-s", size, "-n", 2, "-o", out]
         process = start_and_wait(args, out / "train" / ".tiling", pattern, count)
@@ -365,7 +365,7 @@ def test_interrupt_is_a_sentence(tmp_path):
         list(map(str, args)),
         stderr=subprocess.PIPE,
         text=True,
-        # A shell starts background jobs, so perhaps these tests, with Ctrl-C ignored.
+        # A shell starts background jobs, perhaps these tests, with Ctrl-C ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     records = partial((tmp_path / "out").rglob, "records/*.json")

@@ -1,4 +1,4 @@
-"""Ends of a run, and its going on: the same bits, whatever happened in between."""
+"""Interrupted and resumed runs: bit-exact, whatever happened in between."""
 
 import json
 import multiprocessing
@@ -32,7 +32,7 @@ def lines(folder: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-# What runs in a process of its own.
+# Functions that run in a separate process.
 
 
 def hold_lock(folder: Path) -> None:
@@ -51,7 +51,7 @@ def work(up: Path) -> None:
     time.sleep(600)
 
 
-# --- to the bit --------------------------------------------------------------------------------
+# --- bit-exact ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -69,7 +69,7 @@ def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(tiled, tmp_path, model)
         )
         child = children.start(train_it, log)
         if name == "cut":
-            wait_for(lambda: lines(tmp_path / "cut") >= 1)  # that of step 2
+            wait_for(lambda: lines(tmp_path / "cut") >= 1)  # the line of step 2
             os.kill(child.pid, signal.SIGUSR1)
             assert children.end(child) == signals.REQUEUE, log.read_text()
             child = children.start(train_it, log)
@@ -108,7 +108,7 @@ def test_a_run_that_is_ended_while_it_is_scored_is_scored_when_it_goes_on(
 
 
 def test_two_processes_end_together_and_go_on_to_the_bit(tiled, tmp_path):
-    """DeepLabV3: each process has a dropout and BatchNorm statistics of its own."""
+    """DeepLabV3: each process has its own dropout and BatchNorm statistics."""
 
     def start(name):
         logs = [tmp_path / f"{name}{rank}.log" for rank in range(2)]
@@ -118,7 +118,7 @@ def test_two_processes_end_together_and_go_on_to_the_bit(tiled, tmp_path):
     assert [children.end(child) for child in start("whole")] == [0, 0]
     cut = start("cut")
     wait_for(lambda: lines(tmp_path / "cut") >= 1)
-    os.kill(cut[1].pid, signal.SIGTERM)  # one of them alone
+    os.kill(cut[1].pid, signal.SIGTERM)  # only one of them
     assert [children.end(child) for child in cut] == [signals.REQUEUE] * 2
     saved = checkpoint.load(tmp_path / "cut/checkpoint.pth")
     assert 0 < saved["step"] < 11
@@ -145,7 +145,7 @@ def test_other_settings_go_on_and_say_so(tiled, trained, tmp_path, capsys):
 def test_odd_values_in_a_checkpoint_are_answered_by_one_sentence(
     tiled, trained, tmp_path, monkeypatch, capsys, key
 ):
-    """Refused, or a run that can go on: whoever made the file and its checksum."""
+    """The file is refused, or the run can continue, even if the checksum is right."""
     whole = checkpoint.load(trained / "checkpoint.pth")
     part = whole[key]
     begun = []
@@ -215,7 +215,7 @@ def test_save_every_counts_steps_or_minutes(monkeypatch):
     assert saves("0") == saves("0m") == []
 
 
-# --- fallen back, refused ----------------------------------------------------------------------
+# --- falling back, refusing --------------------------------------------------------------------
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiled, trained, tmp_path, capsys):
@@ -293,7 +293,7 @@ def test_a_damaged_tile_is_named_without_its_readers_traceback(tiled_copy, tmp_p
 
 
 def kill_loaders() -> None:
-    time.sleep(1)  # until they are idle: killed with a lock of torch's, one would leave it locked
+    time.sleep(1)  # until they are idle: one killed while it holds a lock would leave it locked
     for worker in multiprocessing.active_children():
         worker.kill()
     time.sleep(60)  # torch's handler of SIGCHLD raises in here
@@ -322,7 +322,7 @@ def test_a_loader_process_killed_while_scoring_is_answered_too(
 
 
 def test_no_loader_process_is_left_for_torch_to_complain_of_later(tiled):
-    """Of two loaders, as an epoch's and a scoring's: torch raises for one of them at a time."""
+    """Two loaders, as for training and scoring: torch raises for one of them at a time."""
     tiles = data.Tiles(tiled / "val")
     loaders = [loader.scoring_loader(tiles, 4, 1, ALONE) for _ in range(2)]
     for batches in loaders:
@@ -335,7 +335,7 @@ def test_no_loader_process_is_left_for_torch_to_complain_of_later(tiled):
 
 
 class Stuck(data.Tiles):
-    """As on a network disk that has gone: in a loader process, a tile is never read."""
+    """Like a network disk that is gone: a loader process never finishes reading a tile."""
 
     def __getitems__(self, indices):
         if get_worker_info():

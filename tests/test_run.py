@@ -1,4 +1,4 @@
-"""The benchmark of the techniques: what its cells measure, how it goes on, what it concludes."""
+"""The benchmark of the techniques: what its cells measure, how it resumes, what it concludes."""
 
 import csv
 import os
@@ -27,7 +27,7 @@ from benchmarks.lib.results import (
 )
 from common.cli import UserError
 
-# Slows the training down, in whichever process has --channels-last.
+# Slows down the training in every process that has --channels-last.
 SLOWER = """
 import sys
 if "--channels-last" in sys.orig_argv and "timed_train.py" in " ".join(sys.orig_argv):
@@ -42,7 +42,7 @@ if "--channels-last" in sys.orig_argv and "timed_train.py" in " ".join(sys.orig_
 
 @pytest.fixture(scope="module")
 def measured(tiled, tmp_path_factory):
-    """The CSV of a benchmark killed after its second row and started again; what it had then."""
+    """The CSV of a benchmark killed after its second row and restarted, and its rows until then."""
     folder = tmp_path_factory.mktemp("measured")
     (folder / "sitecustomize.py").write_text(SLOWER)
     output = folder / "speed_cpu.csv"
@@ -89,7 +89,7 @@ def test_a_sleep_is_found_and_a_switch_that_does_nothing_is_not(measured):
     assert slow.ms["backward"] > 400
     assert slow.ms["backward"] > slow.ms["forward"]
     assert slow.pays_after is None
-    # Two rounds on a machine that does other work: it must not look like a technique.
+    # Two rounds on a busy machine: the load must not look like a technique.
     assert same.speedup[1] < 2
     assert same.speedup[2] > 0.5
 
@@ -101,7 +101,7 @@ def test_a_row_says_where_its_time_went(measured):
         steps = [float(ms) for ms in row["step_ms"].split()]
         phases = [row[f"{p}_ms"] for p in PHASES if p != "captured"]
         assert len(steps) == 12
-        # Epochs end in between, eight steps long: neither scored nor saved meanwhile.
+        # Epochs of eight steps end in between; they are neither scored nor saved.
         assert max(steps) < 20 * min(steps)
         assert sum(map(float, phases)) == pytest.approx(sum(steps) / len(steps), rel=0.01)
         assert float(row["gflop_per_image"]) > 0
@@ -126,7 +126,7 @@ def rows_of(speeds: dict[str, list[float]], **columns: str) -> list[dict[str, st
 
 
 def test_intervals_hold_what_they_should_whatever_the_machine_does():
-    """The machine drifts by a factor of two; a no-op has 1 in its interval, 5 % slower has not."""
+    """The machine drifts by a factor of two; 1 is in the interval of a no-op, not of 5 % slower."""
     rng = random.Random(1)
     missed = found = 0
     for _ in range(60):
@@ -146,12 +146,13 @@ def test_a_technique_pays_its_start_off_and_ddp_is_measured_by_its_share():
     rows += rows_of({"share": [8, 16, 8]}, batch="2", threads="1", peak_gflops="700")
     for row in rows:
         if row["technique"] == "ddp":
-            row["peak_gflops"] = "1400"  # of either process while the other rests, twice
+            row["peak_gflops"] = "1400"  # of either process while the other is idle, so twice
     plain, fast, ddp, share = summaries(rows, "unet")
     assert fast.speedup == (2, 2, 2)
-    assert fast.pays_after == pytest.approx(30 / 0.2)  # 0.4 s a step become 0.2 s
+    assert fast.pays_after == pytest.approx(30 / 0.2)  # 0.4 s per step become 0.2 s
     once = [row for row in rows if row["round"] == "0"]
-    assert summaries(once, "unet")[1].pays_after is None  # a ratio without an interval is not sure
+    # A ratio without an interval does not count.
+    assert summaries(once, "unet")[1].pays_after is None
     assert plain.mfu == pytest.approx(0.1)
     assert ddp.mfu == pytest.approx(0.15)
     assert share.mfu == pytest.approx(0.8 / 7)

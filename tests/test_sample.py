@@ -18,7 +18,7 @@ SCENES = 16
 
 
 class Read:
-    """One scene as its three files tell it."""
+    """One scene, read from its three files."""
 
     def __init__(self, xml):
         folder, self.stem = xml.parents[1], xml.stem
@@ -118,7 +118,7 @@ def test_colours_are_unique_and_differ_from_the_ground(scenes):
         listed = np.zeros((HEIGHT, WIDTH), bool)
         for thing in scene.objects:
             here = scene.pixels(thing)
-            # One object's pixels stay inside its sockets' neighbourhood: no ground has its colour.
+            # Pixels of an object's colour stay close together: no ground has its colour.
             assert not (here & listed).any()
             listed |= here
             x0, y0, x1, y1 = box(thing)
@@ -127,7 +127,7 @@ def test_colours_are_unique_and_differ_from_the_ground(scenes):
 
 
 def test_mask_has_no_blended_colours(scenes):
-    """Around an aircraft there are few colours; anti-aliasing would add hundreds."""
+    """There are few colours around an aircraft; anti-aliasing would add hundreds."""
     grown = np.ones((3, 3), np.uint8)
     for scene in scenes:
         greyish = np.ptp(scene.mask[..., :3].astype(int), axis=-1) <= 4  # the ground's texture
@@ -157,7 +157,7 @@ def test_wing_spans_of_whole_aircraft(scenes):
 
 
 def test_sockets_fit_the_mask(scenes):
-    """Nose and wing tips lie at the aircraft's pixels, right and left as the nose points."""
+    """Nose and wing tips lie at the aircraft's pixels, with right and left as the nose points."""
     near = total = 0
     for scene in scenes:
         for thing in scene.planes():

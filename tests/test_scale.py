@@ -1,4 +1,4 @@
-"""The plan for scale: the script on the smallest model, its model of time, and its tables."""
+"""benchmarks/scale.py: the script on the smallest model, its time model, and its tables."""
 
 import pytest
 from helpers.commands import ROOT, run_forked
@@ -13,7 +13,7 @@ from common.cli import UserError
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> list[report.Row]:
-    """In a process of its own: the fake process group is not to meet other tests."""
+    """In a separate process: the fake process group must not affect other tests."""
     folder = tmp_path_factory.mktemp("scale")
     done = run_forked(
         ROOT / "benchmarks/scale.py", "-o", "new/scale.csv", "--models", "unet", cwd=folder
@@ -29,7 +29,7 @@ def test_every_gradient_is_sent_once_and_nothing_else(rows):
         assert sum(sizes) == int(row["bytes"]) == 4 * int(row["parameters"])
         assert len(sizes) == int(row["all_reduces"]) > 1  # rebuilt
         assert row["broadcasts"] == "0"
-        assert int(row["broadcast_buffers_broadcasts"]) > 0  # and they would be seen
+        assert int(row["broadcast_buffers_broadcasts"]) > 0  # so they would be counted
         assert row["bucket_ready"].split()[-1] == "1.0000"
 
 
@@ -77,7 +77,7 @@ def test_a_grouped_convolution_costs_twice_its_forward_to_reverse():
     forward, total, done = workload._flops(build, lambda model, images, _: model(images).sum())
     first, grouped = (2 * 512**2 * n for n in (3 * 8, 8 * 9))
     assert forward == first + grouped
-    assert total - forward == first + 2 * grouped  # images want no gradient
+    assert total - forward == first + 2 * grouped  # images need no gradient
     assert done == {"1.weight": total - first, "1.bias": total - first} | dict.fromkeys(
         ("0.weight", "0.bias"), total
     )

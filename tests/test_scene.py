@@ -1,4 +1,4 @@
-"""The reader of scenes: every pixel against a plain reference, and files nobody should trust."""
+"""The scene reader: every pixel against a plain reference, and untrusted files."""
 
 import csv
 import resource
@@ -57,7 +57,7 @@ def test_ids_equal_a_plain_reference(tmp_path, seed):
 
 
 def test_scenes_do_not_leak_into_one_another(tmp_path):
-    """The colour table is kept between scenes: another scene's colour is ground in this one."""
+    """The colour table is reused: a colour of another scene must be ground in this one."""
     ids = random_ids(np.random.default_rng(0), 40, 40, 4)
     make_scene(tmp_path, "a", seed=1, ids=ids, count=4)
     make_scene(tmp_path, "b", seed=2, ids=ids, count=4)

@@ -108,7 +108,7 @@ def disagree() -> None:
 
 
 def test_processes_that_disagree_end_with_a_sentence(tmp_path):
-    """Ranks with data of their own would hang in the first collective that one of them skips."""
+    """Ranks with different data would hang in the first collective that one of them skips."""
     logs = [tmp_path / f"{rank}.log" for rank in range(2)]
     ranks = children.start_ranks(partial(run, disagree), logs)
     assert [children.end(rank) for rank in ranks] == [2, 2]

@@ -1,4 +1,4 @@
-"""What a training step may not do on a GPU, proven without one; and how a graph keeps its books."""
+"""What a training step must not do on a GPU, tested without one; and how graphs replay."""
 
 import copy
 from contextlib import nullcontext
@@ -31,10 +31,10 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Tensors without values, and so without the possibility of reading one."""
+    """Tensors without values, so that no value can be read."""
     monkeypatch.setattr(augment, "_STATISTICS", {})
     monkeypatch.setattr(augment, "_FIELDS", {})
-    # Fake parameters cannot be moved; the tests build them where they belong.
+    # Fake parameters cannot be moved; the tests build them on the right device.
     monkeypatch.setattr(nn.Module, "to", lambda self, *args, **kwargs: self)
     with FakeTensorMode() as mode:
         yield mode
@@ -42,13 +42,13 @@ def fake(monkeypatch):
 
 @pytest.fixture
 def thin(monkeypatch):
-    """A narrow FCN, where a real step is made: the tests of fake ones have the real one."""
+    """A narrow FCN for tests that run a real step; tests with fake tensors use the full one."""
     monkeypatch.setitem(fcn.BACKBONES, "resnet50", thin_fcn)
 
 
 @pytest.fixture
 def standin(monkeypatch):
-    """CUDA graphs whose recording and replaying is done by the CPU: the list of those made."""
+    """CUDA graphs that record and replay on the CPU; the list of those made."""
     made = []
 
     def make():
@@ -94,7 +94,7 @@ def test_a_fake_step_is_red_when_it_reads_its_loss(fake):
 
 
 def test_an_optimizer_that_is_not_fused_makes_the_scaler_wait(fake):
-    """Why every train.py says `fused=True`."""
+    """The reason for `fused=True` in every train.py."""
     model = nn.Conv2d(3, 2, 1)
     settings = Speedups(amp_dtype=torch.float16)
     objective = place(model, lambda m, x, y: (m(x) - y).square().mean(), CPU, settings)
@@ -108,7 +108,7 @@ def test_an_optimizer_that_is_not_fused_makes_the_scaler_wait(fake):
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_on_a_gpu_no_operator_mixes_devices(fake, monkeypatch, name):
-    # Autocast asks the driver, which fake tensors do without.
+    # Autocast asks the driver, which is not there with fake tensors.
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     device = torch.device("cuda")
@@ -183,7 +183,7 @@ def test_a_replayed_step_is_the_step(standin, settings, clip):
     )
     (graph,) = standin
     assert (graph.captures, graph.replays) == (1, 3)
-    # A learning rate in a float32 tensor is not to the last bit the number it was made from.
+    # A learning rate in a float32 tensor is not exactly the number it was made from.
     assert found == pytest.approx(expected, rel=0.02)
     for (key, a), b in zip(plain.state_dict().items(), graphed.state_dict().values(), strict=True):
         if "num_batches" in key:
@@ -208,7 +208,7 @@ def test_the_graph_trains_the_model_and_not_a_copy(standin):
 
 
 def test_capturing_is_no_step(standin):
-    """Twelve calls are twelve steps, although the twelfth is seen by Python twice."""
+    """Twelve calls are twelve steps, although the twelfth is captured and replayed."""
     model, step = training_step("unet", CPU, Speedups(cuda_graphs=True), 64, ENCODER)
     batch = noise_tiles(2, 96, CPU.device)
     for _ in range(graphs.WARMUP_STEPS + 1):
@@ -223,7 +223,7 @@ def test_the_schedule_reaches_the_graph(standin):
     settings = Speedups(cuda_graphs=True)
     objective = place(model, lambda m, x, y: (m(x) * y).mean(), CPU, settings)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
-    # The gradient is always 1, so that a step moves the weight by the rate alone.
+    # The gradient is always 1, so a step moves the weight by the learning rate.
     rates = [0.5] * (graphs.WARMUP_STEPS + 2) + [0.25, 0.0, 0.125]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rates[min(i, len(rates) - 1)])
     run = run_of(model, optimizer, schedule, settings)
@@ -276,7 +276,7 @@ def test_an_optimizers_state_moves_between_a_graph_and_a_plain_run(standin):
 
 
 def test_an_optimizers_state_moves_between_layouts():
-    """The fused kernel goes by addresses: state in another order would meet the wrong weights."""
+    """The fused kernel reads memory in order: state in another order would hit wrong weights."""
     torch.manual_seed(0)
     images = torch.randn(2, 4, 8, 8)
 
@@ -296,7 +296,7 @@ def test_an_optimizers_state_moves_between_layouts():
 
 
 def test_graphs_end_before_the_process_group(monkeypatch):
-    """NCCL waits for them; and where a process fails alone, for its peers."""
+    """NCCL waits for graphs, and for the peers of a process that fails alone."""
     ended = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
@@ -312,7 +312,7 @@ def test_graphs_end_before_the_process_group(monkeypatch):
     assert ended == ["graphs"]
 
 
-# --- What is said ------------------------------------------------------------------------------
+# --- What is printed ---------------------------------------------------------------------------
 
 
 def test_a_processor_without_bf16_is_told_what_amp_costs(monkeypatch, capsys):

@@ -1,7 +1,7 @@
-"""Every technique with every model, through train.py: the same losses as without; and the README's
-table of what was tried here.
+"""Every technique with every model, through train.py: the same losses as without it.
 
-After a change of the table: `python -m pytest tests/test_techniques.py --write-readme`.
+Also the README's table of what these tests tried. To write it again after a change:
+`python -m pytest tests/test_techniques.py --write-readme`.
 """
 
 import importlib
@@ -24,7 +24,7 @@ from common import graphs
 from common.run import checkpoint
 from fcn import model as fcn
 
-# A graph is captured after its warm-up, and then replayed three times.
+# A graph is captured after its warm-up and then replayed three times.
 STEPS, GRAPH_STEPS = 6, graphs.WARMUP_STEPS + 3
 MODELS = {
     "FCN": ("fcn", ["--backbone", "resnet50", "--dropout", "0"]),  # narrow, see `thin`
@@ -32,8 +32,8 @@ MODELS = {
     "UNet": ("unet", ["--encoder", ENCODER]),
 }
 # Flags, and how far the losses of all steps may be from the plain run's: the mean distance as a
-# share of the mean loss. What one step rounds differently, the next ones multiply, so that single
-# steps tell more of the processor's bf16 than of the technique; it has three digits to round to.
+# share of the mean loss. Later steps multiply a difference in rounding, so a single step shows more
+# of the processor's bf16, which has three digits, than of the technique.
 TECHNIQUES = {
     "AMP": (["--amp", "--amp-dtype", "bf16"], 0.05),
     "channels-last": (["--channels-last"], 0.01),
@@ -50,7 +50,7 @@ TRIED: set[tuple[str, str]] = set()
 
 
 def words_of(model: str, data: Path, output: Path, steps: int) -> list[str]:
-    """GroupNorm and no dropout: the others depend on how a batch is shared out."""
+    """GroupNorm and no dropout: BatchNorm and dropout depend on how a batch is split."""
     words = ["--data-path", data, "--output-dir", output, "--max-steps", steps, "-b", 4, "-j", 0]
     words += ["--crop-size", 32, "--norm", "group", "--weights-backbone", "none"]
     words += ["--print-freq", 1, "--eval-freq", 99, "--device", "cpu", *MODELS[model][1]]
@@ -64,7 +64,7 @@ def losses_and_score(output: Path) -> tuple[list[float], float]:
 
 @pytest.fixture(scope="module", autouse=True)
 def thin():
-    """FCN's ResNet with a block a stage and narrow: in emulated bf16 a step of it takes minutes."""
+    """A narrow FCN with one block per stage: with emulated bf16 a full step takes minutes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(fcn.BACKBONES, "resnet50", thin_fcn)
         yield
@@ -72,9 +72,9 @@ def thin():
 
 @pytest.fixture(scope="module")
 def plain(few, tmp_path_factory):
-    """The plain run of a model over so many steps: its losses and its score.
+    """The plain run of a model for a number of steps: its losses and its score.
 
-    A test that changes the network names that, to share the run with no other.
+    A test that changes the network names the change, so that it does not share another's run.
     """
 
     @cache
@@ -95,16 +95,16 @@ def test_the_same_is_learnt(few, tmp_path, monkeypatch, plain, model, technique)
     steps = GRAPH_STEPS if "--cuda-graphs" in flags else STEPS
     words = [*words_of(model, few, output, steps), *flags]
     made = []
-    if "--cuda-graphs" in flags:  # on a CPU, by the stand-in that records and replays
+    if "--cuda-graphs" in flags:  # on a CPU, with the stand-in that records and replays
         monkeypatch.setattr(graphs, "available", lambda device: True)
         monkeypatch.setattr(graphs, "own_stream", lambda device: None)
         monkeypatch.setattr(graphs, "CudaGraph", lambda: made.append(CpuGraph()) or made[-1])
     real = (model, technique) == ("UNet", "torch.compile") and shutil.which("g++")
-    if real:  # each kernel takes the compiler two seconds, and three stages have the kinds of five
+    if real:  # two seconds of compiling per kernel; three stages have the kernels of five
         shallow = partial(smp.Unet, encoder_depth=3, decoder_channels=(64, 32, 16))
         monkeypatch.setattr(smp, "Unet", shallow)
     if "--compile" in flags and not real:
-        # The whole graph, traced and differentiated as for the compiler; its code takes minutes.
+        # The whole graph is only traced and differentiated; compiling the code takes minutes.
         compile_ = nn.Module.compile
         monkeypatch.setattr(shutil, "which", lambda name: name)
         monkeypatch.setattr(
@@ -142,7 +142,7 @@ def table(tried: set[tuple[str, str]]) -> str:
 
 
 def test_the_readme_says_what_is_tried(request):
-    """What is not learnt with is red above; written is what came through in this very run."""
+    """A technique that fails is red above; the table holds what passed in this run."""
     if request.config.getoption("--write-readme"):
         write_part(ROOT / "README.md", "techniques", table(TRIED))
     every = set(product(MODELS, TECHNIQUES))

@@ -105,7 +105,7 @@ def test_layout_and_precision_change_the_speed_and_not_what_is_learnt(few, tmp_p
         output = tmp_path / name
         train.main(training(few, output, *words, *flags))
         found[name] = losses(output)
-    # The same function to rounding; what a step rounds differently, the next steps multiply.
+    # The same function up to rounding; later steps multiply a difference in rounding.
     assert found["channels-last"][0] == pytest.approx(found["plain"][0], rel=1e-5)
     np.testing.assert_allclose(found["channels-last"], found["plain"], rtol=0.01)
     np.testing.assert_allclose(found["bf16"], found["plain"], rtol=0.05)
@@ -126,7 +126,7 @@ def test_a_gpu_learns_what_the_cpu_does(tiled, tmp_path, flags):
 
 
 def test_two_processes_learn_what_one_does_with_the_same_global_batch(tiled, tmp_path):
-    """GroupNorm: BatchNorm would normalise by each process's own tiles, which is another model."""
+    """GroupNorm: BatchNorm would use each process's own tiles, which is another model."""
     base = ["--max-steps", 5, "--norm", "group", "--eval-freq", 99]
     train.main(training(tiled, tmp_path / "one", *base))
     words = training(tiled, "two", *base, "-b", 2)
@@ -187,7 +187,7 @@ def test_prediction_of_a_folder(trained, tiled, tmp_path):
     assert [entry["image"] for entry in report["images"]] == ["scene.png", "small.jpg", "small.png"]
     for entry in report["images"]:
         mask = decode(target / entry["mask"])
-        # a palette image: cv2 expands the colours, so the class is where there is any
+        # A palette image: cv2 expands it to colours, so only the shape is checked.
         assert mask.shape[:2] == (entry["height"], entry["width"])
         assert decode(target / entry["overlay"]).shape == (entry["height"], entry["width"], 3)
         for region in entry["regions"]:

@@ -1,4 +1,4 @@
-"""The repository's commands as the tests give them, and what they leave."""
+"""Runs the repository's commands for the tests, and reads what they wrote."""
 
 import json
 import os
@@ -24,12 +24,12 @@ NETWORKS = {
     "mask": ["--backbone", "resnet18", "--proposals", "40"],
 }
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-# Limits of time are for what hangs: many times what is needed, also beside other work.
+# A time limit is for what hangs: many times what is needed, also on a busy machine.
 PATIENCE = 240
 
 
 def training(data: Path, output: Path, *more: object, model: str = "unet") -> list[str]:
-    """The words of a small training on random weights; `more` come last, and so win."""
+    """The arguments of a small training on random weights; those in `more` override the others."""
     words = ["--data-path", data, "--output-dir", output, *NETWORKS[model], "--print-freq", 1]
     words += ["--weights-backbone", "none", "--device", "cpu", "-j", 0, "-b", 4, "--crop-size", 64]
     return list(map(str, [*words, *more]))
@@ -52,9 +52,9 @@ def run_script(
 
 
 def run_forked(script: Path, *words: object, cwd: Path) -> subprocess.CompletedProcess:
-    """As `run_script`, from a process that has torch imported, which takes a new one seconds.
+    """As `run_script`, from a process that has imported torch; a new process needs seconds for it.
 
-    All that is the repository's own is imported again, by the script's means alone.
+    The repository's own modules are imported again, as the script itself would.
     """
     with TemporaryDirectory() as folder:
         said, errors = Path(folder) / "said", Path(folder) / "errors"
@@ -65,7 +65,7 @@ def run_forked(script: Path, *words: object, cwd: Path) -> subprocess.CompletedP
 
 
 def _as_main(script: Path, words: list[str], cwd: Path, errors: Path) -> None:
-    import torch  # it is there; whoever imports this module may do without
+    import torch  # already imported; not every importer of this module needs it
 
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
@@ -85,7 +85,7 @@ def _is_ours(folder: str) -> bool:
 
 
 def losses(folder: Path) -> list[float]:
-    """Those of a run's log lines."""
+    """The losses in the log lines of a run."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
 

@@ -11,10 +11,10 @@ from benchmarks.syncs import SYNCS
 
 
 class CpuGraph:
-    """Records every operator of a function with the very tensors it touched, and replays those.
+    """Records every operator of a function with the tensors it used, and replays them.
 
-    As with CUDA: capturing changes no tensor that existed before, Python runs once and never again,
-    replaying works on the same addresses, and an operator that reads a value back is refused.
+    As with CUDA: capturing changes no tensor that existed before, Python runs only once, replaying
+    works on the same addresses, and an operator that reads a value back is refused.
     """
 
     def __init__(self) -> None:
@@ -62,14 +62,14 @@ class _Recorder(TorchDispatchMode):
         for tensor in outputs:
             key = tensor.untyped_storage().data_ptr()
             if key not in self.before:
-                self.made[key] = tensor  # kept alive, so that no other takes its address
+                self.made[key] = tensor  # kept alive, so that no other tensor gets its address
         held = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, (args, kwargs))
         self.calls.append((func, *held, [t.detach() for t in outputs]))
         return result
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """All of the memory a tensor is a part of."""
+    """All of the memory that a tensor is a part of."""
     storage = tensor.untyped_storage()
     count = storage.nbytes() // tensor.element_size()
     return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, (count,), (1,))

@@ -1,4 +1,4 @@
-"""Narrow networks, for what does not depend on the width: FCN has no light backbone of its own."""
+"""Narrow networks, for tests that do not depend on the width: FCN has no light backbone."""
 
 import importlib
 
@@ -17,7 +17,7 @@ class Thin(Bottleneck):
 
 
 def thin_fcn(weights: None, weights_backbone: None, num_classes: int, aux_loss: bool) -> nn.Module:
-    """As torchvision's `fcn_resnet50`, dilated stages, both heads and all: 1.3 million weights."""
+    """Like torchvision's `fcn_resnet50`, dilated stages and both heads: 1.3 million weights."""
     dilated = [False, True, True]
     resnet = ResNet(Thin, [1, 1, 1, 1], width_per_group=16, replace_stride_with_dilation=dilated)
     backbone = IntermediateLayerGetter(resnet, {"layer4": "out", "layer3": "aux"})
@@ -25,12 +25,12 @@ def thin_fcn(weights: None, weights_backbone: None, num_classes: int, aux_loss: 
 
 
 def train_thin(folder: str, words: list[str]) -> None:
-    """`folder`/train.py in a process of its own, which has no other use for its networks."""
+    """Run `folder`/train.py with a thin FCN, in a process that needs no other networks."""
     torch.set_num_threads(1)
     fcn.BACKBONES["resnet50"] = thin_fcn
     importlib.import_module(f"{folder}.train").main(words)
 
 
 def run_of(model, optimizer, schedule, settings) -> Run:
-    """What `make_step` steps: a run of no particular model."""
+    """A run for `make_step`, of no particular model."""
     return Run("", [], {}, model, optimizer, schedule, settings.scaler(torch.device("cpu")))

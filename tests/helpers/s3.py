@@ -1,4 +1,4 @@
-"""A local server that speaks S3 and misbehaves on request, and what it serves."""
+"""A local S3 server that can be told to fail, and the objects that it serves."""
 
 import hashlib
 import random
@@ -25,11 +25,11 @@ class FakeS3(ThreadingHTTPServer):
         self.reset()
 
     def reset(self):
-        self.over.set()  # ends what still stalls
+        self.over.set()  # ends requests that still stall
         self.objects: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}  # where the ETag is not the MD5 of the object
-        self.sizes: dict[str, str] = {}  # where the listing lies
-        self.extra = ""  # what the listing holds besides
+        self.sizes: dict[str, str] = {}  # wrong sizes for the listing
+        self.extra = ""  # further content of the listing
         self.faults: dict[str, list[str]] = {}  # key: what goes wrong on its next GETs, in order
         self.page_size = 7
         self.storm_until = 0.0  # 503 to everything before this time
@@ -47,12 +47,12 @@ class FakeS3(ThreadingHTTPServer):
         return self.etags.get(key) or hashlib.md5(self.objects[key]).hexdigest()
 
     def handle_error(self, request, client_address):
-        pass  # clients that hang up are part of the game
+        pass  # clients may hang up
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or every answer waits 40 ms for an acknowledgement
+    disable_nagle_algorithm = True  # otherwise every answer waits 40 ms for an acknowledgement
     server: FakeS3
 
     def log_message(self, *args):
@@ -134,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         for at in range(0, len(body), 4096):
-            # Counted first: the client may be done, and the test go on, once the last is written.
+            # Counted first: after the last chunk the client may be done and the test may continue.
             with server.counting:
                 server.object_bytes += len(body[at : at + 4096])
             self.wfile.write(body[at : at + 4096])
@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def png(content: bytes) -> bytes:
-    """A file of PNG chunks around `content`, every one with its right CRC."""
+    """A file of PNG chunks around `content`, each with the right CRC."""
 
     def chunk(kind, data):
         return (

@@ -34,7 +34,7 @@ def random_colours(rng, count):
 
 
 def colour_mask(rng, ids, colours):
-    """RGBA. The ground is textured: colours of its own, often one step from an aircraft's."""
+    """RGBA. The ground is textured: its colours often differ from an aircraft's by one step."""
     near = np.array([(r, g, b ^ 2) for r, g, b in colours] + [(0, 0, 0), (9, 9, 9)], np.uint8)
     mask = np.full((*ids.shape, 4), 255, np.uint8)
     mask[..., :3] = near[rng.integers(0, len(near), ids.shape)]
@@ -44,7 +44,7 @@ def colour_mask(rng, ids, colours):
 
 
 def xml(width, height, planes, others=""):
-    """`planes`: (make, colour, box) each."""
+    """`planes`: one (make, colour, box) for each."""
     sockets = "".join(
         f"<Bone_PlaneAnnotation_{s}><world>X=1.0 Y=2.0 Z=3.0</world><screen>X={i}.500 Y=-{i}.250"
         f"</screen></Bone_PlaneAnnotation_{s}>"
@@ -126,7 +126,7 @@ def read_tiles(folder):
 
 
 def tree(folder):
-    """Every file below a folder, hidden ones too, by its relative path."""
+    """Every file below a folder, also hidden ones, by its relative path."""
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
     }

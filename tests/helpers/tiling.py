@@ -1,4 +1,4 @@
-"""preprocess.py in a process of its own, to be killed at a chosen moment."""
+"""Runs preprocess.py in a separate process that can be killed at a chosen moment."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def command(*args, cwd=None):
 
 
 def children(pid):
-    """Processes whose parent is `pid`, that work for a pool."""
+    """Pool workers whose parent is `pid`."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -31,7 +31,7 @@ def children(pid):
 
 
 def start_and_wait(args, stage, pattern, count):
-    """The command, once `count` files of a kind are staged (or it has ended)."""
+    """Start the command, and return when `count` files of a kind are staged (or it has ended)."""
     process = subprocess.Popen(
         [*COMMAND, *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -40,7 +40,7 @@ def start_and_wait(args, stage, pattern, count):
 
 
 def kill(process):
-    """Kill the command alone; its workers are to end by themselves."""
+    """Kill only the command; its workers must end by themselves."""
     workers = children(process.pid)
     process.kill()
     process.wait()
