@@ -60,7 +60,7 @@ def load_backbone(backbone: nn.Module, weights_backbone: str, name: str) -> None
 
 
 def normalised_by(norm: str, module: nn.Module) -> nn.Module:
-    """`batch` leaves `module` alone; `group` puts GroupNorm in place of every BatchNorm.
+    """`batch` leaves `module` as it is; `group` puts GroupNorm in place of every BatchNorm.
 
     GroupNorm (Wu and He 2018) with 16 channels per group, their best. It computes its statistics
     for each image alone, so a process's batch may be small.

@@ -103,7 +103,7 @@ def die_with_parent() -> None:
 
 @contextmanager
 def locked(folder: Path, process: Process) -> Iterator[None]:
-    """Be the only run that writes into `folder`; the lock ends with the process, however it ends.
+    """Be the only run that writes into `folder`; the lock ends with the process, even a killed one.
 
     Raises:
         UserError: On rank 0, if another run holds the lock.

@@ -206,8 +206,9 @@ def account(
                 "lower --lr or check these tiles. These steps changed neither the weights nor a "
                 "checkpoint."
             )
-        losses = count * process.world_size
-        process.print(f"skipped {skipped} of {losses} losses, not finite: {where}")
+        process.print(
+            f"skipped {skipped} of {count * process.world_size} losses, not finite: {where}"
+        )
         nonfinite.repair(run.model, run.tally)
     run.tally.clear()
     return ({"loss": total / finite} if finite else {}), ({"skipped": skipped} if skipped else {})

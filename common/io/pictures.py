@@ -37,7 +37,7 @@ def paint(image: np.ndarray, mask: np.ndarray, alpha: float = 0.5) -> np.ndarray
 
     Args:
         image: uint8 [H,W,3], RGB.
-        mask: uint8 [H,W], class ids; 255 (ignore) is hatched grey.
+        mask: uint8 [H,W], class ids; 255 (ignore) is grey.
         alpha: Share of the class's colour in the tint.
 
     Returns:

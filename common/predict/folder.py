@@ -122,7 +122,7 @@ def predict_folder(
         mask = mask.astype(np.uint8)
         save(mask, args.prediction_dir / f"{name}_mask.png")
         save(paint(image, mask), args.prediction_dir / f"{name}_overlay.jpg")
-        found = regions(mask, confidence, args.min_area)
+        kept = regions(mask, confidence, args.min_area)
         report.append(
             {
                 "image": path.name,
@@ -137,7 +137,7 @@ def predict_folder(
                         "area": region.area,
                         "score": round(region.score, 4),
                     }
-                    for region in found
+                    for region in kept
                 ],
             }
         )
