@@ -169,7 +169,7 @@ def _delivered(batches: DataLoader) -> Iterator[Batch]:
             batch = next(delivered)
         except StopIteration:
             return
-        except UserError as error:  # a loader process's comes with its traceback
+        except UserError as error:  # from a loader process it comes with a traceback
             sentence = str(error).strip().splitlines()[-1]
             raise UserError(sentence.removeprefix("common.cli.UserError: ")) from None
         except (RuntimeError, OSError, EOFError) as error:

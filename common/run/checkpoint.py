@@ -79,7 +79,7 @@ class Run:
                 "software": {"torch": str(torch.__version__)},
             }
             for path in paths:
-                # Of the latest checkpoint the previous one is kept, in case one is damaged.
+                # The previous latest one is kept, in case one of them is damaged.
                 previous = path.with_name(PREVIOUS) if path.name == LATEST else None
                 checkpoint_file.write(content, path, previous)
         # If another rank exited now, torchrun would kill rank 0 while it writes.
