@@ -40,7 +40,7 @@ def load_backbone(backbone: nn.Module, weights_backbone: str, name: str) -> None
         return
     file = Path(weights_backbone)
     if not file.is_file():
-        raise UserError(f"--weights-backbone: '{file}' is neither imagenet, none nor a file.")
+        raise UserError(f"--weights-backbone: {str(file)!r} is neither imagenet, none nor a file.")
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
         if "model" in weights:
@@ -55,7 +55,7 @@ def load_backbone(backbone: nn.Module, weights_backbone: str, name: str) -> None
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"--weights-backbone: '{file}' does not fit this backbone: {reason}"
+            f"--weights-backbone: {str(file)!r} does not fit this backbone: {reason}"
         ) from error
 
 
