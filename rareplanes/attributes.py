@@ -2,8 +2,8 @@
 
 The facts are those of the RarePlanes dataset (Shermeyer, Hossler, Van Etten, Hogan, Lewis, Kim:
 "RarePlanes Dataset", In-Q-Tel CosmiQ Works & AI.Reverie, June 2020, CC BY-SA 4.0), kept under
-the same licence in `aircraft.csv` beside this file, one line a make. Ids are derived from the
-names: the published table stores both and gives Tupolev_154 the id of another role.
+the same licence in `aircraft.csv` beside this file, one line per make. Ids are derived from the
+names, because the published table stores both and gives Tupolev_154 the id of another role.
 """
 
 import csv
@@ -26,7 +26,7 @@ ATTRIBUTES = (
     "make",
 )
 
-# In the order of the dataset's role_id 1…7, so that a category id is the role_id of its own files.
+# In the order of the dataset's role_id 1…7, so that our category ids equal its role_ids.
 ROLES = (
     "Small Civil Transport/Utility",
     "Medium Civil Transport/Utility",
@@ -46,10 +46,10 @@ def makes() -> dict[str, dict[str, str]]:
 
 
 def categories(attribute: str | None) -> list[str]:
-    """Names of the classes an attribute divides aircraft into; None: the one class aircraft.
+    """Names of the classes that an attribute divides aircraft into; None: one class, `aircraft`.
 
-    The list depends on the table alone, so class ids are the same for every split and every run:
-    roles in the dataset's own order, all others sorted.
+    The list depends on the table alone, so class ids are the same for every split and every run.
+    Roles are in the dataset's order, all others sorted.
     """
     if attribute is None:
         return ["aircraft"]
@@ -70,6 +70,6 @@ def category(make: str, attribute: str | None) -> str:
     if facts is None:
         raise UserError(
             f"the make {make!r} is not in {str(TABLE)!r}, so its {attribute} is not known; "
-            "add a line for it, or leave --attribute out."
+            "add a line for it, or leave out --attribute."
         )
     return facts[attribute]

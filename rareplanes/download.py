@@ -1,11 +1,11 @@
 """Download RarePlanes' synthetic half: scenes of 1920×1080 with a mask and an XML each.
 
     python rareplanes/download.py -n 100            # 100 scenes per split, from all airports
-    python rareplanes/download.py -n 100 --dry-run  # what would come, and how much
+    python rareplanes/download.py -n 100 --dry-run  # what would be downloaded, and how much
     python rareplanes/download.py --all -s test -o /scratch/rareplanes
 
-The bucket is public: no account is needed and no credentials are used. The same command again
-goes on where it was stopped and fetches nothing twice. The data set is CC BY-SA 4.0: Shermeyer,
+The bucket is public: no account is needed and no credentials are used. To continue after a stop,
+run the same command again; nothing is downloaded twice. The data set is CC BY-SA 4.0: Shermeyer,
 Hossler, Van Etten, Hogan, Lewis, Kim, "RarePlanes Dataset", In-Q-Tel CosmiQ Works and AI.Reverie,
 June 2020.
 """
@@ -38,14 +38,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("-o", "--output-path", type=Path, default=Path("data"), help="dataset root to fill")
     add("-n", "--limit", type=int, metavar="N", help="scenes per split, spread over the airports")
     add("-a", "--all", action="store_true", help="every scene: about 150 GB of images plus masks")
-    add("-s", "--split", "--data-split", choices=(*SPLITS, "all"), default="all", help="which half")
+    add(
+        "-s", "--split", "--data-split", choices=(*SPLITS, "all"), default="all", help="which split"
+    )
     add("--airports", nargs="+", metavar="NAME", help="only these airports")
     add("--seed", type=int, default=0, help="which scenes -n picks")
-    add("-j", "--workers", type=int, default=16, help="files at a time")
+    add("-j", "--workers", type=int, default=16, help="files downloaded in parallel")
     add("--retries", type=int, default=8, help="tries after the first, up to 30 s apart")
-    add("--verify", action="store_true", help="read every file that is here and check its content")
-    add("--dry-run", action="store_true", help="list what would come and write nothing")
-    add("--endpoint-url", metavar="URL", help="a mirror that speaks S3")
+    add("--verify", action="store_true", help="also read every existing file and check its content")
+    add("--dry-run", action="store_true", help="list what would be downloaded; write nothing")
+    add("--endpoint-url", metavar="URL", help="of an S3-compatible mirror")
     args = parser.parse(argv)
     if args.all == (args.limit is not None):
         raise UserError(
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         return download(args)
     except KeyboardInterrupt:
         print(
-            "stopped; what is complete stays, and the same command goes on from there.",
+            "stopped; complete files are kept, and the same command continues from here.",
             file=sys.stderr,
         )
         return 130
@@ -91,11 +93,13 @@ def download(args: argparse.Namespace) -> int:
         f"{describe(files)}, of which {as_size(missing)} are not in {str(root)!r} yet", flush=True
     )
     if args.limit is not None and len(scenes) < args.limit * len(splits):
-        print(f"fewer than -n {args.limit} per split: the bucket has no more of these airports")
+        print(
+            f"fewer than -n {args.limit} per split: the bucket has no more scenes of these airports"
+        )
     if missing and missing + SPARE_BYTES > (free := shutil.disk_usage(on_disk).free):
         raise UserError(
             f"{as_size(missing)} are needed in {str(root)!r} and {as_size(free)} are free: take "
-            "fewer scenes with -n or another disk with -o."
+            "fewer scenes with -n, or choose another disk with -o."
         )
     if args.dry_run:
         return 0
@@ -114,12 +118,12 @@ def download(args: argparse.Namespace) -> int:
 
 
 def existing_parent(root: Path) -> Path:
-    """The folder that `root` is or will be made in, found fit to write to."""
+    """The nearest existing folder at or above `root`, checked to be writable."""
     folder = next(p for p in (root.absolute(), *root.absolute().parents) if os.path.lexists(p))
     if not folder.is_dir():
         raise UserError(f"{str(folder)!r} is not a folder: choose another one with -o.")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{str(folder)!r} cannot be written to: choose another folder with -o.")
+        raise UserError(f"{str(folder)!r} is not writable: choose another folder with -o.")
     return folder
 
 
@@ -130,7 +134,7 @@ def pick(
     limit: int | None,
     seed: int,
 ) -> list[Scene]:
-    """The scenes asked for, the first `limit` of each split."""
+    """The scenes to download: of each split and these airports, the first `limit`."""
     if not scenes:
         raise UserError(
             f"s3://{listing.BUCKET}/{listing.PREFIX}/ lists no complete scene: "
@@ -175,19 +179,23 @@ def print_table(scenes: list[Scene], splits: tuple[str, ...]) -> None:
 
 
 def report_listing(listing: Listing) -> None:
-    """Say what the bucket has that is not taken, and why."""
+    """Print what the bucket has that is not downloaded, and why."""
     if listing.refused:
         shown = ", ".join(ascii(key) for key in listing.refused[:10])
         more = " …" if len(listing.refused) > 10 else ""
-        print(f"{len(listing.refused)} keys are no part of a scene and are left: {shown}{more}")
+        print(
+            f"{len(listing.refused)} keys do not belong to a scene and are skipped: {shown}{more}"
+        )
     if listing.incomplete:
-        lacks = [f"{stem} ({', '.join(parts)})" for stem, parts in listing.incomplete.items()]
-        more = " …" if len(lacks) > 10 else ""
-        print(f"{len(lacks)} scenes lack a part and are left: {'; '.join(lacks[:10])}{more}")
+        gaps = [f"{stem} ({', '.join(parts)})" for stem, parts in listing.incomplete.items()]
+        more = " …" if len(gaps) > 10 else ""
+        print(
+            f"{len(gaps)} scenes have missing parts and are skipped: {'; '.join(gaps[:10])}{more}"
+        )
 
 
 def report(outcome: Outcome, scenes: list[Scene], root: Path) -> int:
-    """Say what came and, scene by scene, what did not; the exit code."""
+    """Print what was downloaded and, for each scene, what failed; returns the exit code."""
     fetched = f"{outcome.fetched} files ({as_size(outcome.fetched_bytes)}) fetched"
     print(f"{fetched}, {outcome.kept} were in {str(root)!r} already")
     if not outcome.failed:
@@ -213,5 +221,5 @@ def report(outcome: Outcome, scenes: list[Scene], root: Path) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill is answered as Ctrl-C is
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` works like Ctrl-C
     run(main)

@@ -4,7 +4,7 @@
     python rareplanes/sample.py -o sample_data -n 16 --size 960 540 --workers 4
 
 Each scene is three files, as in the bucket: images/<stem>.png, masks/<stem>_mask.png and
-xmls/<stem>.xml under train/ or test/. A run that was cut short goes on where it stopped.
+xmls/<stem>.xml under train/ or test/. To continue an interrupted run, run it again.
 """
 
 import argparse
@@ -27,29 +27,29 @@ from common.io.files import sweep, write_atomic
 from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render
 
-RENDERER = 1  # grows whenever a scene's bytes change
+RENDERER = 1  # to be increased whenever a scene's bytes change
 SETTINGS = "sample.json"
 
 
 def schedule(count: int, seed: int, size: tuple[int, int], test_fraction: float) -> list[Scene]:
-    """Airports in turn; of each airport's scenes a fraction, at least one, are test scenes."""
+    """Give scenes to the airports in turn; a fraction of each, at least one, are test scenes."""
     scenes = []
     places = airports()
     for i in range(count):
         airport = places[i % len(places)]
-        mine = -(-(count - i % len(places)) // len(places))
-        held = min(max(1, round(mine * test_fraction)), mine - 1) if test_fraction else 0
-        if mine == 1 and test_fraction:  # too few for every airport: the last scene is the test
-            held = int(i == count - 1 and count > 1)
+        total = -(-(count - i % len(places)) // len(places))  # scenes of this airport
+        tests = min(max(1, round(total * test_fraction)), total - 1) if test_fraction else 0
+        if total == 1 and test_fraction:  # too few for a test scene each: the very last is one
+            tests = int(i == count - 1 and count > 1)
         turn = i // len(places)
-        split = "test" if turn >= mine - held else "train"
+        split = "test" if turn >= total - tests else "train"
         stem = f"{airport.name}_Airport_{turn // 4}_{turn % 4}_{i + 1}"
         scenes.append(Scene(i, seed, size, stem, airport, split))
     return scenes
 
 
 def write(scene: Scene, folder: Path) -> str:
-    """Render a scene and write its three files, unless they are there."""
+    """Render a scene and write its three files, unless they exist."""
     cv2.setNumThreads(0)
     target = folder / scene.split
     image = target / "images" / f"{scene.stem}.png"
@@ -69,7 +69,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def claim(folder: Path, settings: dict[str, object]) -> None:
-    """Make the folder ours, or refuse one that holds anything else than a part of this run."""
+    """Create the output folder; refuse one that holds anything but a part of this run."""
     record = folder / SETTINGS
     text = json.dumps(settings, indent=1) + "\n"
     if folder.exists() and not folder.is_dir():
@@ -78,11 +78,11 @@ def claim(folder: Path, settings: dict[str, object]) -> None:
         if record.read_text() != text:
             raise UserError(
                 f"{str(folder)!r} holds scenes rendered with other settings ({str(record)!r}); "
-                "give -o an empty folder or run with the same settings to go on."
+                "give -o an empty folder, or continue with the same settings."
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(
-            f"{str(folder)!r} is not empty and not from this script; give -o a new folder."
+            f"{str(folder)!r} is not empty and was not made by this script; give -o a new folder."
         )
     try:
         for split in ("train", "test"):
@@ -99,14 +99,21 @@ def claim(folder: Path, settings: dict[str, object]) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "-o", "--output-dir", type=Path, default=Path("sample_data"), help="%(default)s"
+        "-o", "--output-dir", type=Path, default=Path("sample_data"), help="folder (%(default)s)"
     )
     parser.add_argument("-n", "--scenes", type=int, default=40, help="how many (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="%(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of all scenes (%(default)s)")
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(1920, 1080), metavar=("W", "H"), help="1920 1080"
+        "--size",
+        type=int,
+        nargs=2,
+        default=(1920, 1080),
+        metavar=("W", "H"),
+        help="pixels (1920 1080)",
     )
-    parser.add_argument("--test-fraction", type=float, default=0.2, help="%(default)s")
+    parser.add_argument(
+        "--test-fraction", type=float, default=0.2, help="share of test scenes (%(default)s)"
+    )
     parser.add_argument("-j", "--workers", type=int, default=1, help="processes (%(default)s)")
     args = parser.parse(argv)
     _check(args)
@@ -123,8 +130,8 @@ def main(argv: list[str] | None = None) -> None:
                 _watch(pool.map(job, scenes), len(scenes))
             except BrokenProcessPool as error:
                 raise UserError(
-                    f"A worker was killed, perhaps for want of memory: run again with fewer than "
-                    f"--workers {args.workers}; the scenes that are done are kept."
+                    "a worker was killed, perhaps because memory ran out; finished scenes are kept: "
+                    f"run again with fewer than --workers {args.workers}."
                 ) from error
     print(f"{len(scenes)} scenes in {str(args.output_dir)!r}")
 

@@ -21,7 +21,7 @@ MAX_XML_BYTES = 5 << 20  # a real file has 30 kB
 MAX_TAGS = 100_000  # a real file has 2,000; each costs 200 bytes of memory
 MAX_AIRCRAFT = (1 << 16) - 2
 
-# What float() and int() also take (nan, inf, 1e309, 1_000, other scripts' digits) is no pixel.
+# Stricter than float() and int(), which accept nan, inf, 1e309, 1_000 and digits of other scripts.
 _INTEGER = re.compile(r"-?[0-9]{1,6}")
 _NUMBER = r"(-?[0-9]{1,7}(?:\.[0-9]{1,9})?)"
 _POINT = re.compile(rf"X={_NUMBER} Y={_NUMBER}")
@@ -35,20 +35,20 @@ class Aircraft:
     """One aircraft of a scene, in pixels of its image."""
 
     make: str
-    """`<maker>_<model>`, the key of the table of facts; the maker alone where no model is given."""
+    """`<maker>_<model>`, the key of the table of facts; only the maker if no model is given."""
     colour: tuple[int, int, int]
-    """Its red, green, blue in the mask."""
+    """Red, green, blue of its pixels in the mask."""
     box: tuple[int, int, int, int]
-    """xmin, ymin, xmax, ymax as annotated; all four are inside, so a width is xmax - xmin + 1."""
+    """xmin, ymin, xmax, ymax as annotated; all are inclusive, so the width is xmax - xmin + 1."""
     diamond: tuple[Point, Point, Point, Point] | None
     """Nose, left wing, tail, right wing; may lie outside the image. None where not annotated."""
     pixels: int = 0
-    """How many of the mask's pixels show it; 0 for one that is hidden."""
+    """Number of its pixels in the mask; 0 if it is hidden."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is known of a scene beside its image."""
+    """A scene without its image."""
 
     stem: str
     width: int
@@ -85,9 +85,9 @@ def read_scene(folder: Path, stem: str) -> Scene:
     """
     image, mask, xml = scene_files(folder, stem)
     width, height, aircraft = read_xml(xml)
-    if (found := image_size(image)) != (width, height):
+    if (actual := image_size(image)) != (width, height):
         raise UserError(
-            f"image {str(image)!r} has {found[0]}x{found[1]} pixels, but {str(xml)!r} states "
+            f"image {str(image)!r} has {actual[0]}x{actual[1]} pixels, but {str(xml)!r} states "
             f"{width}x{height}."
         )
     ids = instance_ids(mask, (width, height), [plane.colour for plane in aircraft])
@@ -105,11 +105,11 @@ def read_scene_image(folder: Path, stem: str, size: tuple[int, int]) -> np.ndarr
 def instance_ids(
     path: Path, size: tuple[int, int], colours: list[tuple[int, int, int]]
 ) -> np.ndarray:
-    """Pixels of the mask that have exactly the k-th colour become k, all others 0.
+    """Read a mask: pixels of exactly the k-th colour become k, all others 0.
 
-    Everything on the ground has a colour of its own, so a pixel that is not black is not
-    necessarily an aircraft. One table over all 2^24 colours takes 2.5 ms for 1920x1080, however
-    many aircraft there are; one comparison of the whole image for each takes 5 ms for 15 of them.
+    Things on the ground have colours, too, so a pixel that is not black need not be an aircraft.
+    One table over all 2^24 colours takes 2.5 ms for 1920x1080, for any number of aircraft;
+    comparing the whole image with each colour takes 5 ms for 15 aircraft.
 
     Returns:
         `[H,W]` uint8, or uint16 for more than 255 colours.
@@ -136,7 +136,7 @@ def instance_ids(
 
 @cache
 def _table(dtype: type) -> np.ndarray:
-    """All zeros between two calls. The system zeroes only pages that are touched, hence kept."""
+    """All zeros between two calls. Cached, so that the system zeroes a touched page only once."""
     return np.zeros(1 << 24, dtype)
 
 
@@ -144,15 +144,15 @@ def read_xml(path: Path) -> tuple[int, int, list[Aircraft]]:
     """Width and height of the image, and its aircraft in the order of the file.
 
     Raises:
-        UserError: the file is missing, too large, no XML, declares a DTD or entities, lacks an
-            entry, holds a number that cannot be a pixel, or gives two aircraft one colour.
+        UserError: the file is missing, too large or not XML, declares a DTD or entities, has a
+            missing or invalid entry, or gives two aircraft the same colour.
     """
     root = _parse(path)
     width = _integer(root, "image_resolution/width", 1, MAX_SIDE, path)
     height = _integer(root, "image_resolution/height", 1, MAX_SIDE, path)
     planes = [o for o in root.findall("object") if _text(o, "category0") == "Airplane"]
     if len(planes) > MAX_AIRCRAFT:
-        _fail(path, f"lists {len(planes)} aircraft; up to {MAX_AIRCRAFT} can be told apart")
+        _fail(path, f"lists {len(planes)} aircraft; at most {MAX_AIRCRAFT} are supported")
     aircraft = [_aircraft(plane, width, height, path) for plane in planes]
     owner: dict[tuple[int, int, int], int] = {}
     for number, plane in enumerate(aircraft, start=1):
@@ -177,7 +177,7 @@ def _parse(path: Path) -> Element:
     except (ParseError, ValueError, LookupError) as error:
         _fail(path, f"is not well-formed XML ({str(error)[:80]!r})")
     if root.tag != "image":
-        _fail(path, f"is no scene description: its root is {root.tag[:40]!r}, not 'image'")
+        _fail(path, f"has the root element {root.tag[:40]!r} instead of 'image'")
     return root
 
 
@@ -185,13 +185,13 @@ def _aircraft(node: Element, width: int, height: int, path: Path) -> Aircraft:
     names = [_text(node, "category3"), _text(node, "category4")]
     make = "_".join(name for name in names if name)
     if not names[0] or len(make) > 100 or not make.isprintable():
-        _fail(path, f"names no maker for an aircraft: {make[:100]!r}")
+        _fail(path, f"has an aircraft with a missing or invalid maker: {make[:100]!r}")
     parts = _text(node, "object_mask_color_rgba").split(",")
     if len(parts) != 4 or not all(_INTEGER.fullmatch(p) and 0 <= int(p) <= 255 for p in parts):
         _fail(path, f"gives {make} a mask colour that is not 'r,g,b,255'")
     red, green, blue, alpha = map(int, parts)
     if alpha != 255 or (red, green, blue) == (0, 0, 0):
-        _fail(path, f"gives {make} the mask colour {','.join(parts)!r}, which is the ground's")
+        _fail(path, f"gives {make} the mask colour {','.join(parts)!r}, which means ground")
     xmin = _integer(node, "bndbox2D/xmin", 0, width - 1, path)
     ymin = _integer(node, "bndbox2D/ymin", 0, height - 1, path)
     xmax = _integer(node, "bndbox2D/xmax", xmin, width - 1, path)
@@ -207,7 +207,7 @@ def _diamond(node: Element, path: Path) -> tuple[Point, Point, Point, Point] | N
         text = _text(node, f"Sockets/Bone_PlaneAnnotation_{socket}/screen")
         match = _POINT.fullmatch(text)
         if match is None:
-            _fail(path, f"gives {socket} of an aircraft no point 'X=.. Y=..': {text[:40]!r}")
+            _fail(path, f"has {text[:40]!r} instead of 'X=.. Y=..' for {socket} of an aircraft")
         points.append((float(match[1]), float(match[2])))
     nose, left, tail, right = points
     return nose, left, tail, right
@@ -220,7 +220,7 @@ def _text(node: Element, tag: str) -> str:
 def _integer(node: Element, tag: str, low: int, high: int, path: Path) -> int:
     text = _text(node, tag)
     if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
-        _fail(path, f"has {tag} {text[:40]!r} where a whole number from {low} to {high} belongs")
+        _fail(path, f"has {tag} {text[:40]!r}; it must be a whole number from {low} to {high}")
     return int(text)
 
 

@@ -443,7 +443,7 @@ def test_ctrl_c_and_kill_end_tidily(slow, tmp_path, number):
     process.send_signal(number)
     _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert "the same command goes on" in error
+    assert "the same command continues" in error
     assert "Traceback" not in error
     assert temporaries(tmp_path) == []
     there, wanted = tree(tmp_path), expected(slow)
@@ -520,7 +520,7 @@ def test_hostile_keys_are_refused_counted_and_shown_harmlessly(s3, tmp_path, cap
     assert tree(tmp_path) == {f"a/b/data/{path}": content for path, content in wanted.items()}
     told = capsys.readouterr().out
     count = len(s3.objects) - len(wanted) - 1
-    assert f"{count} keys are no part of a scene" in told
+    assert f"{count} keys do not belong to a scene" in told
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", told)
 
 
@@ -546,7 +546,7 @@ def test_scenes_without_all_three_keys_are_left_and_named(s3, tmp_path, capsys):
     del s3.objects[keys_of("test", "Chicago_Airport_0_0_2")[2]]
     assert download(s3, tmp_path, "--all") == 0
     told = capsys.readouterr().out
-    assert "2 scenes lack a part" in told
+    assert "2 scenes have missing parts" in told
     assert "train/Basel_Airport_0_0_1 (masks)" in told
     assert "test/Chicago_Airport_0_0_2 (images, xmls)" in told
     assert len(tree(tmp_path)) == 3 * (24 - 2)
@@ -653,7 +653,7 @@ def test_a_bucket_that_cannot_be_listed(s3, tmp_path):
     s3.objects.clear()
     with pytest.raises(UserError, match="no complete scene"):
         download(s3, tmp_path, "--all")
-    with pytest.raises(UserError, match="is no address"):
+    with pytest.raises(UserError, match="is not an address"):
         main(["-a", "-o", str(tmp_path), "--endpoint-url", "nowhere"])
 
 

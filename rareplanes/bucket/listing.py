@@ -28,7 +28,7 @@ from common.cli import UserError
 BUCKET, REGION, PREFIX = "rareplanes-public", "us-west-2", "synthetic"
 PARTS = {"images": ".png", "masks": "_mask.png", "xmls": ".xml"}  # folder: what follows the stem
 
-# The stem becomes a path on this machine: letters, digits, _ and - cannot lead anywhere.
+# The stem becomes a path on this machine: letters, digits, _ and - cannot leave the folder.
 STEM = re.compile(r"(?=.{1,150}\Z)[A-Za-z0-9][A-Za-z0-9_-]*_Airport_[A-Za-z0-9_-]+")
 
 MAX_BYTES = 1 << 30  # of an object; an image has 3 MB on average
@@ -36,18 +36,18 @@ MAX_KEYS = 1_000_000  # in a folder; there are 45,000 scenes
 TIMEOUT_S = 10.0  # to connect, and between two packets
 BOTO_ATTEMPTS = 3  # boto's own quick retries; it gives up on a 503 within a second or two
 BACKOFF_S, BACKOFF_CAP_S = 1.0, 30.0  # ours: 1, 2, 4, … seconds, never more than the cap
-SAY_EVERY_S = 10.0  # between two lines on what had to be tried again
+SAY_EVERY_S = 10.0  # between two printed lines about retries
 HOPELESS = {403, 404, 412}  # 412: the object is no longer the one that was listed
 
 T = TypeVar("T")
 
 
 class DamagedError(Exception):
-    """What arrived is not what was listed."""
+    """The received bytes are not the listed object."""
 
 
 class StoppedError(Exception):
-    """The run is ending; drop what you are at."""
+    """The run is ending: stop the current task."""
 
 
 TRANSIENT = (DamagedError, BotoCoreError, ClientError, urllib3.exceptions.HTTPError)
@@ -75,8 +75,8 @@ class Scene:
 @dataclass(frozen=True, slots=True)
 class Listing:
     scenes: list[Scene]
-    incomplete: dict[str, list[str]]  # "<split>/<stem>": the parts that have no key
-    refused: list[str]  # keys that are no <stem> with the ending of their folder
+    incomplete: dict[str, list[str]]  # "<split>/<stem>": its missing parts
+    refused: list[str]  # keys that are not <stem> with the ending of their folder
 
 
 def make_client(endpoint_url: str | None, connections: int) -> Any:
@@ -105,7 +105,7 @@ def make_client(endpoint_url: str | None, connections: int) -> Any:
         )
     except ValueError as error:
         raise UserError(
-            f"--endpoint-url {endpoint_url!r} is no address; it reads like 'https://host:port'."
+            f"--endpoint-url {endpoint_url!r} is not an address; give one such as 'https://host:port'."
         ) from error
 
 
@@ -121,7 +121,7 @@ def stoppable_pool(workers: int) -> Iterator[tuple[ThreadPoolExecutor, threading
 
 
 def throttled(seconds: float) -> Callable[[str], None]:
-    """What prints a line to stderr, from any thread, unless its last was under `seconds` ago."""
+    """A thread-safe function that prints a line to stderr, at most one every `seconds`."""
     lock, next_at = threading.Lock(), 0.0
 
     def say(line: str) -> None:
@@ -137,7 +137,7 @@ def throttled(seconds: float) -> Callable[[str], None]:
 def persist(
     call: Callable[[], T], retries: int, stop: threading.Event, say: Callable[[str], None]
 ) -> T:
-    """Return `call()`, tried again after anything that may pass, ever later and never in step."""
+    """Return `call()`; after a transient error retry with a growing, random delay."""
     for attempt in range(retries + 1):
         if stop.is_set():
             raise StoppedError
@@ -159,7 +159,7 @@ def _status(error: Exception) -> int | None:
 
 
 def reason(error: Exception) -> str:
-    """One short line on an error, safe to print: servers choose part of its text."""
+    """One short line about an error, escaped, because the server chooses part of its text."""
     text = str(error) if isinstance(error, DamagedError) else f"{type(error).__name__}: {error}"
     return ascii(text)[1:-1][:200]
 
@@ -168,7 +168,7 @@ def list_scenes(client: Any, splits: Iterable[str], retries: int) -> Listing:
     """List every complete scene of `splits`, in key order.
 
     Raises:
-        UserError: The bucket does not answer or does not let us list it.
+        UserError: The bucket does not answer or refuses to be listed.
     """
     folders = [(split, part) for split in splits for part in PARTS]
     say = throttled(SAY_EVERY_S)
@@ -182,14 +182,14 @@ def list_scenes(client: Any, splits: Iterable[str], retries: int) -> Listing:
                 f"({reason(error)}): check the network, or name a mirror with --endpoint-url."
             ) from error
 
-    found: dict[tuple[str, str], dict[str, RemoteFile]] = defaultdict(dict)
+    by_scene: dict[tuple[str, str], dict[str, RemoteFile]] = defaultdict(dict)
     refused = []
     for (split, part), (files, bad_keys) in zip(folders, listed, strict=True):
         refused += bad_keys
         for stem, file in files.items():
-            found[split, stem][part] = file
+            by_scene[split, stem][part] = file
     scenes, incomplete = [], {}
-    for (split, stem), parts in sorted(found.items()):
+    for (split, stem), parts in sorted(by_scene.items()):
         if missing := [part for part in PARTS if part not in parts]:
             incomplete[f"{split}/{stem}"] = missing
         else:
@@ -224,12 +224,12 @@ def _list_folder(
                 etag = re.sub(r"[^0-9a-z-]", "", item.get("ETag", ""))
                 path = f"{split}/{part}/{stem}{ending}"
                 files[stem] = RemoteFile(key, path, size, etag)
-            elif key != folder:  # a console leaves an empty object where it "makes a folder"
+            elif key != folder:  # S3's console makes a folder by an empty object
                 refused.append(key)
         if len(files) + len(refused) > MAX_KEYS:
             raise UserError(
                 f"{client.meta.endpoint_url!r} lists more than {MAX_KEYS:,} keys in {folder!r}, "
-                "as RarePlanes does not: check --endpoint-url."
+                "far more than RarePlanes has: check --endpoint-url."
             )
         token = answer.get("NextContinuationToken")
         if not token or token == page.get("ContinuationToken"):
@@ -240,14 +240,14 @@ def _list_folder(
 def _list_page(client: Any, folder: str, page: dict[str, str]) -> Any:
     try:
         return client.list_objects_v2(Bucket=BUCKET, Prefix=folder, **page)
-    except (ValueError, KeyError) as error:  # boto's, for a size that is no number, or no key
+    except (ValueError, KeyError) as error:  # from boto: an invalid size, or a missing key
         raise DamagedError(f"a listing that cannot be read: {error}") from None
 
 
 def choose(scenes: list[Scene], limit: int | None, seed: int) -> list[Scene]:
     """The first `limit` scenes of an order that takes one scene of each airport in turn.
 
-    The order depends on the seed and the names alone, so a smaller limit is part of a larger one.
+    The order depends on the seed and the names alone, so a larger limit only adds scenes.
     """
 
     def shuffled(name: str) -> bytes:

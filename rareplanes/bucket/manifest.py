@@ -1,4 +1,4 @@
-"""The downloaded tree on this machine: its manifest, its temporary files, checks of its content."""
+"""The downloaded files on this machine: their manifest, folders and checks of their content."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ from rareplanes.scene import MAX_TAGS, MAX_XML_BYTES
 MANIFEST = "manifest.json"
 CHUNK = 256 * 1024
 MIB = 1024**2
-# What the usual uploaders cut a large object into.
+# Into which the usual upload tools cut a large object.
 PART_SIZES = [n * MIB for n in (5, 6, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 256, 512)]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file as it lay here when its content was last checked."""
+    """One file, as it was when its content was last checked."""
 
     key: str
     size: int
@@ -40,7 +40,7 @@ class Entry:
 def load_manifest(root: Path) -> dict[str, Entry]:
     """Path below `root` → entry, for the files that are still there.
 
-    A manifest that cannot be read counts as none: the files it spoke of are then checked by hash.
+    An unreadable manifest counts as empty: its files are then checked by hash.
     """
     try:
         files = json.loads((root / MANIFEST).read_bytes())["files"]
@@ -56,18 +56,18 @@ def save_manifest(root: Path, entries: dict[str, Entry]) -> None:
 
 
 def prepare_folders(root: Path, files: Iterable[RemoteFile]) -> None:
-    """Make the folders of `files`, and clear them of what runs that were killed left half written.
+    """Create the folders of `files`, and delete the temporary files of killed runs in them.
 
     Raises:
-        UserError: A folder is a link to somewhere outside `root`, or is no folder.
+        UserError: A folder is a link to somewhere outside `root`, or is a file.
     """
     for folder in sorted({root, *((root / file.path).parent for file in files)}):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(
-                f"{str(folder)!r} is needed as a folder and is a file: move it away or choose "
-                "another folder with -o."
+                f"{str(folder)!r} must be a folder and is a file: move it away, or choose another "
+                "folder with -o."
             ) from error
         if not folder.resolve().is_relative_to(root.resolve()):
             raise UserError(
@@ -78,7 +78,7 @@ def prepare_folders(root: Path, files: Iterable[RemoteFile]) -> None:
 
 
 def is_recorded(root: Path, file: RemoteFile, entry: Entry | None) -> bool:
-    """Whether `file` is here, of the listed version and untouched since its content was checked."""
+    """Whether `file` exists in the listed version, unchanged since its content was checked."""
     status = _regular(root / file.path)
     return (
         entry is not None
@@ -91,7 +91,7 @@ def is_recorded(root: Path, file: RemoteFile, entry: Entry | None) -> bool:
 def recheck(
     root: Path, file: RemoteFile, entry: Entry | None, stop: threading.Event
 ) -> Entry | None:
-    """Read a file that is here; its entry, or None if it is not the listed one."""
+    """Read an existing file; returns its entry, or None if it is not the listed object."""
     path = root / file.path
     status = _regular(path)
     if status is None or status.st_size != file.size:
@@ -119,11 +119,11 @@ def _regular(path: Path) -> os.stat_result | None:
 
 
 def damage(path: Path, file: RemoteFile, md5: str) -> str | None:
-    """What is wrong with the content at `path` (its MD5 given), None if it is the listed object.
+    """What is wrong with the content at `path` (its MD5 given); None if it is the listed object.
 
     S3's ETag is the MD5 of the content, or for an upload in N parts the MD5 of the parts' MD5s and
-    `-N`. If the latter fits no usual part size the size of the parts is not known to us, and what
-    remains is the file's own word: a PNG's checksums; for XML no more than that it parses.
+    `-N`. If no usual part size gives the latter, the part size is unknown. The file's own checks
+    remain: a PNG's checksums; for XML only that it parses.
     """
     if (size := path.stat().st_size) != file.size:
         return f"{size} bytes instead of {file.size}"
@@ -134,11 +134,11 @@ def damage(path: Path, file: RemoteFile, md5: str) -> str | None:
         sizes = [size] if parts == 1 else [s for s in PART_SIZES if -(-size // s) == parts]
         if any(_multipart_etag(path, s) == file.etag for s in sizes):
             return None
-        if parts == 1:  # as every upload in parts below 5 MiB: no other size to consider
-            return f"ETag {file.etag} not met"
+        if parts == 1:  # as in every multipart upload below 5 MiB: no other size is possible
+            return f"ETag {file.etag} does not match"
     content = path.read_bytes()
     sound = _png_is_sound if file.path.endswith(".png") else _xml_parses
-    return None if sound(content) else f"ETag {file.etag} not met, and the content is damaged"
+    return None if sound(content) else f"ETag {file.etag} does not match; damaged content"
 
 
 def _chunks(path: Path, size: int) -> Iterator[bytes]:
@@ -156,7 +156,7 @@ def _multipart_etag(path: Path, part_size: int) -> str:
 
 
 def _png_is_sound(content: bytes) -> bool:
-    """Whether every chunk has the CRC-32 it should have and IEND is the last (PNG, section 5)."""
+    """Whether every chunk has the right CRC-32 and IEND is the last (PNG, section 5)."""
     if content[:8] != b"\x89PNG\r\n\x1a\n":
         return False
     at, kind = 8, b""
@@ -174,9 +174,6 @@ def _xml_parses(content: bytes) -> bool:
         return False
     try:
         defusedxml.ElementTree.fromstring(content, forbid_dtd=True)
-    except (
-        SyntaxError,
-        ValueError,
-    ):  # ParseError is a SyntaxError, what defusedxml forbids a ValueError
+    except (SyntaxError, ValueError):  # ParseError is the former, defusedxml's errors the latter
         return False
     return True

@@ -1,4 +1,4 @@
-"""Brings files from the bucket here: in parallel, each checked before it gets its name."""
+"""Downloads files from the bucket, in parallel; each is checked before it gets its name."""
 
 import hashlib
 import sys
@@ -32,7 +32,7 @@ from rareplanes.bucket.manifest import Entry
 
 SAVE_EVERY_S = 30.0
 PLAIN_LINE_EVERY_S = 30.0
-GIVE_UP_AFTER = 24  # files in a row, each after all its retries: the bucket is gone for good
+GIVE_UP_AFTER = 24  # failed files in a row, each after all its retries: the bucket is gone
 
 Advance = Callable[[int], None]
 
@@ -76,10 +76,10 @@ def fetch_all(
     retries: int,
     verify: bool,
 ) -> Outcome:
-    """Bring what `scenes` lack; `entries`, and the manifest with them, follow what is there.
+    """Download the missing files of `scenes`; keep `entries` and the manifest up to date.
 
-    A file that `entries` vouch for is left alone unless `verify`; any other that is here is read
-    and kept if it is the listed one.
+    A file that is recorded in `entries` is not read again unless `verify` is set. Any other
+    existing file is read, and kept if it is the listed object.
     """
     outcome, todo = Outcome(), []
     for scene in scenes:
@@ -127,7 +127,7 @@ def _note(result: Result, outcome: Outcome, entries: dict[str, Entry]) -> None:
 
 
 def _bring(shared: Shared, files: list[RemoteFile], entries: dict[str, Entry]) -> list[Result]:
-    """Keep or fetch the files of one scene."""
+    """Keep or download the files of one scene."""
     results = []
     for file in files:
         entry = manifest.recheck(shared.root, file, entries.get(file.path), shared.stop)
@@ -157,10 +157,10 @@ def _fetch(shared: Shared, file: RemoteFile) -> Entry:
 
 
 def _receive(shared: Shared, file: RemoteFile, temporary: Path) -> str:
-    """Stream one object to `temporary` and check it; its MD5.
+    """Stream one object to `temporary` and check it; returns its MD5.
 
-    One request for the whole body, not boto's ranged download: of a range S3 sends no checksum,
-    so a flipped bit in a file above 8 MiB would pass.
+    One request for the whole body, not boto's ranged download: for a range S3 sends no checksum,
+    so a flipped bit in a file above 8 MiB would not be noticed.
     """
     md5, received = hashlib.md5(usedforsecurity=False), 0
     if_match = f'"{file.etag}"' if file.etag else "*"
@@ -190,7 +190,7 @@ def as_size(count: int) -> str:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Advance]:
-    """Yield what takes bytes done, from any thread: a bar on a terminal, else a line at times."""
+    """Yield a thread-safe counter of bytes: a bar on a terminal, else a line now and then."""
     lock, done, begun = threading.Lock(), 0, time.monotonic()
     on_terminal = sys.stderr.isatty()
     bar = tqdm(total=total, unit="B", unit_scale=True, disable=not on_terminal or not total)

@@ -1,7 +1,7 @@
-"""Aircraft as small meshes of coloured quads, drawn from above with the shadow they cast.
+"""Aircraft as small meshes of coloured quads, drawn from above with their shadows.
 
 Body frame: metres, x forward from the middle of the fuselage, y to the right wing, z up from the
-ground. `build` turns a make's numbers into quads, `draw` looks at them from above.
+ground. `build` turns a make's numbers into quads, `draw` renders them from above.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Mesh(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """An aircraft seen from above, ready to be laid onto the scene at (x, y)."""
+    """An aircraft seen from above, ready to be blended into the scene at (x, y)."""
 
     x: int
     y: int
@@ -201,7 +201,7 @@ def draw(
     sun: np.ndarray,
     gloss: float = 70.0,
 ) -> Drawing:
-    """Look at a mesh from above.
+    """Render a mesh from above.
 
     Args:
         mesh: from `build`.
@@ -220,7 +220,7 @@ def draw(
     shadows = ppm * (world[..., :2] - world[..., 2:] * sun[:2] / sun[2]) + at
     low = np.floor(seen.min((0, 1)) + at).astype(int) - 1
     width, height = np.ceil(seen.max((0, 1)) + at).astype(int) + 2 - low
-    # fillConvexPoly's pixel centres are integers: half a pixel keeps drawing and mask together.
+    # fillConvexPoly's pixel centres are integers: the half pixel aligns drawing and mask.
     fine = (seen + at - low + 0.5) * SUPERSAMPLE - 0.5
     canvas = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE, 4), np.uint8)
     points = np.round(fine * (1 << SHIFT)).astype(np.int32)
@@ -236,13 +236,13 @@ def draw(
 def _shade(
     quads: np.ndarray, colours: np.ndarray, view: np.ndarray, sun: np.ndarray, gloss: float
 ) -> list[tuple[int, int, int]]:
-    """Lambert and Blinn-Phong shading, one colour a quad."""
+    """Lambert and Blinn-Phong shading, one colour per quad."""
     normals = np.cross(quads[:, 2] - quads[:, 0], quads[:, 3] - quads[:, 1])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
     normals *= np.where(normals @ view < 0, -1, 1)[:, None]
     middle = sun + view / np.linalg.norm(view)
     middle /= np.linalg.norm(middle)
-    # The exposure follows the sun: what lies flat is as bright at dusk as at noon.
+    # The exposure follows the sun: flat surfaces are as bright at dusk as at noon.
     diffuse = np.minimum(0.55 + 0.5 * np.maximum(normals @ sun, 0) / sun[2], 1.25)
     shine = gloss * np.maximum(normals @ middle, 0) ** 24
     lit = np.clip(colours * diffuse[:, None] + shine[:, None], 0, 255).astype(int)

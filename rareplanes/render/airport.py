@@ -33,7 +33,7 @@ from rareplanes.render.terminals import SEGMENTS, hangar, stand, terminal_buildi
 
 @cache
 def plan(airport: Airport) -> Plan:
-    """The airport's plan; the same for everyone who asks by its name."""
+    """The airport's plan; everything random in it is derived from the airport's name."""
     rng = np.random.default_rng(zlib.crc32(airport.name.encode()))
     p = Plan()
     taxi = rng.uniform(85, 125)

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 
 # Published dimensions in metres, rounded; names are keys of RarePlanes' table of attributes.
-# Along x everything is a fraction of the length behind the nose. Traits: H high wing, T tail on
+# Positions along x are fractions of the length, from the nose. Traits: H high wing, T tail on
 # top of the fin, W winglets, K trailing edge with a kink, M military paint. RarePlanes
-# knows no fighter and no bomber: the last three shapes go under the make nearest to them in size.
+# has no fighter and no bomber: the last three shapes have the name of the make nearest in size.
 # make kind (see KINDS) length span radius | wing at, root, tip, sweep | tail span, fin | traits |
-# engines as x,y,z,length,radius[,propeller]: y 0 sits on the centre line, others come in pairs
+# engines as x,y,z,length,radius[,propeller]: y 0 is the centre line, other engines are in pairs
 KINDS = {"T": "Transport", "P": "Private", "S": "Sport", "F": "Fighter", "B": "Bomber"}
 TABLE = """
 Airbus_A320 T 37.6 35.8 2 .31 7.2 1.6 8.3 .36 .13 KW .30,5.7,1.9,4.4,1.15
@@ -109,7 +109,7 @@ def makes() -> tuple[Make, ...]:
 
 
 def livery(make: Make, rng: np.random.Generator) -> Livery:
-    """Paint: mostly white or light grey with a coloured tail; some wholly coloured, some dark."""
+    """Paint: mostly white or light grey with a coloured tail; some all coloured, some dark."""
     if "M" in make.traits:
         body = np.array(
             ((118, 116, 112), (84, 98, 92), (140, 136, 130), (128, 160, 176))[rng.integers(4)]

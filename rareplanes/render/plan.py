@@ -1,4 +1,4 @@
-"""What a plan of an airport consists of, in metres, and the airports there are.
+"""The parts of an airport's plan, in metres, and the table of airports.
 
 World frame: x to the right, y down, as on the screen. The runway lies on y = 0; taxiway, apron,
 terminals and car parks follow below it, a field for small aircraft lies above it.
@@ -35,7 +35,7 @@ class Stroke(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A prism standing on `base`; `group` tells roofs, huts and so on apart in the mask."""
+    """A prism that stands on `base`; roofs, huts and so on have a `group` each in the mask."""
 
     points: Points
     base: float
@@ -58,7 +58,7 @@ class Slot(NamedTuple):
 class Airport:
     name: str
     biome: str
-    segments: tuple[str, ...]  # what lines the apron, from left to right
+    segments: tuple[str, ...]  # what stands along the apron, from left to right
     weather: tuple[str, ...]  # one is drawn for each scene
     trees: float
     ground: Colour
@@ -68,7 +68,7 @@ class Airport:
     roof: Colour
 
 
-# name, what lines the apron, weather, density of woods, then the colours (RGB) of ground, soil,
+# name, segments of the apron, weather, density of woods, then the colours (RGB) of ground, soil,
 # asphalt, concrete and roofs, then the biome
 TABLE = """
 Bergen linear,remote,piers Clear,Overcast,Rain,Haze .9 4c5c3a 746c54 4a4c4e 8e8e8a 767c80 Forest

@@ -15,7 +15,7 @@ BONES = ("Nose", "RightWing", "Tail", "LeftWing")
 
 
 class Scene(NamedTuple):
-    """One scene to render: all that its bytes depend on."""
+    """One scene to render; its bytes depend on nothing else."""
 
     number: int
     seed: int
@@ -32,7 +32,7 @@ class Picture(NamedTuple):
 
 
 def render(scene: Scene) -> Picture:
-    """Draw one scene. Everything random comes from (seed, index)."""
+    """Draw one scene. Everything random is derived from (seed, number)."""
     rng = np.random.default_rng((scene.seed, scene.number))
     ground = plan(scene.airport)
     view = _camera(scene, rng)
@@ -86,7 +86,7 @@ def _camera(scene: Scene, rng: np.random.Generator) -> View:
 
 
 def _unseen(view: View, others: list[Thing], palette: Palette) -> Thing:
-    """An aircraft just outside the picture: listed, with no pixel."""
+    """An aircraft just outside the picture: listed in the XML, with no pixel."""
     outside = np.array((view.width + 30.0, view.height * 0.4))
     like = others[0] if others else None
     categories = like.categories if like else ("Airplane", "Civil", "Sport", "Cessna", "172")
@@ -99,7 +99,7 @@ def _unseen(view: View, others: list[Thing], palette: Palette) -> Thing:
 def _describe(
     scene: Scene, view: View, sky: str, things: list[Thing], rng: np.random.Generator
 ) -> str:
-    """The scene's XML, element for element as RarePlanes writes it."""
+    """The scene's XML, with the same elements as RarePlanes'."""
     pitch = -np.degrees(np.arctan2(1, np.hypot(*view.lean)))
     altitude = 94000.0  # centimetres, like all of the file's lengths
     focal = altitude / 100 * view.ppm

@@ -28,7 +28,7 @@ TREE_LABEL, MAST_LABEL = (30, 90, 46), (90, 230, 220)  # BGR in the mask
 
 
 def lay_ground(view: View, airport: Airport, plan: Plan, rng: np.random.Generator) -> Canvas:
-    """Pavement, paint and stains, still without texture and light."""
+    """Draw pavement, paint and stains, without texture and light."""
     shape = (view.height, view.width)
     palette = _palette(airport)
     labels = label_colours(airport)
@@ -82,7 +82,7 @@ def _palette(airport: Airport) -> dict[int, tuple[float, float, float]]:
 
 @cache
 def label_colours(airport: Airport) -> list[tuple[int, int, int]]:
-    """Colours the mask gives to what is no object, BGR; the textured greys come on top."""
+    """Colours in the mask of what is not an object, BGR; there are textured greys besides."""
     rng = np.random.default_rng(sum(airport.name.encode()))
     return [(int(b), int(g), int(r)) for b, g, r in rng.integers(20, 236, (64, 3))]
 
@@ -142,7 +142,7 @@ def raise_blocks(
     labels: Sequence[tuple[int, int, int]],
     roof: bool = False,
 ) -> None:
-    """Draw prisms with walls where the view leans, and their shadows; `roof` hides aircraft."""
+    """Draw prisms, the walls that are visible and the shadows; with `roof` they hide aircraft."""
     for block, foot in visible(view, blocks, 60):
         top_z = block.base + block.height
         foot = foot + block.base * view.lean * view.ppm
@@ -169,13 +169,13 @@ def raise_blocks(
 
 
 def _cast(target: np.ndarray, foot: np.ndarray, top: np.ndarray, value: Any) -> None:
-    """Fill the shadow of a convex prism, the hull of its foot and its top's shadow."""
+    """Fill the shadow of a convex prism: the hull of its foot and of its top's shadow."""
     hull = cv2.convexHull(np.concatenate((foot, top)).astype(np.float32))[:, 0]
     cv2.fillConvexPoly(target, fixed(hull), value, cv2.LINE_8, SHIFT)
 
 
 def plant_trees(view: View, canvas: Canvas, plan: Plan, rng: np.random.Generator) -> None:
-    """Round crowns: a shadow on the ground, a dark crown, a lit side."""
+    """Draw round trees: a shadow on the ground, a dark crown, a lit side."""
     trees = np.array(plan.trees).reshape(-1, 3)
     at = view.screen(trees[:, :2])
     size = (view.width + 30, view.height + 30)

@@ -1,4 +1,4 @@
-"""What lines an apron: terminals with piers, satellites and bridges, hangars, and the stands."""
+"""What stands along an apron: terminals with piers, satellites, bridges, hangars and stands."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from rareplanes.render.plan import (
 
 
 def stand(p: Plan, x: float, y: float, heading: float, span: float, lead: float) -> None:
-    """Paint and oil of one stand whose stop lies at (x, y)."""
+    """Paint and oil stains of one stand; an aircraft stops at (x, y)."""
     c, s = np.cos(heading), np.sin(heading)
     back = (x - c * lead, y - s * lead)
     p.paint.append(Stroke(line((x + c * span * 0.4, y + s * span * 0.4), back), 0.6, YELLOW))

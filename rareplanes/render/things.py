@@ -1,4 +1,4 @@
-"""What the XML lists: each object with a colour of its own and the extent of its pixels."""
+"""The objects that the XML lists, each with its own colour and the extent of its pixels."""
 
 from dataclasses import dataclass, field
 
@@ -53,7 +53,7 @@ def overlap(low: np.ndarray, high: np.ndarray, size: np.ndarray) -> tuple[tuple,
 
 
 def measure(canvas: Canvas, things: list[Thing]) -> None:
-    """Fill in area and inclusive extent of each object's pixels; area 0 leaves a point."""
+    """Set area and inclusive extent of each object's pixels; the extent of no pixels is a point."""
     size = np.array(canvas.mask.shape[1::-1])
     for thing in things:
         inside, _ = overlap(thing.low, thing.high, size)

@@ -1,4 +1,4 @@
-"""Parks aircraft on stands, taxiways and runway, and lays them into image and mask."""
+"""Parks aircraft on stands, taxiways and runway, and draws them into image and mask."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ from rareplanes.render.scenery import along
 from rareplanes.render.things import Palette, Thing, overlap
 from rareplanes.render.view import ROOF, Canvas, View, fixed
 
-SPANS = (25.0, 170.0)  # pixels between the wing tips that are drawn
+SPANS = (25.0, 170.0)  # wing spans that are drawn, pixels
 
 
 def park_aircraft(
@@ -85,7 +85,7 @@ def _places(
             if rng.random() < 0.25:
                 room = 18.0 if y < -40 else 62.0
                 places.append((x, y, heading + flow + rng.normal(0, 0.04), room, None))
-    for _ in range(6):  # anywhere, as a renderer's random seeds are
+    for _ in range(6):  # anywhere
         x, y = np.array(view.centre) + rng.uniform(-330, 330, 2)
         places.append((x, y, rng.uniform(0, 6.28), 62.0 if y > -60 else 20.0, None))
     pixels = view.screen(np.array([place[:2] for place in places]))
@@ -100,7 +100,7 @@ def _fits(make: Make, room: float, ppm: float) -> bool:
 
 
 def _choose(fitting: list[Make], room: float, rng: np.random.Generator) -> Make:
-    """Stands are used by aircraft of about their size; military ones stay rare."""
+    """Prefer aircraft of about the stand's size; military ones are rare."""
     weights = np.array([np.exp(-(((room * 0.8 - m.span) / (0.35 * room)) ** 2)) for m in fitting])
     weights *= [0.3 if "M" in m.traits else 1.0 for m in fitting]
     return fitting[rng.choice(len(fitting), p=weights / weights.sum())]

@@ -1,4 +1,4 @@
-"""Cars, trucks, carts, boxes and light masts: what stands about on an airport."""
+"""Cars, trucks, carts, boxes and light masts."""
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ CAR_COLOURS = (
 def park_vehicles(
     view: View, plan: Plan, palette: Palette, rng: np.random.Generator
 ) -> tuple[list[Block], list[tuple[Block, Thing]]]:
-    """Cars, carts, containers and boxes without a name, and a few that the XML lists."""
+    """Unnamed cars, carts, containers and boxes, and a few vehicles that the XML lists."""
     blocks: list[Block] = []
     near = [slot for slot in plan.slots if view.sees(view.screen(np.array([slot[:2]])), 60)]
     busy = rng.uniform(0.4, 2.6)
@@ -82,7 +82,7 @@ def _carts(x: float, y: float, heading: float, rng: np.random.Generator) -> list
 
 
 def raise_masts(view: View, canvas: Canvas, things: list[Thing], rng: np.random.Generator) -> None:
-    """Lamp posts, some of which stand before an aircraft and cut it in two in the mask."""
+    """Draw lamp posts; some are in front of an aircraft and cut it in two in the mask."""
     for _ in range(rng.poisson(3)):
         at = rng.uniform((0, 0), (view.width, view.height))
         if things and rng.random() < 0.5:

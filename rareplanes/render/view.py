@@ -1,4 +1,4 @@
-"""The camera, the canvas it fills, and the textures that lie on the ground below it."""
+"""The camera, the canvas that is drawn on, and the textures of the ground."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 
 from rareplanes.render.aircraft import SHIFT
 
-ROOF = 9  # a material beside those of the plan: what stands above the aircraft
+ROOF = 9  # a material besides those of the plan: what is above the aircraft
 TILE = 1024  # texels of a texture, which repeats
 
 
@@ -44,7 +44,7 @@ class View:
 
 @dataclass
 class Canvas:
-    """What is drawn together, so that image and mask agree: all [H,W] or [H,W,3], uint8 BGR."""
+    """The arrays of a scene, drawn together so that they agree: [H,W] or [H,W,3], uint8 BGR."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -89,9 +89,9 @@ def texture(
     shift: Sequence[float] | np.ndarray = (0, 0),
     shrink: int = 1,
 ) -> np.ndarray:
-    """A texture fixed to the ground, one texel so many metres wide: [H,W] float32.
+    """A texture fixed to the ground: [H,W] float32. A texel is `texel` metres wide.
 
-    `shrink` samples every so many pixels only, enough for what has no fine detail.
+    Only every `shrink`-th pixel is sampled, which is enough where there is no fine detail.
     """
     c, s = np.cos(view.yaw) / view.ppm, np.sin(view.yaw) / view.ppm
     turn = np.array(((c, s), (-s, c)))
@@ -106,7 +106,7 @@ def texture(
 def visible(
     view: View, items: Iterable[Any], margin: float = 0.0
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    """Those items of a plan whose `points` reach the picture, with their pixels."""
+    """The items of a plan that reach into the picture, each with its `points` in pixels."""
     items = list(items)
     if not items:
         return

@@ -1,4 +1,4 @@
-"""Grain and snow on the ground, sun and shadow, clouds, haze and the sensor."""
+"""Grain and snow on the ground, sun and shadow, clouds, haze and the sensor's noise."""
 
 import cv2
 import numpy as np
@@ -39,7 +39,7 @@ def weather_ground(
     amount = np.zeros((4, 256), np.float32)
     for material, strength in GRAIN.items():
         amount[:, material] = strength
-    shift = rng.uniform(-400, 400, 2)  # each scene has weathered a little differently
+    shift = rng.uniform(-400, 400, 2)  # each scene gets another part of the texture
     coarse = texture(view, "coarse", 0.7, shift, shrink=2)
     middle = texture(view, "middle", 0.3)
     factor = 1 - canvas.dirt * np.float32(rng.uniform(0.5, 1.3) / 255)
@@ -65,10 +65,10 @@ def weather_ground(
 def cast_light(
     canvas: Canvas, image: np.ndarray, of_buildings: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Lay the canvas' shadows onto the ground.
+    """Darken `image` by the canvas's shadows.
 
     Returns:
-        The light [H,W] that aircraft get: they stand in the shadow of buildings, not in their own.
+        The light [H,W] that aircraft get: buildings shade them, their own shadows do not.
     """
     softness, depth = float(rng.uniform(0.7, 1.8)), np.float32(rng.uniform(0.45, 0.72) / 255)
     canvas.shadow[canvas.material == ROOF] = 0
