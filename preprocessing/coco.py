@@ -4,7 +4,7 @@
     python preprocessing/coco.py images/ instances.json -o data/mine -s 256
 
 The split file names the images of each split: `{"train": ["a.jpg", ...], "val": [...]}`. Without
-one everything becomes `train/`. Where objects overlap, the smaller one is on top.
+it everything becomes `train/`. Where objects overlap, the smaller one is on top.
 """
 
 import re
@@ -29,7 +29,7 @@ from preprocessing.splits import tile_splits
 from preprocessing.tiles import Labels, Thing
 
 MAX_OBJECTS = (1 << 16) - 2
-MAX_STEM = 200  # bytes: with `_tile_999_mask.png` and a temporary's ending it still is a file name
+MAX_STEM = 200  # bytes: leaves room for `_tile_999_mask.png` and the ending of a temporary file
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +41,26 @@ class CocoImage:
     size: tuple[int, int]
     annotations: list[dict[str, Any]]
     categories: dict[int, tuple[int, str]]
-    """Our number, from 1, and the name of each category id of the file."""
+    """Category id in the file → our number, from 1, and its name."""
 
     @property
     def airport(self) -> str:
-        """Nothing is known of places, so each image counts as one of its own."""
+        """COCO has no airports, so each image counts as its own."""
         return self.stem
 
     def files(self) -> list[Path]:
         return [self.path]
 
     def labels(self) -> Labels:
-        """Paint the outlines, crowds first and then the larger before the smaller."""
-        if (found := image_size(self.path)) != self.size:
+        """Paint the outlines: crowds first, then large objects before small ones."""
+        if (actual := image_size(self.path)) != self.size:
             raise UserError(
-                f"image {str(self.path)!r} has {found[0]}x{found[1]} pixels, but the annotations "
+                f"image {str(self.path)!r} has {actual[0]}x{actual[1]} pixels, but the annotations "
                 f"state {self.size[0]}x{self.size[1]}."
             )
         runs = [run_lengths(item, self.size) for item in self.annotations]
         crowd = [bool(item.get("iscrowd", 0)) for item in self.annotations]
-        area = [int(rle.area(r)) for r in runs]  # unsigned 32-bit, which a minus sign would wrap
+        area = [int(rle.area(r)) for r in runs]  # int, as minus an unsigned 32-bit number wraps
         ids = np.zeros(self.size[::-1], np.uint8 if len(runs) < 256 else np.uint16)
         for i in sorted(range(len(runs)), key=lambda i: (not crowd[i], -area[i])):
             x, y, w, h = (int(v) for v in rle.toBbox(runs[i]))
@@ -80,7 +80,10 @@ class CocoImage:
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse(argv)
     if not args.images.is_dir():
-        raise UserError(f"there is no folder of images {str(args.images)!r}.")
+        raise UserError(
+            f"there is no folder of images {str(args.images)!r}; give the folder that the file "
+            "names are relative to."
+        )
     images, categories = read_dataset(args.annotations, args.images)
     splits = read_split(args.split, images) if args.split else {"train": list(images.values())}
     refuse_leftovers(args.output_dir, set(splits))
@@ -108,26 +111,28 @@ def read_dataset(path: Path, folder: Path) -> tuple[dict[str, CocoImage], list[s
         outlined[item["image_id"]].append(item)
     images: dict[str, CocoImage] = {}
     for entry in data["images"]:
-        name, found = entry["file_name"], outlined[entry["id"]]
+        name, objects = entry["file_name"], outlined[entry["id"]]
         if name in images:
             raise UserError(f"{str(path)!r} lists the image {name!r} twice.")
-        if len(found) > MAX_OBJECTS:
+        if len(objects) > MAX_OBJECTS:
             raise UserError(
-                f"{str(path)!r} outlines {len(found)} objects in {name!r}; up to {MAX_OBJECTS} "
-                "can be told apart."
+                f"{str(path)!r} outlines {len(objects)} objects in {name!r}; at most {MAX_OBJECTS} "
+                "are supported."
             )
         size = (entry["width"], entry["height"])
-        images[name] = CocoImage(folder / name, _stem(name, path), size, found, number)
+        images[name] = CocoImage(folder / name, _stem(name, path), size, objects, number)
     if not images:
         raise UserError(f"{str(path)!r} lists no image.")
     stems = {image.stem.casefold() for image in images.values()}
     if len(stems) < len(images):
-        raise UserError(f"{str(path)!r} lists images that differ only in folder, suffix or case.")
+        raise UserError(
+            f"{str(path)!r} lists images that differ only in folder, suffix or case; rename them."
+        )
     return images, [name for _, name in categories]
 
 
 def read_split(path: Path, images: dict[str, CocoImage]) -> dict[str, list[CocoImage]]:
-    """The images of each split; keys that do not hold a list of names are notes and passed over.
+    """The images of each split; keys without a list of names count as notes and are skipped.
 
     Raises:
         UserError: a name is unknown or in two splits, or there is no split.
@@ -145,30 +150,34 @@ def read_split(path: Path, images: dict[str, CocoImage]) -> dict[str, list[CocoI
     owner: dict[str, str] = {}
     for key, names in split.items():
         if not re.fullmatch(r"\w[\w-]*", key):
-            raise UserError(f"{str(path)!r}: a split cannot be called {key!r}.")
+            raise UserError(
+                f"{str(path)!r}: a split cannot be called {key!r}; use letters, digits, _ and -."
+            )
         for name in names:
             if name not in images:
                 raise UserError(f"{str(path)!r}: {name!r} of {key!r} is not in the annotations.")
             if name in owner:
-                raise UserError(f"{str(path)!r} names {name!r} twice, for {owner[name]!r} too.")
+                raise UserError(
+                    f"{str(path)!r} names {name!r} twice, in {owner[name]!r} and in {key!r}."
+                )
             owner[name] = key
     if left := len(images) - len(owner):
-        print(f"{left} images are in no split and are left out")
+        print(f"{left} images are in no split and are skipped")
     return {key: [images[name] for name in names] for key, names in split.items()}
 
 
 def refuse_leftovers(output: Path, splits: set[str]) -> None:
-    """Refuse to leave another run's splits beside ours: the same images could be in both."""
+    """Refuse other splits of an earlier run: the same images could be in them and in ours."""
     for other in sorted(output.glob("*/instances_tiled.json")):
         if other.parent.name not in splits:
             raise UserError(
                 f"{str(other.parent)!r} holds tiles of an earlier run that this one would not "
-                "renew; remove that folder or choose another --output-dir."
+                "replace; remove that folder, or choose another --output-dir."
             )
 
 
 def _stem(name: str, path: Path) -> str:
-    """The name of an image without suffix, its folders joined by `_`; never leads elsewhere."""
+    """The name of an image without suffix, its folders joined by `_`; outside names are refused."""
     parts = PurePosixPath(name).parts
     leads_out = name.startswith("/") or "\\" in name or ".." in parts
     if not parts or leads_out or not name.isprintable():

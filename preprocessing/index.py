@@ -11,7 +11,7 @@ from preprocessing.tiles import MIN_PIXELS, Settings
 
 
 class Tile(NamedTuple):
-    """A tile that is kept; sorts by the name of its image."""
+    """A tile that is kept; sorted by the name of its image."""
 
     name: str
     stem: str
@@ -29,11 +29,11 @@ def write_index(
     """Write `instances_tiled.json` into `stage`, one scene at a time.
 
     Args:
-        stage: Where the records of the scenes are.
-        tiles: Those that are kept, by name.
-        airports: Of each scene, by its stem.
+        stage: Folder with the records of the scenes.
+        tiles: The kept tiles, sorted by name.
+        airports: Stem of a scene → its airport.
         categories: Names of the categories 1…N.
-        settings: What the tiles were cut with.
+        settings: With which the tiles were cut.
     """
     info = {"description": "Tiles of aerial scenes", "min_pixels": MIN_PIXELS} | asdict(settings)
     classes = [{"id": i, "name": name} for i, name in enumerate(categories, start=1)]
@@ -70,7 +70,7 @@ def _annotations(stage: Path, tiles: list[Tile]) -> Iterator[dict[str, Any]]:
 
 
 def contents(stage: Path, tiles: list[Tile]) -> Iterator[tuple[Tile, dict[str, Any]]]:
-    """Each tile with its record: one scene at a time, as a set may have millions of aircraft."""
+    """Each tile with its record, one scene at a time: a set may have millions of aircraft."""
     stem = ""
     record: dict[str, Any] = {}
     for tile in tiles:
@@ -80,7 +80,7 @@ def contents(stage: Path, tiles: list[Tile]) -> Iterator[tuple[Tile, dict[str, A
 
 
 def aircraft_of(stage: Path, tiles: list[Tile]) -> list[tuple[str, int]]:
-    """The name of each tile and how many aircraft its mask tells apart."""
+    """The name of each tile and the number of aircraft in its mask."""
     return [
         (tile.name, sum(not annotation["iscrowd"] for annotation in content["annotations"]))
         for tile, content in contents(stage, tiles)

@@ -8,7 +8,7 @@ from preprocessing.tiles import Settings
 
 
 def add_tiling_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options from which `settings_from` reads, and those of the run."""
+    """Add the options that `settings_from` reads, and those of the run."""
     add = parser.add_argument
     add(
         "-s",
@@ -22,27 +22,27 @@ def add_tiling_options(parser: argparse.ArgumentParser) -> None:
         "--min-visible",
         type=number(float, 0, 1),
         default=0.1,
-        help="an aircraft of which a tile shows a smaller share is ignored there",
+        help="a tile ignores an aircraft of which it shows a smaller share",
     )
     add(
         "--negatives",
         type=number(float, 0, 1000),
         default=0.1,
         metavar="FRACTION",
-        help="tiles without aircraft to keep, as a share of those with",
+        help="tiles without aircraft to keep, as a share of the tiles with aircraft",
     )
     add("--seed", type=int, default=0, help="decides which tiles without aircraft are kept")
     add(
         "--png-level",
         type=number(int, 0, 9),
         default=1,
-        help="0 none, 1 fast, 9 small",
+        help="compression: 0 none, 1 fast, 9 small",
     )
     add(
         "--pack",
         action="store_true",
-        help="also write each split as two arrays that load many times as fast, for about "
-        "(3+1)·S² bytes a tile: 1 MB at 512 pixels",
+        help="also write each split as two arrays that load many times as fast; they take about "
+        "(3+1)·S² bytes per tile, 1 MB at 512 pixels",
     )
     add("--skip-bad", action="store_true", help="leave out scenes that cannot be read")
 

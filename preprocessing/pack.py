@@ -1,4 +1,4 @@
-"""Packs the tiles of a split into two arrays: to read one is then a copy instead of a decoding."""
+"""Packs the tiles of a split into two arrays: to read a tile is then a copy, not a decoding."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from common.io.tiles import INDEX, PACKED, mask_dtype, pack_index, read_tile
 from preprocessing.workers import Workers
 
 CHUNK = 16
-"""Tiles in a task: 16 MB at 512 pixels, decoded in a fraction of a second."""
+"""Tiles per task: 16 MB at 512 pixels, decoded in a fraction of a second."""
 
 Named = list[tuple[str, int]]
 """The tiles of a split in the order of its COCO file: image name and number of aircraft."""
@@ -24,7 +24,7 @@ Named = list[tuple[str, int]]
 def pack_splits(pool: Workers, splits: Mapping[Path, Named], size: int) -> None:
     """Write `PACKED` into each split, a folder of PNG tiles with their COCO file.
 
-    Every tile has a place of its own, so the bytes do not depend on who writes it and when.
+    Every tile has a fixed place, so the bytes do not depend on which process writes it, or when.
 
     Raises:
         UserError: The disk has too little room, or a tile cannot be read.
@@ -34,8 +34,8 @@ def pack_splits(pool: Workers, splits: Mapping[Path, Named], size: int) -> None:
     free = min(shutil.disk_usage(folder).free for folder in splits)
     if needed > free:
         raise UserError(
-            f"--pack needs {needed:,} bytes beside the tiles and '{next(iter(splits)).parent}' has "
-            f"{free:,} free; make room, or leave --pack out."
+            f"--pack needs {needed:,} bytes in addition to the tiles, and "
+            f"{str(next(iter(splits)).parent)!r} has {free:,} free; free some, or leave out --pack."
         )
     tasks = []
     for folder, tiles in splits.items():
@@ -51,7 +51,7 @@ def pack_splits(pool: Workers, splits: Mapping[Path, Named], size: int) -> None:
     for folder, tiles in splits.items():
         for name in PACKED[:2]:
             with (folder / name).open("rb") as file:
-                os.fsync(file.fileno())  # a power cut must not leave an index of empty pages
+                os.fsync(file.fileno())  # a power cut must not leave an index and empty pages
         index = pack_index(folder, len(tiles), size, types[folder])
         write_atomic(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
 
@@ -59,7 +59,7 @@ def pack_splits(pool: Workers, splits: Mapping[Path, Named], size: int) -> None:
 def _begin(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):  # not on macOS
-        # Claims the blocks now: a disk that fills up later would kill whoever writes to the map.
+        # Allocates the blocks now: if the disk were full later, a write to the map would kill us.
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 

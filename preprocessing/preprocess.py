@@ -94,14 +94,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def find_splits(path: Path) -> dict[str, Path]:
-    """Folders with scenes by the name of their split; the name is empty for a single folder.
+    """Name of a split → folder with its scenes; the name is empty for a single folder.
 
     Raises:
         UserError: there are none.
     """
-    found = {name: path / name for name in SPLITS if (path / name / "images").is_dir()}
-    if found:
-        return found
+    folders = {name: path / name for name in SPLITS if (path / name / "images").is_dir()}
+    if folders:
+        return folders
     if (path / "images").is_dir():
         return {"": path}
     if not path.is_dir():
@@ -110,7 +110,7 @@ def find_splits(path: Path) -> dict[str, Path]:
             "python rareplanes/sample.py renders some."
         )
     if path.name in ("images", "masks", "xmls"):
-        raise UserError(f"{str(path)!r} is a part of the scenes; give the folder it is in.")
+        raise UserError(f"{str(path)!r} is only a part of the scenes; give the folder above it.")
     if path.name in OUTPUTS or any((path / name).exists() for name in OUTPUTS):
         raise UserError(f"{str(path)!r} holds tiles already; give the folder of the scenes.")
     raise UserError(
@@ -122,9 +122,9 @@ def find_splits(path: Path) -> dict[str, Path]:
 def choose_airports(airports: list[str], wanted: list[str] | None) -> list[str]:
     """The airports to hold out of scenes that show `airports`, sorted.
 
-    Unless the user names them: the ones with the fewest scenes, as many as make up `VAL_SHARE` of
-    the scenes, at least one and never all, so none where there is only one. Small ones, as
-    airports differ much and training on many is worth more than an exact share.
+    By default those with the fewest scenes, until they have `VAL_SHARE` of the scenes: at least
+    one and never all, so none if there is only one airport. Small ones, because airports differ
+    much and training on many is worth more than an exact share.
 
     Raises:
         UserError: `wanted` names an unknown airport, or all.
@@ -153,7 +153,7 @@ def _parser() -> Parser:
     add(
         "--attribute",
         choices=attributes.ATTRIBUTES,
-        help="what the classes are; without it there is one, aircraft",
+        help="what the classes are; by default there is one class, aircraft",
     )
     add("--val-airports", nargs="+", metavar="NAME", help="airports to hold out of train/")
     add_tiling_options(parser)

@@ -1,8 +1,8 @@
 """The files of one scene's tiles.
 
-A scene is cut in two steps, so that nothing is decoded twice and no tile is encoded in vain: first
-its labels, which decide which tiles are kept, then its image. Both steps find what an earlier,
-interrupted run has finished and leave it alone.
+A scene is cut in two steps: first its labels, which decide which tiles are kept, then its image.
+So nothing is decoded twice, and no image is encoded that is not kept. Both steps skip what an
+earlier, interrupted run has finished.
 """
 
 import hashlib
@@ -22,35 +22,35 @@ from preprocessing.tiles import Settings, Source, cut, is_positive
 
 
 def image_path(folder: Path, stem: str, n: int) -> Path:
-    """Where the image of a tile lies."""
+    """Path of the image of a tile."""
     return folder / "images_tiled" / f"{stem}_tile_{n}.png"
 
 
 def mask_path(folder: Path, stem: str, n: int) -> Path:
-    """Where the mask of a tile lies."""
+    """Path of the mask of a tile."""
     return folder / "masks_tiled" / f"{stem}_tile_{n}_mask.png"
 
 
 def record_path(stage: Path, stem: str) -> Path:
-    """Where the record of a scene lies while a run is under way."""
+    """Path of the record of a scene, during a run."""
     return stage / "records" / f"{stem}.json"
 
 
 def read_record(stage: Path, stem: str) -> dict[str, Any]:
-    """What `write_labels` found in a scene: width, height, and the tiles as `cut` gives them."""
+    """What `write_labels` recorded: width, height, and the tiles as `cut` gives them."""
     return json.loads(record_path(stage, stem).read_bytes())
 
 
 def write_labels(source: Source, stage: Path, settings: Settings) -> list[bool]:
-    """Write the masks of all tiles of a scene, then its record; say which tiles are positive.
+    """Write the masks of all tiles of a scene, then its record; returns which are positive.
 
-    The record is the last file written. It names the settings and the state of the source files
-    and is believed only while both hold.
+    The record is the last file written. It holds the settings and the state of the source files,
+    and is used only while both are unchanged.
     """
     key = _key(source, settings)
     record = _finished(stage, source.stem, key)
     if record is None:
-        # What an older record says ends here, before the first of its files is overwritten.
+        # The old record becomes invalid here, before the first of its files is overwritten.
         record_path(stage, source.stem).unlink(missing_ok=True)
         labels = source.labels()
         height, width = labels.ids.shape
@@ -89,20 +89,20 @@ def _encode(pixels: np.ndarray, level: int) -> memoryview:
 
 @lru_cache(maxsize=1)
 def _ground(settings: Settings) -> memoryview:
-    """The mask of a tile that shows nothing: a third of all, so it is encoded once."""
+    """The mask of a tile without aircraft: a third of all masks, so it is encoded once."""
     size = settings.tile_size
     return _encode(np.zeros((size, size), np.uint8), settings.png_level)
 
 
 def _key(source: Source, settings: Settings) -> str:
-    """Changes with the settings and with the scene's files, cheaply: their sizes and times."""
+    """A hash of the settings and of the sizes and times of the scene's files."""
     state: Mapping[str, Any] = asdict(settings) | {"source": repr(source)}
     digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
     for path in source.files():
         try:
             stat = path.stat()
         except FileNotFoundError:
-            raise UserError(f"there is no {str(path)!r}.") from None
+            raise UserError(f"{str(path)!r} is missing.") from None
         digest.update(f"{stat.st_size} {stat.st_mtime_ns} {path.name}".encode())
     return digest.hexdigest()
 

@@ -1,8 +1,8 @@
 """Tiles many scenes in many processes and puts the result in place when all of it is complete.
 
-Everything is first written to `<split>/.tiling/`, beside the tiles of an earlier run, which stay
-until the new ones are complete. A run that was stopped, in whatever way, is continued there by the
-next one, and the result is the same to the byte for any number of processes and interruptions.
+Everything is first written to `<split>/.tiling/`. The tiles of an earlier run stay until the new
+ones are complete. After an interruption of any kind the next run continues there, and the result is
+the same to the byte for any number of processes and interruptions.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 Tiled = tuple[list[Tile], dict[str, UserError]]
-"""The tiles of a split that are kept, and why which of its scenes are bad."""
+"""The kept tiles of a split, and its bad scenes: stem → error."""
 
 
 def tile_splits(
@@ -43,14 +43,14 @@ def tile_splits(
 ) -> int:
     """Tile the scenes of each split (a folder) into `OUTPUTS` in that folder.
 
-    The packed ones of them are written where `pack` says so; those of an earlier run go either way.
+    The packed arrays are written if `pack` is set; those of an earlier run are removed in any case.
 
     Returns:
-        0; 1 if a scene could not be read, so that everything stays as it was; 130 after Ctrl-C.
+        0; 1 if a scene could not be read and so nothing was changed; 130 after Ctrl-C.
 
     Raises:
-        UserError: no scene at all could be read, another run is at work there, or the disk is too
-            full for packing.
+        UserError: no scene could be read, another run is writing there, or the disk is too full
+            for packing.
     """
     total = sum(map(len, splits.values()))
     try:
@@ -71,13 +71,13 @@ def tile_splits(
             for folder in splits:
                 put_in_place(folder)
     except KeyboardInterrupt:
-        print("stopped; the same command continues from here", file=sys.stderr)
+        print("stopped; the same command continues from here.", file=sys.stderr)
         return 130
     return 0
 
 
 def _tile(pool: Workers, stage: Path, sources: Sequence[Source], settings: Settings) -> Tiled:
-    """Write the tiles of a split to its stage; which are kept, and why which scenes are bad."""
+    """Write the tiles of a split to its stage; returns the kept tiles and the bad scenes."""
     split = stage.parent.name
     tasks = {source.stem: (source, stage, settings) for source in sources}
     positive, bad = _each(pool, write_labels, tasks, f"{split} labels")
@@ -90,13 +90,13 @@ def _tile(pool: Workers, stage: Path, sources: Sequence[Source], settings: Setti
         images = {s: (*tasks[s], tiles) for s, tiles in wanted.items() if tiles != done.get(s)}
         if not images:
             return kept, bad
-        # A scene whose image turns out to be bad takes its tiles out of the count: choose again.
+        # If an image turns out to be bad, its tiles no longer count: select again.
         bad |= _each(pool, write_images, images, f"{split} images")[1]
         done |= {stem: wanted[stem] for stem in images}
 
 
 def _report_bad(tiled: Mapping[Path, Tiled], total: int, skip_bad: bool) -> bool:
-    """List the scenes that could not be read; whether they end the run."""
+    """Print the scenes that could not be read; returns whether they end the run."""
     failed = [(f / stem, why) for f, (_, bad) in tiled.items() for stem, why in bad.items()]
     for name, why in sorted(failed, key=lambda item: item[0]):
         print(f"bad scene {str(name)!r}: {why}", file=sys.stderr)
@@ -105,36 +105,36 @@ def _report_bad(tiled: Mapping[Path, Tiled], total: int, skip_bad: bool) -> bool
     if failed and not skip_bad:
         print(
             f"error: {len(failed)} of {total} scenes could not be read, so nothing was "
-            "changed; repair or remove them, or leave them out with --skip-bad. The others are "
-            "done and need not be done again.",
+            "changed; repair or remove them, or skip them with --skip-bad. The work on the others "
+            "is kept.",
             file=sys.stderr,
         )
     return bool(failed) and not skip_bad
 
 
 def select(positive: dict[str, list[bool]], settings: Settings) -> list[Tile]:
-    """All positive tiles of a split and, of the others, `negatives` as many, sorted by name.
+    """All positive tiles of a split and `negatives` times as many others, sorted by name.
 
-    Which ones is decided by a hash of the name, so that it depends neither on the order of the
-    work nor on the other scenes.
+    A hash of the name decides which others, so the choice depends neither on the order of the work
+    nor on the other scenes.
     """
     tiles = [
         Tile(image_path(Path(), stem, n).name, stem, n, shows)
         for stem, flags in positive.items()
         for n, shows in enumerate(flags)
     ]
-    yes = [tile for tile in tiles if tile.positive]
-    no = [tile for tile in tiles if not tile.positive]
-    no.sort(key=lambda tile: hashlib.sha256(f"{settings.seed} {tile.name}".encode()).digest())
-    share = int(settings.negatives * len(yes) + 1e-9)
-    return sorted(yes + no[:share])
+    positives = [tile for tile in tiles if tile.positive]
+    others = [tile for tile in tiles if not tile.positive]
+    others.sort(key=lambda tile: hashlib.sha256(f"{settings.seed} {tile.name}".encode()).digest())
+    share = int(settings.negatives * len(positives) + 1e-9)
+    return sorted(positives + others[:share])
 
 
 def put_in_place(folder: Path) -> None:
-    """Exchange the outputs of a split for those staged, if any, and remove the stage."""
+    """Replace the outputs of a split by the staged ones, if any, and remove the stage."""
     stage = folder / STAGE
     old = stage / "old"
-    for remains in (stage / "records", old):  # masks are about to leave: no record may claim them
+    for remains in (stage / "records", old):  # the masks move now: no record may refer to them
         shutil.rmtree(remains, ignore_errors=True)
     old.mkdir()
     for name in OUTPUTS:
@@ -159,7 +159,7 @@ def remove_tiles(folder: Path) -> None:
 def _each(
     pool: Workers, function: Callable[..., T], tasks: Mapping[str, tuple[Any, ...]], label: str
 ) -> tuple[dict[str, T], dict[str, UserError]]:
-    """Results, and failures, by the name of the task."""
+    """Results and failures, by the name of the task."""
     names = list(tasks)
     results: dict[str, T] = {}
     bad: dict[str, UserError] = {}
@@ -180,13 +180,13 @@ def _complete(
     categories: list[str],
     settings: Settings,
 ) -> None:
-    """Leave the files of `tiles` in the stage and no others, and write their COCO file."""
+    """Keep only the files of `tiles` in the stage, and write their COCO file."""
     for path_of in (image_path, mask_path):
         expected = {path_of(stage, tile.stem, tile.n).name for tile in tiles}
         for path in path_of(stage, "", 0).parent.iterdir():
             if path.name not in expected:
                 path.unlink()
-    for name in PACKED:  # of a run that was stopped
+    for name in PACKED:  # of an interrupted run
         (stage / name).unlink(missing_ok=True)
     write_index(stage, tiles, airports, categories, settings)
 
@@ -203,15 +203,19 @@ def _report(folder: Path, tiles: list[Tile], scenes: int) -> None:
 
 @contextmanager
 def _locked(stage: Path) -> Iterator[None]:
-    """Make the stage and hold it: two runs would write the same files."""
+    """Create the stage and lock it: two runs would write the same files."""
     try:
         for name in ("records", "images_tiled", "masks_tiled"):
             (stage / name).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{str(stage.parent)!r} cannot be a folder: a file is there.") from None
+        raise UserError(
+            f"{str(stage.parent)!r} cannot be a folder, as a file is there; choose another -o."
+        ) from None
     with (stage / "lock").open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another run is writing to {str(stage.parent)!r}.") from None
+            raise UserError(
+                f"another run is writing to {str(stage.parent)!r}; wait for its end."
+            ) from None
         yield

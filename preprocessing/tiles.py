@@ -1,4 +1,4 @@
-"""The tiling itself: where the tiles of a scene lie, and what each one shows."""
+"""The tiling itself: where the tiles of a scene are, and what each one shows."""
 
 import math
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ import numpy as np
 from pycocotools import mask as rle
 
 MIN_PIXELS = 25
-"""An aircraft shown by fewer pixels than these is ignored: nobody can tell what it is."""
+"""An aircraft with fewer pixels in a tile is ignored: nobody can tell what it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the tiles of a run depend on, beside the scenes."""
+    """What the tiles of a run depend on, in addition to the scenes."""
 
     tile_size: int = 512
     min_visible: float = 0.1
@@ -28,12 +28,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object of a scene. A crowd (a region nobody outlined) is ignored wherever it shows."""
+    """One object of a scene. A crowd (objects that nobody outlined singly) is always ignored."""
 
     category_id: int
     make: str
     pixels: int
-    """How many of the scene's pixels show it."""
+    """Number of its pixels in the scene."""
     crowd: bool = False
 
 
@@ -46,7 +46,7 @@ class Labels:
 
 
 class Source(Protocol):
-    """A scene as the tiling sees it; must be picklable, as it crosses to another process."""
+    """A scene as the tiling sees it; must be picklable, as it is sent to another process."""
 
     @property
     def stem(self) -> str: ...
@@ -75,9 +75,9 @@ def ignore_value(dtype: np.dtype) -> int:
 def cut(labels: Labels, settings: Settings) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Cut a scene's labels into tiles, row by row.
 
-    An aircraft of which a tile shows less than `min_visible` of its visible pixels, or fewer than
-    `MIN_PIXELS`, is neither ground nor a fair thing to ask for: it becomes the ignore value, and a
-    crowd annotation, so that a model is neither taught nor charged for it.
+    If a tile shows less than `min_visible` of an aircraft's visible pixels, or fewer than
+    `MIN_PIXELS`, the aircraft becomes the ignore value and a crowd annotation: it counts neither in
+    training nor in a score.
 
     Yields:
         What the COCO file says of the tile (`x`, `y`, `padded`, `annotations`) and its mask, uint8

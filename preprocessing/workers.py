@@ -1,4 +1,4 @@
-"""Runs a function over many items in processes that may die without taking the run with them."""
+"""Runs a function over many items in processes; a process that dies does not end the run."""
 
 import multiprocessing
 import os
@@ -17,11 +17,12 @@ from common.cli import UserError
 T = TypeVar("T")
 
 PATIENCE_S = 600.0
-"""How long no task at all may end: a scene takes seconds, a lost network disk for ever."""
+"""Processes are killed when no task ends for so long. A scene takes seconds, a lost network disk
+never returns."""
 
 
 class Workers:
-    """Processes that call functions; one that dies takes a single task with it."""
+    """Processes that call functions; if one dies, a single task fails."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -38,11 +39,11 @@ class Workers:
     ) -> Iterator[tuple[int, T | UserError]]:
         """Call `function(*task)` for every task.
 
-        A process that dies (killed for memory, a crash in a codec) breaks its whole pool, and so is
-        one ended that hangs. What was
-        under way is then tried again, one task after the other, and the one that kills its process
-        again is the culprit; the others go on in a new pool. So `function` may be called twice for
-        a task. Only a few tasks are under way at a time, so there are few suspects.
+        A worker that dies (killed for memory, a crash in a codec) breaks the pool; one that hangs
+        is killed, to the same effect. The tasks that were running are then tried again, one after
+        the other, and the task that kills its process again is the culprit. The rest continues in
+        a new pool. So `function` may be called twice for a task. Only a few tasks run at a time,
+        so there are few suspects.
 
         Yields:
             Index and result of each task, in order of completion; a `UserError` instead of the
@@ -80,9 +81,7 @@ class Workers:
             return _result(future)
         except BrokenProcessPool:
             self._end()
-            what = (
-                f"hung for {PATIENCE_S:.0f} s" if hung else "died, twice (out of memory, perhaps)"
-            )
+            what = f"hung for {PATIENCE_S:.0f} s" if hung else "died twice (perhaps out of memory)"
             return UserError(f"the process that worked on it {what}.")
 
     def _running(self) -> ProcessPoolExecutor:
@@ -101,7 +100,7 @@ def _result(future: Future[T]) -> T | UserError:
     except UserError as error:
         return error
     except MemoryError:
-        return UserError("there was not enough memory for it; try fewer processes.")
+        return UserError("there was not enough memory for it; try fewer processes with -n.")
 
 
 def _end_processes() -> None:
@@ -116,12 +115,12 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 def _prepare() -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 def _follow_parent() -> None:
-    """End with the parent: a killed parent would leave its workers waiting for ever."""
+    """End when the parent ends: otherwise workers of a killed parent would wait for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -519,7 +519,7 @@ def test_two_runs_at_once_are_refused(tmp_path):
     (tmp_path / ".tiling").mkdir()
     with (tmp_path / ".tiling" / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="Another run"):
+        with pytest.raises(UserError, match="another run"):
             main([str(tmp_path), "-n", "1"])
     assert main([str(tmp_path), "-n", "1"]) == 0
 
