@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
                 _watch(pool.map(job, scenes), len(scenes))
             except BrokenProcessPool as error:
                 raise UserError(
-                    "a worker was killed, perhaps because memory ran out; finished scenes are kept: "
+                    "a worker was killed, perhaps out of memory; finished scenes are kept: "
                     f"run again with fewer than --workers {args.workers}."
                 ) from error
     print(f"{len(scenes)} scenes in {str(args.output_dir)!r}")
