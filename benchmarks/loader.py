@@ -3,8 +3,8 @@
     python preprocessing/preprocess.py sample_data --pack
     python benchmarks/loader.py --data-path sample_data -b 8 --rounds 9
 
-Every round measures all four, one after the other, so that whatever else the machine does meets
-all of them. The page cache is warm after the first round, which is not counted.
+Every round measures all four, one after the other, so that other load on the machine affects all
+of them. The page cache is warm after the first round, which is not counted.
 """
 
 import os
@@ -60,9 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = args.data_path / "train"
     if not (folder / INDEX).is_file():
         raise UserError(
-            f"there are no packed tiles in '{folder}'; make them with `python rareplanes/sample.py "
-            f"-o {args.data_path} -n 24` and `python preprocessing/preprocess.py {args.data_path} "
-            "--pack`."
+            f"there are no packed tiles in {str(folder)!r}; make them with `python "
+            f"rareplanes/sample.py -o {args.data_path} -n 24` and `python "
+            f"preprocessing/preprocess.py {args.data_path} --pack`."
         )
     if hasattr(os, "sched_setaffinity"):  # not on macOS
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -73,11 +73,11 @@ def main(argv: list[str] | None = None) -> None:
     tile_bytes = sum(array[0].nbytes for array in tiles.stored.arrays)
     speeds = measure(arms_of(tiles, tiles.stored, args.batch_size), args.rounds)
     rows: list[dict[str, Any]] = []
-    for name, found in speeds.items():
-        p10, median, p90 = np.percentile(found, [10, 50, 90]).round(1).tolist()
+    for name, rounds in speeds.items():
+        p10, median, p90 = np.percentile(rounds, [10, 50, 90]).round(1).tolist()
         rate = round(median * tile_bytes / 1e6, 1)
         row = {"arm": name, "samples_per_s": median, "p10": p10, "p90": p90, "MB_per_s": rate}
-        rows.append(row | {"rounds": len(found)} | provenance(__file__, argv))
+        rows.append(row | {"rounds": len(rounds)} | provenance(__file__, argv))
     write_rows(args.output, rows)
     print(f"wrote {args.output}")
     written = table(read_rows(args.output))
@@ -101,12 +101,12 @@ def table(rows: list[dict[str, str]]) -> str:
 
 def arms_of(tiles: Tiles, packed: Packed, batch_size: int) -> dict[str, Arm]:
     png = copy(tiles)
-    png.stored = Pngs(tiles.folder, tiles.images, [len(found) for found in tiles.instances])
+    png.stored = Pngs(tiles.folder, tiles.images, [len(instances) for instances in tiles.instances])
     process = Process(0, 1, torch.device("cpu"))
     loader = training_loader(tiles, batch_size, 0, process, seed=0)
 
     def plain_copy() -> Iterator[list[np.ndarray]]:
-        """In order, into memory as fresh as a loader's batches."""
+        """In order, into newly allocated memory, as a loader's batches are."""
         for start in range(0, len(tiles) // batch_size * batch_size, batch_size):
             sources = [array[start : start + batch_size] for array in packed.arrays]
             batch = [np.empty_like(source) for source in sources]
@@ -124,15 +124,15 @@ def arms_of(tiles: Tiles, packed: Packed, batch_size: int) -> dict[str, Arm]:
 
 def measure(arms: dict[str, Arm], rounds: int) -> dict[str, list[float]]:
     """Samples per second of each arm in each round."""
-    found: dict[str, list[float]] = {name: [] for name in arms}
+    speeds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in progress(range(rounds + 1), desc="measure", unit="round"):
         for name, start in arms.items():
             count, since = 0, time.perf_counter()
             for batch in start():
                 count += len(batch[0])
             if turn:
-                found[name].append(count / (time.perf_counter() - since))
-    return found
+                speeds[name].append(count / (time.perf_counter() - since))
+    return speeds
 
 
 def _parser() -> Parser:
@@ -140,9 +140,9 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--data-path", type=Path, default="sample_data", help="folder with a packed train/")
     add("-b", "--batch-size", type=positive, default=8, help="tiles in a batch")
-    add("--rounds", type=positive, default=9, help="passes of each, after one that is not counted")
+    add("--rounds", type=positive, default=9, help="passes of each, after one for warm-up")
     add("-o", "--output", type=Path, default="benchmarks/results/loader.csv")
-    add("--write-readme", action="store_true", help="also the table in benchmarks/README.md")
+    add("--write-readme", action="store_true", help="also renew the table in benchmarks/README.md")
     return parser
 
 

@@ -1,10 +1,10 @@
-"""Why a technique is worth what it is: the networks' operators, one by one, forward and backward.
+"""What explains the speed-ups: the networks' operators, one by one, forward and backward.
 
     python benchmarks/operators.py
     python benchmarks/operators.py --device cuda -b 8 --crop-size 512 -o runs/operators.csv
 
-Each runs in float32 and in bf16, contiguous and channels-last, in turns in one process, on what it
-gets in training: a network's own number of channels, at that network's stride.
+Each runs in float32 and in bf16, contiguous and channels-last, interleaved in one process, on
+inputs as in training: a network's own number of channels, at that network's stride.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from common.distributed import pick_device
 
 def conv(channels: int, kernel: int, dilation: int = 1, groups: int = 1) -> nn.Module:
     padding = dilation * (kernel // 2)
-    words = {"padding": padding, "dilation": dilation, "groups": groups, "bias": False}
-    return nn.Conv2d(channels, channels, kernel, **words)  # type: ignore[arg-type]
+    options = {"padding": padding, "dilation": dilation, "groups": groups, "bias": False}
+    return nn.Conv2d(channels, channels, kernel, **options)  # type: ignore[arg-type]
 
 
-# What it is and who has it: how it is made, channels, stride of its input.
+# Operator (the networks that have it): constructor, channels, stride of its input.
 OPERATORS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "convolution 3×3 (ResNets)": (lambda: conv(64, 3), 64, 4),
     "the same, wide and dilated (FCN)": (lambda: conv(512, 3, dilation=2), 512, 8),
@@ -51,7 +51,7 @@ WAYS = {
     "bf16": (torch.bfloat16, torch.contiguous_format),
     "bf16, channels-last": (torch.bfloat16, torch.channels_last),
 }
-CALLS = 5  # in a round
+CALLS = 5  # per round
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -85,15 +85,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The results in Markdown: ms of the plain way, and how many times as fast the others are."""
+    """The results in Markdown: ms of the plain way, and the speed-ups of the others."""
     others = [way for way in WAYS if way != PLAIN]
     lines = [f"| forward and backward | {PLAIN}, ms | {' | '.join(others)} |"]
     lines.append("|---|--:|" + "--:|" * len(others))
-    of = {(r["operator"], r["way"]): r for r in rows}
+    row = {(r["operator"], r["way"]): r for r in rows}
     for name in dict.fromkeys(r["operator"] for r in rows):
-        cells = [name, of[name, PLAIN]["ms"]]
+        cells = [name, row[name, PLAIN]["ms"]]
         for way in others:
-            values = (float(of[name, way][key]) for key in ("ratio", "ratio_low", "ratio_high"))
+            values = (float(row[name, way][key]) for key in ("ratio", "ratio_low", "ratio_high"))
             cells.append("{:.2f} ({:.2f} to {:.2f})".format(*values))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -104,7 +104,7 @@ def _calls(
 ) -> Callable[[], None]:
     """As in training: weights stay float32 and are cast in each call; gradients are new tensors.
 
-    So the copy is in it that autograd makes of a gradient whose layout is not its weight's.
+    So the time includes autograd's copy of a gradient whose layout differs from its weight's.
     """
     make, channels, stride = OPERATORS[name]
     dtype, layout = WAYS[way]
@@ -130,9 +130,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--crop-size", type=positive, default=128, help="pixels")
     add("-b", "--batch-size", type=positive, default=4, help="crops in a step")
-    add("--rounds", type=positive, default=15, help="of each, after one that is not counted")
+    add("--rounds", type=positive, default=15, help="of each, after one for warm-up")
     add("-o", "--output", type=Path, default=ROOT / "benchmarks/results/operators.csv")
-    add("--write-readme", action="store_true", help="also the table in benchmarks/README.md")
+    add("--write-readme", action="store_true", help="also renew the table in benchmarks/README.md")
     return parser.parse(argv)
 
 

@@ -1,12 +1,12 @@
-"""What a step through our engine costs more than a bare, hand-written loop: at most 3 %.
+"""How much more a step through our engine takes than one of a bare, hand-written loop: at most 3 %.
 
     python benchmarks/overhead.py
     python benchmarks/overhead.py --model fcn --crop-size 64 --rounds 20
 
 Both train the same network on the same batch with the same optimizer in one process, in turns, so
-that a drift of the machine falls on both. A round's figure is the mean time from one step's begin
-to the next, so it holds all that lies between: the loader, the loss's sum, the log lines. (Not what
-`fit` does once at its end, the checkpoint and the curves.)
+that a drift of the machine affects both. A round's figure is the mean time from the start of a
+step to the start of the next. It includes the loader, the loss's sum and the log lines, but not
+what `fit` does once at its end: the checkpoint and the curves.
 """
 
 import statistics
@@ -46,7 +46,7 @@ from common.speedups import Speedups, make_step, place
 
 
 class Clock:
-    """Calls a step and notes when: the mean time from begin to begin, seconds."""
+    """Calls a step and records when; `period` is the mean time from start to start, seconds."""
 
     def __init__(self, step: Callable[[], Tensor], device: torch.device) -> None:
         self.step, self.device = step, device
@@ -65,7 +65,7 @@ class Clock:
 
 
 class Same(torch.utils.data.Dataset):
-    """One batch over and over, so that no reading is measured."""
+    """The same batch again and again, so that no reading of files is measured."""
 
     def __init__(self, batch: Batch, steps: int) -> None:
         self.batch, self.steps = batch, steps
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     loader = DataLoader(
         Same(Batch(*(t.cpu() for t in batch)), args.steps),
         batch_sampler=GlobalBatches(args.steps, 1, process, 0),
-        collate_fn=lambda one: one,
+        collate_fn=lambda batch: batch,
     )
     model.train()
 
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
 
     rounds: dict[str, list[float]] = {"bare": [], "fit": []}
     for turn in progress(range(args.rounds + 1), desc="measure", unit="round"):
-        # Which goes first changes, as what comes second finds warmer caches.
+        # The order alternates, because the second one finds warmer caches.
         for arm in (loop, fit) if turn % 2 else (fit, loop):
             arm()
         for name, clock in clocks.items():
@@ -183,9 +183,13 @@ def _parser() -> Parser:
     add("--crop-size", type=positive, default=128, help="pixels")
     add("-b", "--batch-size", type=positive, default=4, help="tiles in a step")
     add("--steps", type=positive, default=20, help="in a round, of each")
-    add("--rounds", type=positive, default=15, help="pairs, after one that is not counted")
+    add("--rounds", type=positive, default=15, help="pairs, after one for warm-up")
     add("-o", "--output", type=Path, default="benchmarks/results/overhead.csv")
-    add("--write-readme", action="store_true", help="also the sentence in benchmarks/README.md")
+    add(
+        "--write-readme",
+        action="store_true",
+        help="also renew the sentence in benchmarks/README.md",
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The parts beside training, each against the plain way of the field, in turns in one process.
+"""The parts other than training, each against the field's plain way, in turns in one process.
 
     python benchmarks/parts.py --data-path sample_data
     python benchmarks/parts.py --parts evaluation --rounds 15
@@ -41,7 +41,7 @@ from rareplanes.scene import instance_ids, read_xml, scene_files, scene_stems
 from unet.model import build_model, probabilities
 
 Way = Callable[[], Any]
-Part = tuple[str, float, Way, Way]  # what is counted, how many of them a call does, ours, plain
+Part = tuple[str, float, Way, Way]  # unit, units per call, our way, the plain way
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -112,7 +112,7 @@ def _preprocessing(data: Path) -> dict[str, Part]:
         return instance_ids(mask, (width, height), colours)
 
     if not np.array_equal(ours(), plain()):
-        raise AssertionError("the two ways find other aircraft")
+        raise AssertionError("the two ways give different aircraft ids")
     return {"preprocessing": ("scenes", 1, ours, plain)}
 
 
@@ -146,16 +146,16 @@ def _inference(device: torch.device, args: argparse.Namespace) -> dict[str, Part
 
 
 def _evaluation(data: Path) -> dict[str, Part]:
-    """Every aircraft of the training tiles is found, shifted a little, with a random score."""
+    """Scores detections of every aircraft of the training tiles: shifted boxes, random scores."""
     coco = json.loads((data / "train/instances_tiled.json").read_text())
     rng = random.Random(0)
-    found = []
+    detections = []
     for a in coco["annotations"]:
         if a["iscrowd"]:
             continue
         box = [v + rng.uniform(-3, 3) for v in a["bbox"]]
-        one = {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": box}
-        found.append(one | {"segmentation": a["segmentation"], "score": rng.random()})
+        item = {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": box}
+        detections.append(item | {"segmentation": a["segmentation"], "score": rng.random()})
     text = json.dumps(coco)
 
     def plain() -> float:
@@ -163,7 +163,7 @@ def _evaluation(data: Path) -> dict[str, Part]:
             truth = COCO()
             truth.dataset = json.loads(text)
             truth.createIndex()
-            results = truth.loadRes([dict(one) for one in found])
+            results = truth.loadRes([dict(item) for item in detections])
             for kind in ("bbox", "segm"):
                 evaluation = COCOeval(truth, results, kind)
                 evaluation.evaluate()
@@ -172,10 +172,10 @@ def _evaluation(data: Path) -> dict[str, Part]:
         return evaluation.stats[0]
 
     def ours() -> float:
-        return evaluate(found, json.loads(text))["mask_AP"]
+        return evaluate(detections, json.loads(text))["mask_AP"]
 
     if abs(ours() - plain()) > 1e-9:
-        raise AssertionError("the two ways find another AP")
+        raise AssertionError("the two ways give different APs")
     return {"evaluation": ("tiles", len(coco["images"]), ours, plain)}
 
 
@@ -190,13 +190,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("-b", "--batch-size", type=positive, default=4, help="tiles, or windows, at a time")
     add("--window", type=positive, default=256, help="side of a tile or window, pixels")
     add("--scene", type=positive, nargs=2, default=(1080, 1920), help="height and width, pixels")
-    add("--rounds", type=positive, default=9, help="of each, after one that is not counted")
+    add("--rounds", type=positive, default=9, help="of each, after one for warm-up")
     add("-o", "--output", type=Path, default=ROOT / "benchmarks/results/parts.csv")
-    add("--write-readme", action="store_true", help="also the table in benchmarks/README.md")
+    add("--write-readme", action="store_true", help="also renew the table in benchmarks/README.md")
     args = parser.parse(argv)
     if not (args.data_path / "train/instances_tiled.json").is_file():
         raise UserError(
-            f"there are no tiles in '{args.data_path}/train'; make some with `python "
+            f"there are no tiles in {str(args.data_path / 'train')!r}; make some with `python "
             f"rareplanes/sample.py -o {args.data_path} -n 24` and `python "
             f"preprocessing/preprocess.py {args.data_path}`."
         )

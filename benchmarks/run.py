@@ -4,10 +4,10 @@
     python benchmarks/run.py --models unet --techniques plain amp+channels-last --rounds 7
     python benchmarks/run.py --budget 60 --data-path data
 
-Every cell is a train.py in a fresh process (`cell.py`). A round measures all of them once, so that
-a drift of the machine falls on all. Each result is a line of the CSV as soon as it is there, a
-cell that failed is one too, and what is there is not measured again: start the command again to go
-on. `table.py` makes tables and pictures of it.
+Every cell is a train.py in a fresh process (`lib/timed_train.py`). A round measures each cell once,
+so that a drift of the machine affects all of them. Each result is written to the CSV at once, also
+that of a failed cell, and is not measured again: to continue, start the command again. `table.py`
+makes tables and pictures of the CSV.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     args.device = device.type
     if not (args.data_path / "train").is_dir():
         raise UserError(
-            f"there are no tiles in '{args.data_path}'; make some with `python "
+            f"there are no tiles in {str(args.data_path)!r}; make some with `python "
             f"rareplanes/sample.py -o {args.data_path} -n 24` and `python "
             f"preprocessing/preprocess.py {args.data_path} -s 512 --pack`, or give --data-path."
         )
@@ -67,9 +67,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) -> list[str]:
-    """Add the missing rows to the CSV; returns what there was no time for."""
-    there = read_rows(args.output) if args.output.is_file() else []
-    same = [r for r in there if all(r[k] == str(place[k]) for k in PLACE)]
+    """Add the missing rows to the CSV; returns what was left out for lack of time."""
+    existing = read_rows(args.output) if args.output.is_file() else []
+    same = [r for r in existing if all(r[k] == str(place[k]) for k in PLACE)]
     done = {tuple(row[k] for k in KEY) for row in same if not row["error"]}
     began = time.monotonic()
     end = began + 60 * args.budget
@@ -81,9 +81,9 @@ def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) 
         missing = [c for c in todo if (c.model, c.technique, str(turn)) not in done]
         known = sum(seconds.get(cell.name, 0.0) for cell in missing)
         if turn and time.monotonic() + known > end:
-            late.append(f"rounds {turn + 1} to {args.rounds}: there was no time")
+            late.append(f"rounds {turn + 1} to {args.rounds}: not enough time")
             break
-        # The first round may take its share of the time, so that all rounds find some.
+        # The first round may take only its share of the time, so that some is left for the others.
         limit = end if turn else began + (end - began) / args.rounds
         for cell in progress(missing, desc=f"round {turn + 1}", unit="cell"):
             like = [s for name, s in seconds.items() if name.startswith(f"{cell.model} ")]
@@ -98,11 +98,11 @@ def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) 
             say(_line(row))
             if row["error"]:
                 todo.remove(cell)
-    return [f"{t} of {', '.join(m)}: there was no time" for t, m in skipped.items()] + late
+    return [f"{t} of {', '.join(m)}: not enough time" for t, m in skipped.items()] + late
 
 
 def _measured(cell: Cell, args: argparse.Namespace, timeout: float) -> dict[str, Any]:
-    """Run the cell's process; the row it makes, `error` empty or what went wrong."""
+    """Run the cell's process; returns its row, where `error` is empty or says what went wrong."""
     cache = args.cache / launch.cache_name(cell, args)
     row = launch.columns(cell, args) | {"cache": "warm" if cache.is_dir() else "cold"}
     began = time.monotonic()
@@ -129,7 +129,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _terminated(*_: Any) -> NoReturn:
-    sys.exit(143)  # through the `finally` that ends the cell
+    sys.exit(143)  # runs the `finally` that ends the cell
 
 
 def _technique(text: str) -> tuple[str, str]:
@@ -150,10 +150,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=positive, help="times each cell is measured (5; 1 with --quick)")
     add("--warmup", type=positive, help="steps before those that count (3; 14 on a GPU)")
     add("--steps", type=positive, help="steps that count (8; 50 on a GPU; 3 and 20 with --quick)")
-    add("--quality", action="store_true", help="train to the end instead: losses and final scores")
+    add("--quality", action="store_true", help="compare losses and final scores instead of speed")
     add("--seeds", type=positive, default=3, help="with --quality")
     add("--max-steps", type=positive, default=200, help="of each run with --quality")
-    add("--budget", type=number(float, 0), metavar="MINUTES", help="end in time, leaving out cells")
+    add("--budget", type=number(float, 0), metavar="MINUTES", help="leave out cells to end in time")
     add("--data-path", type=Path, default=ROOT / "sample_data", help="folder with a tiled train/")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--crop-size", type=positive, help="pixels (128; 512 on a GPU)")
@@ -161,12 +161,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "-b",
         "--batch-size",
         type=positive,
-        help="tiles: of all processes on a CPU, of each GPU (4; 8)",
+        help="tiles: of all processes together on a CPU (4), of each GPU (8)",
     )
     add("--backbone", help="of all --models; default: light ones on a CPU, train.py's on a GPU")
     add("-j", "--workers", type=whole, help="loader processes (0; 4 on a GPU)")
     add("-o", "--output", type=Path, help="default: benchmarks/results/speed_cpu.csv or …_cuda.csv")
-    add("--cache", type=Path, default=ROOT / "runs/benchmark/compiled", help="of the compiler")
+    add(
+        "--cache",
+        type=Path,
+        default=ROOT / "runs/benchmark/compiled",
+        help="folder of the compiler's cache",
+    )
     args = parser.parse(argv)
     gpu = pick_device(args.device).type == "cuda"
     args.also = dict(args.also)

@@ -1,7 +1,7 @@
 """The plan for scale: what DDP's all-reduce costs each model at 1024 GPUs, computed on any machine.
 
 python benchmarks/scale.py -o benchmarks/results/scale.csv
-python benchmarks/scale.py --write-readme    # also the tables in benchmarks/README.md and a picture
+python benchmarks/scale.py --write-readme    # also the tables in the README and a picture
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def row(workload: Workload, gpu: str, gbit: int, args: argparse.Namespace) -> dict[str, Any]:
-    """One line of the CSV: `workload` on `args.world_size` of one GPU behind one bandwidth.
+    """One line of the CSV: `workload` on `args.world_size` GPUs of a kind, at one bandwidth.
 
     Times are in milliseconds, sizes in bytes. Efficiency is step / (step + exposed). All-reduces go
     through trees unless the name says ring.
@@ -121,7 +121,7 @@ def _ms(seconds: float) -> str:
 
 
 def _models(words: list[str]) -> list[str]:
-    """`unet` means every backbone of it."""
+    """Full names; `unet` selects all its backbones."""
     for word in words:
         if not any(word in (name, name.split("-")[0]) for name in MODELS):
             raise UserError(f"--models {word} is not known; choose from {', '.join(MODELS)}.")
@@ -142,7 +142,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="share of the GPU's peak a step reaches: an assumption",
     )
     add("--alpha", type=number(float, 0), default=10, help="latency of one message, µs: assumed")
-    add("--write-readme", action="store_true", help="also benchmarks/README.md, assets/scale.png")
+    add("--write-readme", action="store_true", help="renew benchmarks/README.md, assets/scale.png")
     return parser.parse(argv)
 
 

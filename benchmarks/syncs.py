@@ -3,9 +3,9 @@
     python benchmarks/syncs.py
     python benchmarks/syncs.py --models fcn --grad-accum 2
 
-A step of each model runs on the CPU under a dispatch mode that sees every operator. Those that have
-to know a value to go on (`.item()`, `nonzero`, a boolean index, …) would each stop the CPU on a GPU
-until the device has caught up, and cannot be captured in a CUDA graph at all.
+A step of each model runs on the CPU under a dispatch mode that sees every operator. Some operators
+need to know a value (`.item()`, `nonzero`, a boolean index, …): on a GPU each of them makes the CPU
+wait for the device, and a CUDA graph cannot capture them.
 """
 
 import sys
@@ -67,7 +67,7 @@ class SyncCensus(TorchDispatchMode):
 
 
 class ConstantCensus(TorchFunctionMode):
-    """Counts the constants made meanwhile into `found`."""
+    """Counts, while active, the constants that are made; adds them to `found`."""
 
     def __init__(self, found: Counter[tuple[str, str]]) -> None:
         super().__init__()
@@ -82,9 +82,9 @@ class ConstantCensus(TorchFunctionMode):
 
 
 def _by_mask(args: tuple) -> bool:
-    """An index of booleans has to be counted before the result can be allocated.
+    """Whether a boolean index has to be counted before the result can be allocated.
 
-    Not where one number goes to all of them: PyTorch fills by the mask then.
+    Not if one number is assigned to all elements: PyTorch then fills by the mask.
     """
     filled = len(args) > 2 and isinstance(args[2], Tensor) and args[2].ndim == 0
     masks = (isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:2]))
@@ -92,7 +92,7 @@ def _by_mask(args: tuple) -> bool:
 
 
 def _caller() -> str:
-    """The innermost line outside torch itself; autograd's own threads of execution have none."""
+    """The innermost line outside torch itself; autograd's own threads have none."""
     for frame in reversed(traceback.extract_stack()[:-2]):
         inside = "/torch/" in frame.filename or frame.filename.endswith("benchmarks/syncs.py")
         if not inside:
@@ -103,7 +103,7 @@ def _caller() -> str:
 
 
 def census(step: Callable[[], Any]) -> Counter[tuple[str, str]]:
-    """What `step()` makes wait: (operator, file:line) → how often."""
+    """The syncs of `step()`: (operator, file:line) → count."""
     with SyncCensus() as mode, ConstantCensus(mode.found):
         step()
     return mode.found
@@ -122,10 +122,10 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.models:
         _, step = training_step(name, process, speedups, 64, clip_grad_norm=args.clip_grad_norm)
         batch = noise_tiles(2 * args.grad_accum, 96, process.device)
-        step(batch)  # the first one makes constants and the optimizer's state
-        found = census(partial(step, batch))
-        print(f"{name}: {found.total()} syncs in a step")
-        for (operator, line), count in found.most_common():
+        step(batch)  # the first step makes constants and the optimizer's state
+        syncs = census(partial(step, batch))
+        print(f"{name}: {syncs.total()} syncs in a step")
+        for (operator, line), count in syncs.most_common():
             print(f"  {count:5} {operator}  {line}")
 
 

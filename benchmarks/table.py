@@ -3,8 +3,8 @@
     python benchmarks/table.py
     python benchmarks/table.py --results runs/benchmark --print
 
-Reads `speed_cpu.csv` and `speed_cuda.csv`, of each the newest measurement. Nothing between the
-marks in a README is typed.
+Reads the newest measurement in `speed_cpu.csv` and in `speed_cuda.csv`. Everything between the
+marks in a README is generated.
 """
 
 import sys
@@ -21,12 +21,9 @@ from benchmarks.lib.techniques import SHOWN
 from common.cli import Parser, run
 
 RESULTS = ROOT / "benchmarks/results"
-SHARE_WORDS = "one of DDP's processes, alone"
+SHARE_WORDS = "one DDP process, alone"
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
-NONE = (
-    "**GPU**: none of this has been measured on a GPU yet. `make benchmark-gpu` fills this table "
-    "on a machine that has one."
-)
+NONE = "**GPU**: not measured yet. `make benchmark-gpu` fills this table on a machine with a GPU."
 
 
 def models(rows: list[Row]) -> list[str]:
@@ -38,70 +35,79 @@ def of_model(rows: list[Row], model: str, trained: list[Row] | None = None) -> s
     judged = quality.of_model(trained or [], model)
     lines = [
         "| technique | images/s (p10 to p90; n) | speed-up (95 %) | forward / backward / "
-        "optimizer / data, ms | memory, MiB | one-off, s | pays after, steps |",
+        "optimizer / data, ms | memory, MiB | start-up, s | pays off after, steps |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     if judged:
         score = next((row["name"] for row in judged if row["name"]), "score")
         seeds = len({row["round"] for row in judged})
-        lines[0] += f" {score} after {judged[0]['max_steps']} steps, {seeds} seeds; losses apart |"
+        lines[0] += (
+            f" {score} after {judged[0]['max_steps']} steps, {seeds} seeds; loss difference |"
+        )
         lines[1] += "--:|"
-    for one in summaries(rows, model):
-        if one.error:
-            lines.append(f"| {one.technique} | failed: {_cell(one.error)} | | | | | |")
+    for summary in summaries(rows, model):
+        if summary.error:
+            lines.append(f"| {summary.technique} | failed: {_cell(summary.error)} | | | | | |")
             continue
-        low, median, high = one.speed
-        speed = f"{_number(median)} ({_number(low)} to {_number(high)}; {one.steps})"
-        name = SHARE_WORDS if one.technique == SHARE else one.technique
-        cells = [name, speed, _speedup(one), _phases(one)]
-        memory = f"{one.memory:,.0f}"
-        if one.reserved is not None:
-            memory += f" ({one.reserved:,.0f} reserved)"
-        cells += [memory, f"{one.one_off:.1f}", _pays(one)]
-        cells += [quality.cell_of(judged, model, one.technique)] * bool(judged)
+        low, median, high = summary.speed
+        speed = f"{_number(median)} ({_number(low)} to {_number(high)}; {summary.steps})"
+        name = SHARE_WORDS if summary.technique == SHARE else summary.technique
+        cells = [name, speed, _speedup(summary), _phases(summary)]
+        memory = f"{summary.memory:,.0f}"
+        if summary.reserved is not None:
+            memory += f" ({summary.reserved:,.0f} reserved)"
+        cells += [memory, f"{summary.one_off:.1f}", _pays(summary)]
+        cells += [quality.cell_of(judged, model, summary.technique)] * bool(judged)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def machine_side(rows: list[Row]) -> str:
-    """What a step asks of the machine: FLOP, share of the peak, syncs, and DDP's scaling."""
-    of = _by_technique(rows)
-    gflop = (f"{o['plain'].gflop:.1f}" if "plain" in o and o["plain"].gflop else "" for o in of)
-    lines = [f"| technique | {' | '.join(models(rows))} |", "|---|" + "--:|" * len(of)]
+    """What a step costs the machine: FLOP, share of the peak, syncs, and DDP's scaling."""
+    measured = _by_technique(rows)
+    gflop = (
+        f"{techniques['plain'].gflop:.1f}"
+        if "plain" in techniques and techniques["plain"].gflop
+        else ""
+        for techniques in measured
+    )
+    lines = [f"| technique | {' | '.join(models(rows))} |", "|---|" + "--:|" * len(measured)]
     lines.append(f"| GFLOP per image | {' | '.join(gflop)} |")
-    for name in dict.fromkeys(name for found in of for name in found):
+    for name in dict.fromkeys(name for techniques in measured for name in techniques):
         cells = []
-        for one in (found.get(name) for found in of):
-            words = []
-            if one and one.mfu:
-                words.append(f"{100 * one.mfu:.0f} %")
-            if one and one.syncs is not None:
-                words.append(f"{one.syncs} syncs")
-            if one and one.efficiency:
-                words.append(f"scaling {100 * one.efficiency:.0f} %")
-            cells.append(", ".join(words))
+        for summary in (techniques.get(name) for techniques in measured):
+            parts = []
+            if summary and summary.mfu:
+                parts.append(f"{100 * summary.mfu:.0f} %")
+            if summary and summary.syncs is not None:
+                parts.append(f"{summary.syncs} syncs")
+            if summary and summary.efficiency:
+                parts.append(f"scaling {100 * summary.efficiency:.0f} %")
+            cells.append(", ".join(parts))
         lines.append(f"| {SHARE_WORDS if name == SHARE else name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _by_technique(rows: list[Row]) -> list[dict[str, Summary]]:
-    """Of each of `models`."""
-    return [{one.technique: one for one in summaries(rows, model)} for model in models(rows)]
+    """For each of `models`: technique → summary."""
+    return [{s.technique: s for s in summaries(rows, model)} for model in models(rows)]
 
 
 def overview(rows: list[Row]) -> str:
-    """Speed-ups of all models by what most people would switch on, a technique a line."""
-    of = _by_technique(rows)
-    lines = [f"| technique | {' | '.join(models(rows))} |", "|---|" + "--:|" * len(of)]
-    for name in dict.fromkeys(name for found in of for name in found if name in SHOWN):
+    """Speed-ups of all models by the most common techniques, one technique per line."""
+    measured = _by_technique(rows)
+    lines = [f"| technique | {' | '.join(models(rows))} |", "|---|" + "--:|" * len(measured)]
+    for name in dict.fromkeys(
+        name for techniques in measured for name in techniques if name in SHOWN
+    ):
         cells = []
-        for one in (found.get(name) for found in of):
-            if one is None:
+        for summary in (techniques.get(name) for techniques in measured):
+            if summary is None:
                 cells.append("")
-            elif name == "plain" and not one.error:
-                cells.append(f"{_number(one.speed[1])} images/s")
+            elif name == "plain" and not summary.error:
+                cells.append(f"{_number(summary.speed[1])} images/s")
             else:
-                cells.append("failed" if one.error else _speedup(one))
+                cells.append("failed" if summary.error else _speedup(summary))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -113,9 +119,9 @@ def ceilings() -> str:
     lines = [f"| model, crops of 512 pixels | GFLOP per image | {' | '.join(gpus)} |"]
     lines.append("|---|--:|" + "--:|" * len(gpus))
     for name in dict.fromkeys(model for model, _ in rows):
-        of = [rows[name, gpu] for gpu in gpus]
-        gflop = float(of[0]["forward_gflop"]) + float(of[0]["backward_gflop"])
-        speeds = (f"{1e3 * float(r['peak_tflops']) / gflop:,.0f}" for r in of)
+        on_gpus = [rows[name, gpu] for gpu in gpus]
+        gflop = float(on_gpus[0]["forward_gflop"]) + float(on_gpus[0]["backward_gflop"])
+        speeds = (f"{1e3 * float(r['peak_tflops']) / gflop:,.0f}" for r in on_gpus)
         lines.append(f"| {name} | {gflop:,.0f} | {' | '.join(speeds)} |")
     return "\n".join(lines)
 
@@ -126,16 +132,16 @@ def heading(rows: list[Row]) -> str:
     where = r["device"] if r["device"] != "cpu" else f"{r['cores']} cores of {r['cpu']}"
     good = [row for row in rows if not row["error"]]
     rounds = len({row["round"] for row in good})
-    kept = f"{r['steps']} steps after {r['warmup']}, in each of {rounds} rounds"
+    kept = f"{r['steps']} steps after {r['warmup']} for warm-up, in each of {rounds} rounds"
     if rounds < 6:
-        kept += " (so few that an interval is their range)" if rounds > 1 else " (no interval)"
+        kept += " (with so few, an interval is the range)" if rounds > 1 else " (no interval)"
     plain = [row for row in rows if row["technique"] == "plain"]
     backbones = dict.fromkeys(
         f"{row['model']} on {row['backbone']}" + f" (`{row['flags']}`)" * bool(row["flags"])
         for row in plain
     )
     batch = plain[0]["batch"]
-    dirty = "; **the tree had changes**" if "dirty" in r["commit"] else ""
+    dirty = " **with uncommitted changes**" if "dirty" in r["commit"] else ""
     gpu = f", driver {r['driver']}, float32 convolutions in {r['float32']}" if r["driver"] else ""
     return (
         f"**{'CPU' if r['device'] == 'cpu' else 'GPU'}**: {where}{gpu}, torch {r['torch']}, commit "
@@ -144,27 +150,27 @@ def heading(rows: list[Row]) -> str:
     )
 
 
-def _phases(one: Summary) -> str:
-    ms = one.ms or {}
+def _phases(summary: Summary) -> str:
+    ms = summary.ms or {}
     if "backward" not in ms:
         return f"{ms.get('captured', 0):.1f} in all / {ms.get('data', 0):.1f}"
     forward = ms.get("views", 0) + ms["forward"]
     return f"{forward:.1f} / {ms['backward']:.1f} / {ms['optimizer']:.1f} / {ms['data']:.1f}"
 
 
-def _speedup(one: Summary) -> str:
-    if one.speedup is None:
+def _speedup(summary: Summary) -> str:
+    if summary.speedup is None:
         return ""
-    median, low, high = one.speedup
-    return f"{median:.2f}" + (f" ({low:.2f} to {high:.2f})" if one.rounds > 1 else "")
+    median, low, high = summary.speedup
+    return f"{median:.2f}" + (f" ({low:.2f} to {high:.2f})" if summary.rounds > 1 else "")
 
 
-def _pays(one: Summary) -> str:
-    if one.speedup is None:
+def _pays(summary: Summary) -> str:
+    if summary.speedup is None:
         return ""
-    if one.pays_after is None:
-        return "never" if one.speedup[0] <= 1 else "uncertain"
-    return f"{one.pays_after:,.0f}"
+    if summary.pays_after is None:
+        return "never" if summary.speedup[0] <= 1 else "uncertain"
+    return f"{summary.pays_after:,.0f}"
 
 
 def _number(value: float) -> str:
@@ -176,7 +182,7 @@ def _cell(text: str) -> str:
 
 
 def results(folder: Path, what: str = "speed") -> dict[str, list[Row]]:
-    """Newest rows by kind of device, of those that are there."""
+    """Kind of device → its newest rows, for the files that exist."""
     files = {kind: folder / f"{what}_{kind}.csv" for kind in KINDS}
     return {kind: newest(read_rows(path)) for kind, path in files.items() if path.is_file()}
 

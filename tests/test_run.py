@@ -180,7 +180,7 @@ def test_every_combination_that_can_run_is_planned_and_unknown_ones_are_refused(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert not any(cell.world > 1 for cell in plan(["unet"], [], {}, cpu, 4)[0])
     assert {c.batch for c in cells if c.world == 2} == {2}
-    with pytest.raises(UserError, match="ampere is not known"):
+    with pytest.raises(UserError, match="'ampere' is not known"):
         plan(["unet"], ["ampere"], {}, cpu, 4)
 
 

@@ -40,7 +40,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """What a call takes, with what it has the device do."""
+    """How long a call takes, including its work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     since = time.perf_counter()
@@ -51,7 +51,7 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def cores() -> int:
-    """Of the CPU that we may use: OMP_NUM_THREADS where somebody has set it."""
+    """Number of CPU cores that we may use: OMP_NUM_THREADS if it is set."""
     if os.environ.get("OMP_NUM_THREADS", "").isdecimal():
         return int(os.environ["OMP_NUM_THREADS"])
     if hasattr(os, "sched_getaffinity"):  # not on macOS
@@ -60,7 +60,7 @@ def cores() -> int:
 
 
 def clock_mhz(device: torch.device) -> str:
-    """What the GPU's multiprocessors, or the first core, run at now; nothing where unreadable."""
+    """Current clock of the GPU's multiprocessors, or of the first core; '' if unreadable."""
     if device.type == "cuda":
         return _smi(device, "clocks.sm").removesuffix(" MHz")
     return _cpuinfo("cpu MHz").partition(".")[0]
@@ -90,7 +90,7 @@ def _cpu() -> str:
 
 
 def _commit() -> str:
-    """The checkout's commit; the results it holds do not make it dirty."""
+    """The checkout's commit; changed results files do not make it dirty."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(ROOT), *words]

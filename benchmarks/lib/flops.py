@@ -1,4 +1,4 @@
-"""How much arithmetic a step is, and how much this machine can do."""
+"""How much arithmetic a step needs, and how much this machine can do."""
 
 import time
 from typing import Any
@@ -8,11 +8,11 @@ from torch.utils.flop_counter import conv_flop_count
 
 
 def _convolution_backward(grad_shape: Any, x_shape: Any, w_shape: Any, *rest: Any, **_: Any) -> int:
-    """Either gradient of a convolution, of its input or its weight, costs what its forward did.
+    """Each gradient of a convolution, of its input or its weight, costs as much as its forward.
 
-    PyTorch's formula is this one for ungrouped convolutions; for the weight of a grouped one it
-    forgets to divide by the groups, through 2.14 at least, and MobileNet's backward pass came out
-    at nine times its forward (pytorch#183405).
+    PyTorch's formula is the same for ungrouped convolutions. For the weight of a grouped one it
+    does not divide by the groups (up to 2.14 at least): MobileNet's backward pass came out at nine
+    times its forward (pytorch#183405).
 
     Args:
         rest: bias, stride, padding, dilation, transposed, output padding, groups, output mask.
@@ -28,8 +28,8 @@ FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
 def matmul_peak(device: torch.device, dtype: torch.dtype | None) -> float:
     """FLOP/s of the best of several square matrix products in `dtype`, by default float32.
 
-    Float32 on a GPU is multiplied in TF32 where its convolutions are. This is what the machine
-    reaches at its easiest task, not what its data sheet says.
+    On a GPU float32 products use TF32 if its convolutions do. This is what the machine reaches at
+    its easiest task, not the number in its data sheet.
     """
     gpu = device.type == "cuda"
     side = 8192 if gpu else 1024

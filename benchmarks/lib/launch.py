@@ -1,4 +1,4 @@
-"""Starts a cell's training as a user would type it, in a process of its own."""
+"""Starts a cell's training as a user would type it, in its own process."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from benchmarks.lib.models import MODELS
 
 
 def columns(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
-    """What a row says of the cell itself."""
+    """The columns of a row that describe the cell."""
     row: dict[str, Any] = {"model": cell.model, "technique": cell.technique}
     row |= {"flags": " ".join(cell.flags), "world": cell.world, "batch": cell.batch}
     return row | {"threads": cell.threads, "backbone": _backbone(cell, args)}
@@ -31,13 +31,13 @@ def train_words(cell: Cell, args: argparse.Namespace, output_dir: str) -> list[s
 
 
 def cache_name(cell: Cell, args: argparse.Namespace) -> str:
-    """Cells with the same one compile the same."""
+    """Cells with the same name compile the same code."""
     name = f"{cell.name.replace(' ', '-')}-{_backbone(cell, args)}-{args.crop_size}-{cell.batch}"
     return name.replace("/", "-")
 
 
 def run(cell: Cell, words: list[str], cache: Path, timeout: float) -> str:
-    """Run a script of the repository, under torchrun for DDP; what went wrong, or nothing."""
+    """Run a script of the repository, under torchrun for DDP; returns what went wrong, or ''."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cell.world}"]
     words = [sys.executable, *(launcher if cell.world > 1 else []), *words]
     environment = os.environ | {"OMP_NUM_THREADS": str(cell.threads)}
@@ -60,7 +60,7 @@ def _backbone(cell: Cell, args: argparse.Namespace) -> str:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Stop what is still running; torchrun ends its processes itself when it is asked to."""
+    """Stop the process if it still runs; torchrun then ends its own processes."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -71,7 +71,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _reason(output: str) -> str:
-    """The line that says most: a sentence of ours, or the exception's."""
+    """The most useful line: our error sentence, or the exception's."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith("error: ") or "Error: " in line]
-    return (telling or lines or ["ended without a word"])[0 if telling else -1][:300]
+    return (telling or lines or ["ended without output"])[0 if telling else -1][:300]

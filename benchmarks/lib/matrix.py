@@ -1,4 +1,4 @@
-"""What the benchmark measures: every model under every combination of techniques a machine has."""
+"""What is measured: every model under every combination of techniques that the machine allows."""
 
 import shutil
 from dataclasses import dataclass
@@ -42,14 +42,14 @@ def plan(
     """The cells to measure, the most wanted techniques first, and what is left out and why.
 
     Processes on GPUs have a GPU each and a batch of `batch` each. On a CPU they share the cores
-    and the batch; `share` is one of them alone, which DDP's scaling is measured by.
+    and the batch; `share` is one of them alone, to which DDP's speed is compared.
 
     Args:
         wanted: Names such as `plain` or `amp+channels-last`; nothing for all.
         extra: Further techniques: name → flags of train.py.
 
     Raises:
-        UserError: A name that is not known.
+        UserError: A name is unknown.
     """
     gpu = device.type == "cuda"
     world = torch.cuda.device_count() if gpu else 2
@@ -62,7 +62,7 @@ def plan(
         unknown = {*name.split("+")} - {*FLAGS, PLAIN, *extra}
         if unknown:
             known = ", ".join([PLAIN, *FLAGS, *extra])
-            raise UserError(f"--techniques {name} is not known; join any of {known} by a +.")
+            raise UserError(f"--techniques {name!r} is not known; join any of {known} by a +.")
     asked = [_sorted(name) for name in wanted] or all_of
     chosen = {PLAIN: (), **{name: tuple(extra[name].split()) for name in extra}}
     for name in sorted(asked, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)):
@@ -98,7 +98,7 @@ def _cannot(device: torch.device, world: int, batch: int, without_compile: bool)
     if not graphs.available(device):
         cannot["cuda-graphs"] = "there is no CUDA device"
     if without_compile:
-        cannot["compile"] = "compiling takes a minute or more a cell; leave out --quick for it"
+        cannot["compile"] = "compiling takes a minute or more per cell; leave out --quick for it"
     elif device.type == "cpu" and not shutil.which("g++"):
         cannot["compile"] = "there is no C++ compiler"
     if device.type == "cuda" and world < 2:

@@ -17,7 +17,7 @@ THEMES = (("", INK, "white", "#E5E5E5"), ("_dark", "#E6EDF3", "#0D1117", "#30363
 
 
 def draw_all(found: dict[str, list[Row]], folder: Path) -> list[Path]:
-    """`<model>_benchmark.png` of each model that was measured; from a GPU's rows if there are."""
+    """`<model>_benchmark.png` of each measured model; from a GPU's rows if there are any."""
     rows = found.get("cuda") or found.get("cpu") or []
     written = []
     for model in MODELS:
@@ -31,7 +31,7 @@ def draw_all(found: dict[str, list[Row]], folder: Path) -> list[Path]:
 
 
 def shown(name: str, words: str) -> str:
-    """What shows a picture of `assets` in the README of a folder: the one for the page's theme."""
+    """HTML that shows a picture of `assets` in a folder's README, in the theme of the page."""
     light, dark = (f"../assets/{name}{suffix}.png" for suffix, *_ in THEMES)
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
@@ -73,7 +73,7 @@ def draw(bars: list[Summary], model: str, row: Row) -> Any:
     axes.set(xlim=(0, 1.45 * widest), ylim=(len(bars) - 0.5, -0.5))
     axes.set_xlabel(
         "images per second (bar: median, line: 10th to 90th percentile of steps)\n"
-        "dotted: plain; blue: faster than it, orange: slower, grey: neither is certain"
+        "dotted: plain; blue: faster than plain, orange: slower, grey: interval includes 1"
     )
     axes.set_title(
         f"Training {model} on {row['backbone']}, crops of {row['crop']} pixels\n"

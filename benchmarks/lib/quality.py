@@ -1,4 +1,4 @@
-"""Whether a technique learns the same: the same seeds and steps with and without it.
+"""Whether a technique trains equally well: the same seeds and steps with and without it.
 
     python benchmarks/run.py --quality --models unet --techniques plain amp --seeds 3
 
@@ -27,11 +27,11 @@ COLUMNS = (*KEY, *CELL, "max_steps", "losses", "name", "score", "wall_s", *PLACE
 
 
 def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) -> None:
-    """Add the missing runs to `quality_*.csv` beside the speeds; a round is a seed."""
+    """Add the missing runs to `quality_*.csv`, beside the speeds; a round is a seed."""
     path = args.output.with_name(args.output.name.replace("speed", "quality"))
     place = place | {"max_steps": args.max_steps}
-    there = read_rows(path) if path.is_file() else []
-    same = [r for r in there if all(r[k] == str(place[k]) for k in (*PLACE, "max_steps"))]
+    existing = read_rows(path) if path.is_file() else []
+    same = [r for r in existing if all(r[k] == str(place[k]) for k in (*PLACE, "max_steps"))]
     done = {tuple(row[k] for k in KEY) for row in same if not row["error"]}
     todo = [
         (seed, cell)
@@ -60,23 +60,23 @@ def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) 
 
 
 def of_model(rows: list[Row], model: str) -> list[Row]:
-    """The rows of a model that were trained as long as the last one."""
-    mine = sorted((row for row in rows if row["model"] == model), key=lambda row: row["when"])
-    return [row for row in mine if row["max_steps"] == mine[-1]["max_steps"]]
+    """The rows of a model that were trained for as many steps as the last one."""
+    runs = sorted((row for row in rows if row["model"] == model), key=lambda row: row["when"])
+    return [row for row in runs if row["max_steps"] == runs[-1]["max_steps"]]
 
 
 def cell_of(rows: list[Row], model: str, technique: str) -> str:
-    """The final scores of all seeds and the losses' distance from plain's, in words.
+    """The final scores of all seeds and the difference of the losses from plain's, in words.
 
-    The distance is the mean difference of the two curves, step by step with the same seed, as a
-    share of plain's mean loss. For plain it is that between seeds: what chance alone does.
+    The difference is the mean over the steps of two curves with the same seed, as a share of
+    plain's mean loss. For plain it is the difference between seeds, the effect of chance alone.
     """
     good = [r for r in rows if r["model"] == model and not r["error"] and r["losses"]]
     curves = {(r["technique"], r["round"]): np.array(r["losses"].split(), float) for r in good}
-    mine = [r for r in good if r["technique"] == technique]
-    if not mine:
+    runs = [r for r in good if r["technique"] == technique]
+    if not runs:
         return ""
-    seeds = [r["round"] for r in mine]
+    seeds = [r["round"] for r in runs]
     pairs = [((technique, seed), (PLAIN, seed)) for seed in seeds]
     if technique == PLAIN:
         pairs = [((PLAIN, a), (PLAIN, b)) for a in seeds for b in seeds if a < b]
@@ -85,10 +85,10 @@ def cell_of(rows: list[Row], model: str, technique: str) -> str:
         for a, b in pairs
         if b in curves and len(curves[a]) == len(curves[b])
     ]
-    scores = [float(r["score"]) for r in mine if r["score"]]
-    words = []
+    scores = [float(r["score"]) for r in runs if r["score"]]
+    parts = []
     if scores:
-        words.append(f"{statistics.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})")
+        parts.append(f"{statistics.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})")
     if distances:
-        words.append(f"{100 * statistics.mean(distances):.1f} %")
-    return "; ".join(words)
+        parts.append(f"{100 * statistics.mean(distances):.1f} %")
+    return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Generated parts of the READMEs: what stands between `<!-- name -->` and `<!-- /name -->`."""
+"""Generated parts of the READMEs: the text between `<!-- name -->` and `<!-- /name -->`."""
 
 import csv
 from pathlib import Path
@@ -13,7 +13,7 @@ def part(readme: Path, name: str) -> str:
 
 
 def write_part(readme: Path, name: str, text: str) -> None:
-    """Put `text` there instead."""
+    """Replace what a README shows between the marks of `name` by `text`."""
     before, _, after = _split(readme.read_text(), name)
     readme.write_text(f"{before}<!-- {name} -->\n{text}\n<!-- /{name} -->{after}")
 
@@ -25,7 +25,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """A results file with the columns of the first row."""
+    """Write a results file with the columns of the first row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

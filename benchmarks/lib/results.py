@@ -1,4 +1,4 @@
-"""The results of `run.py`: a line for each cell and round, and what they say taken together."""
+"""The results of `run.py`: one line per cell and round, and their summary."""
 
 import csv
 import random
@@ -21,7 +21,7 @@ MEASURED = (
     *("memory_mib", "reserved_mib", "start_s", "warmup_s", "syncs"),
     *("gflop_per_image", "peak_gflops", "clock_mhz", "wall_s"),
 )
-# What two rows must have in common to be of one measurement.
+# What rows of the same measurement have in common.
 PLACE = (
     *("device", "driver", "cores", "cudnn", "float32", "cpu", "torch", "commit"),
     *("crop", "warmup", "steps", "data"),
@@ -30,7 +30,7 @@ COLUMNS = (*KEY, *CELL, *MEASURED, *PLACE, "when", "command")
 
 
 def append(path: Path, row: dict[str, Any], columns: tuple[str, ...] = COLUMNS) -> None:
-    """Add a line in one write: whoever is killed leaves whole lines."""
+    """Append a line in one write, so that a killed process leaves only whole lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="") as file:
@@ -47,14 +47,14 @@ def _text(value: Any) -> Any:
 
 
 def newest(rows: list[Row]) -> list[Row]:
-    """Those measured like the last one; of a cell that was tried twice the later."""
+    """The rows measured like the last one; of a cell that was tried twice, the later row."""
     place = [rows[-1][key] for key in PLACE]
-    of = {tuple(r[k] for k in KEY): r for r in rows if [r[key] for key in PLACE] == place}
-    return list(of.values())
+    latest = {tuple(r[k] for k in KEY): r for r in rows if [r[key] for key in PLACE] == place}
+    return list(latest.values())
 
 
 def median_interval(values: list[float]) -> tuple[float, float, float]:
-    """The median and its 95 % bootstrap interval; of fewer than six values, that is their range."""
+    """The median and its 95 % bootstrap interval; for fewer than six values that is their range."""
     rng = random.Random(0)
     medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(10_000))
     return statistics.median(values), medians[250], medians[-251]
@@ -62,23 +62,23 @@ def median_interval(values: list[float]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Summary:
-    """One model under one technique, over all rounds. None where it cannot be said."""
+    """One model under one technique, over all rounds. None where a value is not known."""
 
     technique: str
     error: str
     rounds: int = 0
-    steps: int = 0  # that were timed
+    steps: int = 0  # timed steps
     speed: tuple[float, float, float] = (0.0, 0.0, 0.0)  # images/s of a step: p10, median, p90
     speedup: tuple[float, float, float] | None = None  # median of paired ratios, 95 % interval
     ms: dict[str, float] | None = None  # by phase
     memory: float = 0.0  # MiB
     reserved: float | None = None
-    one_off: float = 0.0  # seconds until the first step, and what the warm-up took longer
-    pays_after: float | None = None  # steps; None where it is not surely faster
-    syncs: int | None = None  # a step
-    gflop: float | None = None  # an image, forward and backward
+    one_off: float = 0.0  # seconds until the first step, and extra time of the warm-up steps
+    pays_after: float | None = None  # steps; None unless it is faster (interval above 1)
+    syncs: int | None = None  # per step
+    gflop: float | None = None  # per image, forward and backward
     mfu: float | None = None  # share of the matrix products' peak
-    efficiency: float | None = None  # of DDP: speed over that of so many single processes
+    efficiency: float | None = None  # of DDP: its speed over that of as many single processes
 
 
 def throughput(row: Row) -> float:
@@ -88,28 +88,30 @@ def throughput(row: Row) -> float:
 
 
 def summaries(rows: list[Row], model: str) -> list[Summary]:
-    """Of `newest` rows, in the order they were measured."""
-    of: dict[str, dict[str, Row]] = {}
+    """One for each technique in `newest` rows, in the order they were measured."""
+    rounds_of: dict[str, dict[str, Row]] = {}
     for row in rows:
         if row["model"] == model:
-            of.setdefault(row["technique"], {})[row["round"]] = row
-    good = {name: {t: r for t, r in found.items() if not r["error"]} for name, found in of.items()}
+            rounds_of.setdefault(row["technique"], {})[row["round"]] = row
+    good = {
+        name: {t: r for t, r in rounds.items() if not r["error"]}
+        for name, rounds in rounds_of.items()
+    }
     plain = list(good.get(PLAIN, {}).values())
     gflop = statistics.median(float(r["gflop_per_image"]) for r in plain) if plain else None
-    found = []
-    for name in of:
+    made = []
+    for name in rounds_of:
         if good[name]:
-            found.append(_summary(name, good, gflop))
+            made.append(_summary(name, good, gflop))
         else:
-            found.append(Summary(name, list(of[name].values())[-1]["error"]))
-    return found
+            made.append(Summary(name, list(rounds_of[name].values())[-1]["error"]))
+    return made
 
 
 def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) -> Summary:
-    mine = good[name]
-    rows = list(mine.values())
+    rows = list(good[name].values())
     speeds = [float(r["images"]) * 1e3 / ms for r in rows for ms in _numbers(r["step_ms"])]
-    ratios = _ratios(mine, good.get(PLAIN, {}))
+    ratios = _ratios(good[name], good.get(PLAIN, {}))
     speedup = median_interval(ratios) if ratios and name not in (PLAIN, SHARE) else None
     one_off, pays_after = _one_off(rows), None
     if speedup and len(ratios) > 1 and speedup[1] > 1:
@@ -140,9 +142,9 @@ def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) ->
 
 
 def _peak(name: str, good: dict[str, dict[str, Row]]) -> float:
-    """GFLOP/s of the machine. Processes on a CPU share it: theirs is that of one without DDP.
+    """GFLOP/s of the machine. Processes on a CPU share it, so theirs is that without DDP.
 
-    (Two hardware threads of one core have one matrix unit, which one of them alone can fill.)
+    (Two hardware threads of a core share a matrix unit, which one of them alone can fill.)
     """
     rows = good[name]
     if next(iter(rows.values()))["device"] == "cpu":
@@ -156,7 +158,7 @@ def _alone(name: str) -> str:
 
 
 def _efficiency(name: str, good: dict[str, dict[str, Row]]) -> float | None:
-    """Against the same without DDP, on as many threads and tiles per process."""
+    """Speed against the same without DDP, with as many threads and tiles per process."""
     alone = _alone(name)
     if alone == name:
         return None
@@ -170,28 +172,28 @@ def _efficiency(name: str, good: dict[str, dict[str, Row]]) -> float | None:
     return None
 
 
-def _ratios(mine: dict[str, Row], base: dict[str, Row]) -> list[float]:
-    """Of images/s, round by round."""
-    return [throughput(mine[t]) / throughput(base[t]) for t in mine if t in base]
+def _ratios(rows: dict[str, Row], base: dict[str, Row]) -> list[float]:
+    """Ratios of images/s, round by round."""
+    return [throughput(rows[t]) / throughput(base[t]) for t in rows if t in base]
 
 
 def _one_off(rows: list[Row]) -> float:
-    """With an empty cache of the compiler, where that was ever so.
+    """Of the runs with an empty compiler cache, if there are any.
 
-    The first steps may by chance have less to do than those that count, but they take no time back.
+    The first steps may by chance be faster than the timed ones; that does not count as a gain.
     """
     cold = [row for row in rows if row["cache"] == "cold"] or rows
     return statistics.median(float(r["start_s"]) + max(0.0, float(r["warmup_s"])) for r in cold)
 
 
 def _period(rows: list[Row]) -> float:
-    """Seconds a step."""
+    """Seconds per step."""
     return statistics.median(float(r["images"]) / throughput(r) for r in rows)
 
 
 def _median(rows: list[Row], key: str) -> float | None:
-    found = [float(row[key]) for row in rows if row[key]]
-    return statistics.median(found) if found else None
+    values = [float(row[key]) for row in rows if row[key]]
+    return statistics.median(values) if values else None
 
 
 def _numbers(text: str) -> list[float]:

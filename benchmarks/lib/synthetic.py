@@ -1,4 +1,4 @@
-"""A training step of any model on tiles of noise, put together as its train.py does it."""
+"""A training step of any model on tiles of noise, built as in its train.py."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ from mask.targets import training_views as mask_views
 
 
 def noise_tiles(count: int, side: int, device: torch.device, aircraft: int = 3) -> Batch:
-    """A batch as the loader gives it: noise, blocks for aircraft, a part of it ignored."""
+    """A batch as the loader gives it: noise, blocks as aircraft, some rows ignored."""
     images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, device=device)
     ids = torch.zeros(count, side, side, dtype=torch.uint8, device=device)
     block = side // (2 * aircraft)

@@ -8,7 +8,7 @@ FLAGS = {
     "compile": "--compile",
     "ddp": "",  # torchrun is its flag
 }
-# The way most people would switch them on: measured first, for where time is short.
+# The most common ones: measured first, in case time is short.
 FIRST = [PLAIN, "amp", "amp+channels-last", "amp+channels-last+cuda-graphs", "channels-last", "ddp"]
-# The rows of the front page; the pages of the models have all combinations.
+# The rows of the main README; the READMEs of the models have all combinations.
 SHOWN = [*FIRST, "compile", "amp+channels-last+compile"]

@@ -1,12 +1,12 @@
-"""One cell of the benchmark: a model's train.py with a clock at the seams of its steps.
+"""One cell of the benchmark: a model's train.py with a clock between the phases of its steps.
 
     python benchmarks/lib/timed_train.py report.json unet 3 8 --data-path sample_data \
         --crop-size 128 -j 0
 
-trains as `python unet/train.py --data-path …` would, three steps to warm up and eight that count,
-and leaves before the first checkpoint. `benchmarks/run.py` starts these, each in a process of its
-own, under torchrun for DDP. What is timed is `engine.fit` itself: the clock is in the two functions
-that train.py hands to it and around `Tensor.backward`, so there is no second loop to drift away.
+trains as `python unet/train.py --data-path …` would, three steps for warm-up and eight that are
+timed, and ends before the first checkpoint. `benchmarks/run.py` starts each in its own process,
+under torchrun for DDP. What is timed is `engine.fit` itself: the clock is in the two functions that
+train.py hands to it and around `Tensor.backward`, so there is no second loop to maintain.
 """
 
 import argparse
@@ -41,11 +41,11 @@ from common.session import Session
 
 
 class Enough(Exception):
-    """Leaves `fit`: all that was asked for is measured."""
+    """Ends `fit`: everything is measured."""
 
 
 class Clock:
-    """Moments on the CPU, or on the GPU's own time line, where noting one makes nobody wait."""
+    """Time stamps of the CPU, or CUDA events, which do not make the CPU wait."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
@@ -62,16 +62,16 @@ class Clock:
 
 
 class Watch:
-    """Notes when each phase of each step began, once the warm-up is over.
+    """Records when each phase of each step starts, after the warm-up.
 
     A step is `views` (crops, turns, normalisation), `forward`, `backward`, `optimizer`, `loop`
-    (sums, log lines) and `data` (the wait for the next batch); with accumulation, some alternate.
+    (sums, log lines) and `data` (the wait for the next batch); with accumulation some alternate.
     A captured step is all `forward`: nothing in it calls Python.
     """
 
     def __init__(self, warmup: int, steps: int, began: float) -> None:
         self.warmup, self.steps, self.began = warmup, steps, began
-        self.number = -1  # of the step under way
+        self.number = -1  # of the current step
         self.marks: list[list[tuple[str, Any]]] = []
         self.report: dict[str, Any] = {}
 
@@ -84,7 +84,7 @@ class Watch:
         score: Callable,
         select: str = "",
     ) -> None:
-        """`engine.fit`, watched; its arguments are."""
+        """`engine.fit` with time stamps; the arguments are the same."""
         process = session.process
         self.device, self.clock = process.device, Clock(process.device)
         sampler: Any = session.batches.batch_sampler
@@ -109,7 +109,7 @@ class Watch:
             self._summarise(run.args, process)
 
     def waits(self, batches: Iterator) -> Iterator:
-        """`batches`, the wait for each marked."""
+        """`batches`, with a mark where the wait for each starts."""
         while True:
             self.mark("data")
             try:
@@ -123,7 +123,7 @@ class Watch:
             self.marks[-1].append((phase, self.clock.now()))
 
     def _begin(self) -> None:
-        """A step begins, and with it perhaps what counts; only at those edges the CPU waits."""
+        """Start of a step. The CPU waits for the GPU only where warm-up or timing start or end."""
         self.number += 1
         if self.number in (0, self.warmup, self.warmup + self.steps):
             if self.clock.on_gpu:
@@ -140,7 +140,7 @@ class Watch:
             self.marks.append([("views", self.clock.now())])
 
     def _memory(self) -> None:
-        """Until the end of what counts: the matrices of `matmul_peak` are no part of training."""
+        """Peak so far. Not read after the timed steps: `matmul_peak` is not part of training."""
         if self.clock.on_gpu:
             self.report["memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
             self.report["reserved_mib"] = torch.cuda.max_memory_reserved(self.device) / 2**20
@@ -149,7 +149,7 @@ class Watch:
             self.report["memory_mib"] = peak / (2**20 if sys.platform == "darwin" else 2**10)
 
     def _inspect(self, step: Callable[[], Any], args: dict[str, Any]) -> None:
-        """Count syncs and FLOP in the step after those that count: counting takes time."""
+        """Count syncs and FLOP in the step after the timed ones: counting takes time."""
         traced = args["compile"] or args["cuda_graphs"]
         if self.clock.on_gpu:
             with warnings.catch_warnings(record=True) as caught:
@@ -162,11 +162,11 @@ class Watch:
             return
         counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
         with counter:
-            found = census(step)
-        mine = self.images / self.world
-        self.report["gflop_per_image"] = counter.get_total_flops() / mine / 1e9
+            syncs = census(step)
+        local_images = self.images / self.world
+        self.report["gflop_per_image"] = counter.get_total_flops() / local_images / 1e9
         if self.world == 1:  # DDP divides a CPU's gradients by a number it reads from a tensor
-            self.report.setdefault("syncs", found.total())
+            self.report.setdefault("syncs", syncs.total())
 
     @property
     def world(self) -> int:
@@ -189,7 +189,7 @@ class Watch:
         self.report |= {
             "images": self.images,
             "step_ms": [1e3 * period for period in periods],
-            # What the first steps took longer: compiling, capturing, choosing algorithms.
+            # Extra time of the first steps: compiling, capturing, choosing algorithms.
             "warmup_s": self.report["warmup_s"] - self.warmup * steady,
             "clock_mhz": clock_mhz(self.device),
             "peak_gflops": matmul_peak(self.device, dtype) * self.world / 1e9,
@@ -215,15 +215,15 @@ def main(argv: list[str] | None = None) -> None:
     def watched_backward(*inputs: Any, **kwargs: Any) -> None:
         watch.mark("backward")
         backward(*inputs, **kwargs)
-        watch.mark("forward")  # of the next part, where gradients are accumulated
+        watch.mark("forward")  # of the next part, if gradients are accumulated
 
     Tensor.backward = watched_backward  # type: ignore[assignment]
     register_optimizer_step_pre_hook(lambda *_: watch.mark("optimizer"))
     train.fit = watch.fit  # type: ignore[attr-defined]
     timed = engine.timed
     engine.timed = lambda items: timed(watch.waits(iter(items)))
-    # One more step than is measured, to count in, and one for `fit` not to end with its checkpoint;
-    # nor is there one, or a validation, at the end of an epoch.
+    # One extra step for `_inspect`, and one more so that `fit` does not reach its last checkpoint.
+    # With --eval-freq no epoch ends with a checkpoint or a validation either.
     steps = str(args.warmup + args.steps + 2)
     train.main([*words[4:], "--max-steps", steps, "--eval-freq", steps])
     if watch.report.pop("main"):

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 class Network:
     """`world_size` GPUs, one link each.
 
-    A collective costs `alpha` for each message that has to wait for the one before, and its bytes
-    over `bandwidth` (the alpha-beta model; Thakur, Rabenseifner and Gropp 2005).
+    A collective takes `alpha` for each message that waits for the one before, plus its bytes over
+    `bandwidth` (the alpha-beta model; Thakur, Rabenseifner and Gropp 2005).
     """
 
     world_size: int
     bandwidth: float  # bytes/s of a link, each way
-    alpha: float  # seconds a message takes besides
+    alpha: float  # seconds per message, in addition
 
     def ring(self, size: float) -> float:
-        """Seconds of an all-reduce of `size` bytes: round once to add up, round again to tell.
+        """Seconds of an all-reduce of `size` bytes: once round to add up, once to distribute.
 
         No algorithm sends less than its 2(N-1)/N·size (Patarasuk and Yuan 2009).
         """
@@ -34,7 +34,7 @@ class Network:
         return 2 * (N - 1) / N * size / self.bandwidth + 2 * math.log2(N) * self.alpha
 
     def sync_bn_bytes(self, channels: int) -> int:
-        """What a SyncBatchNorm layer brings to each GPU in a step, all of it float32.
+        """Bytes that each GPU receives for a SyncBatchNorm layer in a step, all of them float32.
 
         Forward: means, deviations and a count of every other GPU. Backward: an all-reduce of two
         sums per channel.
@@ -42,14 +42,14 @@ class Network:
         return 4 * (2 * channels + 1) * (self.world_size - 1) + 4 * 2 * channels
 
     def sync_bn(self, channels: int) -> float:
-        """Seconds of both. The next layer waits for them, so nothing of it can hide."""
+        """Seconds of both. The next layer waits for them, so nothing of it is hidden."""
         gathered = 4 * (2 * channels + 1) * (self.world_size - 1)
         gather = gathered / self.bandwidth + math.log2(self.world_size) * self.alpha
         return gather + self.tree(4 * 2 * channels)
 
 
 def exposed(costs: list[float], ready: list[float]) -> float:
-    """Seconds by which the last all-reduce outlasts the backward pass.
+    """Seconds between the end of the backward pass and the end of the last all-reduce.
 
     They run one at a time, in order, none before its bucket is complete: the last one ends at the
     maximum over j of ready[j] + costs[j] + … + costs[-1]. The last bucket is complete only when the

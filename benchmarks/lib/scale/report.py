@@ -12,7 +12,7 @@ Row = dict[str, str]
 
 VERMILION, SKY = "#D55E00", "#56B4E9"  # BLUE's neighbours in Okabe and Ito's palette
 FORWARD, BACKWARD = "#D9D9D9", "#A0A0A0"
-TIMELINE = ("fcn-resnet50", "A100")  # the pair whose three bandwidths tell the three cases apart
+TIMELINE = ("fcn-resnet50", "A100")  # its three bandwidths show the three cases
 MARKS = {"25": (VERMILION, "o"), "100": (SKY, "s"), "400": (BLUE, "D")}  # by Gbit/s
 
 
@@ -66,8 +66,8 @@ def _unique(rows: list[Row], *keys: str) -> list[Row]:
     first: dict[tuple[str, ...], Row] = {}
     for row in rows:
         first.setdefault(tuple(row[key] for key in keys), row)
-    found = list(first.values())
-    return sorted(found, key=lambda row: row[keys[0]]) if len(keys) > 1 else found
+    chosen = list(first.values())
+    return sorted(chosen, key=lambda row: row[keys[0]]) if len(keys) > 1 else chosen
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -99,7 +99,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def _timeline(axes: Any, rows: list[Row]) -> None:
-    """Of each row two bars: what the GPU computes, and under it what the network sends."""
+    """Two bars for each row: what the GPU computes and, under it, what the network sends."""
     step, backward = float(rows[0]["step_ms"]), float(rows[0]["backward_ms"])
     forward, ends = step - backward, []
 

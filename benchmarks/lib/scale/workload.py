@@ -1,8 +1,8 @@
-"""What a training step computes and what it sends at any world size, found in one process.
+"""What a training step computes and what it sends at any world size, counted in one process.
 
 PyTorch's fake process group answers every collective at once, so `place` sets DDP up here exactly
-as among 1024 processes. Fake tensors have shapes and no memory, which makes the FLOP of a
-512-pixel batch a matter of seconds. Counted, not timed: the results are the same on any machine.
+as among 1024 processes. Fake tensors have shapes and no memory, so counting the FLOP of a
+512-pixel batch takes seconds. Nothing is timed: the results are the same on any machine.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from common.distributed import Process
 from common.speedups import Speedups, place
 
 CROP = 512  # pixels, the side all train.py take by default
-BATCH = 2  # the least that BatchNorm behind DeepLabV3's global pooling takes; FLOP are linear in it
+BATCH = 2  # the least for BatchNorm behind DeepLabV3's global pooling; FLOP are linear in it
 CLASSES = 2  # ground and aircraft
 
 
@@ -45,7 +45,7 @@ class Workload:
 
 @contextmanager
 def fake_world(world_size: int) -> Iterator[Process]:
-    """Rank 0 among `world_size` processes of which the others do not exist."""
+    """Rank 0 of `world_size` processes; the others do not exist."""
     dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
     try:
         yield Process(0, world_size, torch.device("cpu"))
@@ -67,8 +67,8 @@ def measure(build: Callable[[], nn.Module], loss_fn: Callable, process: Process)
     objective: Any = place(model, loss_fn, process, Speedups())
     fired: list[tuple[int, list[str]]] = []
 
-    # DDP's own all-reduce takes its result from the work handle, and a fake one holds none. A hook
-    # returns the bucket itself; what is in a bucket, and when it goes, is settled before the hook.
+    # DDP's own all-reduce takes its result from the work handle; a fake one has none. So a hook
+    # returns the bucket itself. Content and order of buckets are fixed before the hook is called.
     def hook(_: None, bucket: dist.GradBucket) -> Future[Tensor]:
         fired.append((bucket.buffer().nbytes, [name_of[p] for p in bucket.parameters()]))
         dist.all_reduce(bucket.buffer())
@@ -77,7 +77,7 @@ def measure(build: Callable[[], nn.Module], loss_fn: Callable, process: Process)
         return future
 
     objective.register_comm_hook(None, hook)
-    # A static graph is watched for two steps, in one bucket, and rebuilt before the third.
+    # DDP observes a static graph for two steps, with one bucket, and rebuilds before the third.
     settled = [_step(objective, 64, fired) for _ in range(4)][-1]
     buckets = list(fired)
     objective.broadcast_buffers = True
@@ -95,7 +95,7 @@ def measure(build: Callable[[], nn.Module], loss_fn: Callable, process: Process)
 
 
 class _Broadcasts(TorchDispatchMode):
-    """Notes the bytes of each broadcast, also of those DDP's C++ half starts."""
+    """Records the bytes of each broadcast, also of those that DDP's C++ code starts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,10 +121,10 @@ def _batch(side: int) -> tuple[Tensor, Tensor]:
 
 
 def _flops(build: Callable[[], nn.Module], loss_fn: Callable) -> tuple[int, int, dict[str, int]]:
-    """FLOP per image of the forward pass and of both, and those done when each gradient is there.
+    """FLOP per image of the forward pass, of both, and those done when each gradient is ready.
 
-    Matrix products and convolutions alone are counted, a multiply-add as two; everything else in
-    these networks waits for memory, not for arithmetic.
+    Only matrix products and convolutions are counted, a multiply-add as two; everything else in
+    these networks is bound by memory, not by arithmetic.
     """
     done: dict[str, int] = {}
     with FakeTensorMode():
