@@ -1,7 +1,7 @@
-"""Two hosts on one machine: network namespaces with a cable between them, no way to anything else.
+"""Two hosts on one machine: network namespaces with a cable between them and no other connection.
 
-Needs root and iproute2. Addresses exist inside the two namespaces alone, so nothing that runs there
-can reach, or be reached from, the machine's own network.
+Needs root and iproute2. The addresses exist only inside the two namespaces, so nothing that runs
+there can reach the machine's own network, or be reached from it.
 """
 
 import itertools
@@ -22,7 +22,7 @@ def ip(*words: object) -> str:
 
 
 def why_not() -> str | None:
-    """Why hosts cannot be made here, if they cannot."""
+    """Why two hosts cannot be made here; None if they can."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return "two hosts need root and the ip command"
     name = f"probe{os.getpid()}"
@@ -35,7 +35,7 @@ def why_not() -> str | None:
 
 
 class Hosts:
-    """Hosts 0 and 1, up while the block lasts; all that was started on them ends with it."""
+    """Hosts 0 and 1 for the duration of a block; whatever runs on them ends with it."""
 
     def __enter__(self) -> "Hosts":
         mark = f"{os.getpid()}-{next(_numbers)}"
@@ -49,7 +49,7 @@ class Hosts:
             ip("-n", name, "addr", "add", f"{address}/24", "dev", card)
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "link", "set", card, "up")
-            # Give a silent host up after two minutes, as the README says, and not after fifteen.
+            # Give up a silent host after two minutes, as in the README, instead of fifteen.
             ip("netns", "exec", name, "sh", "-c", "echo 8 >/proc/sys/net/ipv4/tcp_retries2")
         return self
 
@@ -71,19 +71,19 @@ class Hosts:
             )
 
     def processes(self, host: int, word: str = "") -> list[int]:
-        """Ids of what runs on a host, of those that have `word` in their command line."""
-        found = []
+        """Ids of the processes on a host that have `word` in their command line."""
+        matching = []
         for pid in map(int, ip("netns", "pids", self.names[host]).split()):
             try:
                 line = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
             if word.encode() in line:
-                found.append(pid)
-        return found
+                matching.append(pid)
+        return matching
 
     def kill(self, host: int) -> None:
-        """As a power cut would: everything on a host at once, and nothing said to anybody."""
+        """Like a power cut: kill everything on a host at once, without notice to anybody."""
         end = time.monotonic() + 10
         while pids := self.processes(host):
             for pid in pids:

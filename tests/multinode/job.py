@@ -1,4 +1,4 @@
-"""A training over two hosts, started as the README says, and what can be asked of it."""
+"""A training over two hosts, started as the README says, and its logs and exit codes."""
 
 import json
 import os
@@ -51,7 +51,7 @@ class Job:
         return any(text in self.log(host).read_text(errors="replace") for host in (0, 1))
 
     def lines(self) -> list[dict[str, float]]:
-        """What the run logged, a line for each step and score."""
+        """The log of the run, one line for each step and score."""
         path = self.output / "log.jsonl"
         rows = path.read_text().splitlines() if path.exists() else []
         return [json.loads(row) for row in rows if row.endswith("}")]

@@ -1,4 +1,4 @@
-"""What may happen to a training on two hosts; it ends with an undisturbed run's weights."""
+"""Faults of a training on two hosts; it must end with an undisturbed run's weights."""
 
 import hashlib
 import random
@@ -15,7 +15,7 @@ from common.run import checkpoint
 STEPS = 24
 FLAGS = ["--encoder", "tu-test_resnet", "--weights-backbone", "none", "--device", "cpu", "-j", "0"]
 FLAGS += ["-b", "4", "--crop-size", "64", "--print-freq", "1", "--max-steps", STEPS]
-FLAGS += ["--dist-timeout", "60"]  # TCP may take twice as long to recover as a cut of 25 s lasted
+FLAGS += ["--dist-timeout", "60"]  # after a cut of 25 s TCP may need twice as long to recover
 
 
 def clean(hosts: Hosts, job: Job, rng: random.Random) -> None:
@@ -42,7 +42,7 @@ def node_replaced(hosts: Hosts, job: Job, rng: random.Random) -> None:
 
 
 def silent_for_good(hosts: Hosts, job: Job, rng: random.Random) -> None:
-    """Neither waits for the other for ever; once the cable is mended both are started again."""
+    """Neither waits for the other for ever; after the cable is repaired both are started again."""
     hosts.cut()
     ended = job.finish(240)  # --dist-timeout, then twice what the rendezvous may take
     assert 0 not in ended, ended
@@ -82,15 +82,15 @@ def tiles(folder: Path) -> Path:
 
 
 def scenario(number: int, folder: Path) -> str:
-    """One of `SCENARIOS` after one step or another; it must end as the first, clean one has."""
+    """One of `SCENARIOS` after a random step; it must end with the clean scenario's weights."""
     what, rng = SCENARIOS[number % len(SCENARIOS)], random.Random(number)
     output, reference = (folder / f"{name}" / "run" for name in (number, "clean"))
     if what is clean or not reference.exists():
         run(clean, tiles(folder), reference, rng)
     if what is not clean:
         run(what, tiles(folder), output, rng)
-        expected, found = (weights(path) for path in (reference, output))
-        assert found == expected, f"{what.__name__}: other weights than an undisturbed run's"
+        expected, actual = (weights(path) for path in (reference, output))
+        assert actual == expected, f"{what.__name__}: other weights than an undisturbed run's"
     return what.__name__.replace("_", " ")
 
 

@@ -1,4 +1,4 @@
-"""Two hosts with a cable between them, and what may happen to either: `make test-hosts`."""
+"""Two hosts with a cable between them, and faults of either: `make test-hosts`."""
 
 import pytest
 from multinode import scenarios

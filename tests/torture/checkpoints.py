@@ -19,7 +19,7 @@ from unet.model import build_model, from_checkpoint
 
 
 def content(step: int) -> dict:
-    """A small checkpoint whose tensors say of which step it is."""
+    """A small checkpoint whose tensors hold its step."""
     made = {
         "format": 1,
         "model_name": "unet",
@@ -32,12 +32,12 @@ def content(step: int) -> dict:
 
 
 def killed_save(number: int, folder: Path) -> str:
-    """A process that saves without end is killed at a random moment: what it saved last loads."""
+    """A process that saves again and again is killed at a random moment: its last save loads."""
     path = folder / f"{number}.pth"
     checkpoint_file.write(content(0), path)
     ready, begun = os.pipe()
     child = os.fork()
-    if child == 0:  # only numbers and files from here on, and no way back
+    if child == 0:  # only numbers and files from here on; it never returns
         try:
             for step in range(1, 10_000):
                 checkpoint_file.write(content(step), path)
@@ -50,15 +50,15 @@ def killed_save(number: int, folder: Path) -> str:
     os.waitpid(child, 0)
     with os.fdopen(ready) as reported:
         last = max((int(line) for line in reported), default=0)
-    found = checkpoint.load(path, "unet")
-    assert found["step"] in (last, last + 1), f"saved {last}, found {found['step']}"
-    for tensor in found["model"].values():
-        assert bool((tensor == found["step"]).all()), "a tensor of another step"
+    loaded = checkpoint.load(path, "unet")
+    assert loaded["step"] in (last, last + 1), f"saved {last}, loaded {loaded['step']}"
+    for tensor in loaded["model"].values():
+        assert bool((tensor == loaded["step"]).all()), "a tensor of another step"
     return "loaded"
 
 
 def corrupted(number: int, folder: Path) -> str:
-    """A bit flips, the end is missing, a page is zero or two pages change places."""
+    """A bit flips, the end is missing, a page is zero or two pages are swapped."""
     path = folder / "damaged.pth"
     checkpoint_file.write(content(number), path)
     data = bytearray(path.read_bytes())
@@ -78,12 +78,12 @@ def corrupted(number: int, folder: Path) -> str:
         data[other : other + 4096] = page
     path.write_bytes(data)
     try:
-        found = checkpoint.load(path, "unet")
+        loaded = checkpoint.load(path, "unet")
     except UserError:
         return f"{kind} refused"
-    # Bytes that mean nothing, as the padding between the parts of the archive, may change.
+    # Bytes without meaning, such as the padding between the parts of the archive, may change.
     made = content(number)
-    assert checkpoint_file.digest(found) == checkpoint_file.digest(
+    assert checkpoint_file.digest(loaded) == checkpoint_file.digest(
         {key: value for key, value in made.items() if key != "sha256"}
     ), f"{kind}: wrong values accepted"
     return f"{kind} without effect" if bytes(data) != before else f"{kind} changed nothing"
@@ -103,7 +103,7 @@ def network() -> dict[str, Any]:
 
 
 class Evil:
-    """Runs code where a pickle is believed."""
+    """Runs code if its pickle is loaded without checks."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -118,7 +118,7 @@ def hostile(rng: random.Random, marker: Path) -> Any:
 
 
 def odd_values(marker: Path) -> list[Any]:
-    """A value of each kind that does not belong into a checkpoint, or not everywhere."""
+    """A value of each kind that is invalid in a checkpoint, or in parts of it."""
     loop: list[Any] = []
     loop.append(loop)
     laughs: list[Any] = ["ha"]
@@ -136,14 +136,14 @@ def odd_values(marker: Path) -> list[Any]:
 
 
 def dense(value: Any) -> bool:
-    """Whether it can be cut and cast: an earlier change may have put something else there."""
+    """Whether it can be sliced and cast: an earlier change may have replaced it."""
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.ndim:
         return False
     return value.is_contiguous()
 
 
 def checksum(made: dict[str, Any]) -> str:
-    """As a stranger would compute it; of what has none, as a list that holds itself, any."""
+    """As an attacker would compute it; zeros if there is none, as for a list that holds itself."""
     try:
         checkpoint_file._check_plain(made, Path(__file__), 2**40)
         return checkpoint_file.digest(made)
@@ -164,16 +164,16 @@ def deflated(data: bytearray) -> bytearray:
 
 
 def flipped(data: bytearray, rng: random.Random) -> bytearray:
-    """Its pickle, which comes first, with some bytes changed and the archive's CRC as it was."""
+    """Its pickle, which comes first, with some bytes changed, under the old CRC of the archive."""
     for _ in range(rng.randrange(1, 8)):
         data[rng.randrange(64, min(len(data), 8000))] = rng.randrange(256)
     return data
 
 
 def fuzzed(number: int, folder: Path) -> str:
-    """A checkpoint that a stranger made up, its checksum right: our error or the same network.
+    """An untrusted checkpoint with a right checksum gives our error or the same network.
 
-    No code of it runs, nothing else is raised, and memory grows by no more than 256 MiB.
+    None of its code runs, nothing else is raised, and memory grows by at most 256 MiB.
     """
     rng = random.Random(number)
     path, marker = folder / "fuzzed.pth", folder / "ran"
@@ -199,8 +199,8 @@ def fuzzed(number: int, folder: Path) -> str:
     path.write_bytes(data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        found = checkpoint.load(path, "unet")
-        checkpoint.rebuild(found, from_checkpoint)
+        loaded = checkpoint.load(path, "unet")
+        checkpoint.rebuild(loaded, from_checkpoint)
         result, sentence = "without effect", ""
     except UserError as error:
         result, sentence = "refused", str(error)

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, forked from a server that has imported everything: a second each.
+"""Runs functions in child processes, forked from a server that has imported everything: 1 s each.
 
 The server computes nothing itself: PyTorch refuses a backward pass in a process forked from one
 that has had a backward pass, and a test process may have had any number of them.
@@ -21,7 +21,7 @@ CONTEXT.set_forkserver_preload(
 
 def start(function: Callable[[], object], log: Path, **environment: object) -> ForkServerProcess:
     """Call `function`, which can be pickled, in a child that prints into `log`."""
-    # The server finds what it imports through the environment alone (until Python 3.14).
+    # The server takes its import path from the environment alone (until Python 3.14).
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     try:
@@ -55,7 +55,11 @@ def start_ranks(function: Callable[[], object], logs: list[Path]) -> list[ForkSe
 
 
 def end(child: ForkServerProcess, seconds: float = 240) -> int:
-    """Wait for a child; its exit code, negative for a signal. A hang is an AssertionError."""
+    """Wait for a child; returns its exit code, negative for a signal.
+
+    Raises:
+        AssertionError: it hung.
+    """
     child.join(seconds)
     if child.exitcode is None:
         kill(child)
@@ -69,7 +73,7 @@ def kill(child: ForkServerProcess) -> None:
 
 
 def alive(process: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
+    """Whether a process runs; False for a zombie."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -1,4 +1,4 @@
-"""COCO files of strangers: entries of another kind, senseless numbers, names that lead away."""
+"""Untrusted COCO files: entries of the wrong type, invalid numbers, names outside the folder."""
 
 import copy
 import json
@@ -34,15 +34,15 @@ VALUES: list[Any] = [
 
 
 def hostile_coco(number: int, folder: Path) -> str:
-    """A changed file is tiled, scored against and trained on within its bounds, or refused."""
+    """A changed file is used for tiling, scoring and training within its bounds, or refused."""
     rng = random.Random(number)
     (folder / "images").mkdir(exist_ok=True)
     cv2.imwrite(str(folder / "images" / "a.png"), np.zeros((SIDE, SIDE, 3), np.uint8))
-    truth, found = make(rng)
+    truth, results = make(rng)
     for _ in range(rng.randrange(1, 4)):
-        change(rng.choice([truth, truth, found]), rng)
+        change(rng.choice([truth, truth, results]), rng)
     (folder / "truth.json").write_text(json.dumps(truth))
-    (folder / "found.json").write_text(json.dumps(found))
+    (folder / "found.json").write_text(json.dumps(results))
     (folder / "instances_tiled.json").write_text(json.dumps(truth))
     outcomes = [contained(partial(f, folder)) for f in (_tile, _score, _train)]
     return "read" if "read" in outcomes else "refused"
@@ -54,7 +54,7 @@ def make(rng: random.Random) -> tuple[dict, list]:
         "categories": [{"id": 4, "name": "ant"}, {"id": 9, "name": "bee"}],
         "annotations": [],
     }
-    found = []
+    results = []
     for n in range(1, 4):
         mask = np.zeros((SIDE, SIDE), np.uint8, order="F")
         mask[5 * n : 5 * n + 12, 3:30] = 1
@@ -62,16 +62,16 @@ def make(rng: random.Random) -> tuple[dict, list]:
         outline: Any = {"size": runs["size"], "counts": runs["counts"].decode()}
         if n == 2:
             outline = [[3, 10, 30, 10, 30, 22, 3, 22]]
-        one = {"image_id": 7, "category_id": rng.choice([4, 9]), "bbox": [3, 5 * n, 27, 12]}
+        item = {"image_id": 7, "category_id": rng.choice([4, 9]), "bbox": [3, 5 * n, 27, 12]}
         more = {"id": n, "area": 324, "iscrowd": 0, "instance": n, "segmentation": outline}
-        truth["annotations"].append(one | more)
+        truth["annotations"].append(item | more)
         if n != 2:
-            found.append(copy.deepcopy(one) | {"score": 0.5, "segmentation": outline})
-    return truth, found
+            results.append(copy.deepcopy(item) | {"score": 0.5, "segmentation": outline})
+    return truth, results
 
 
 def change(data: Any, rng: random.Random) -> None:
-    """Replace, remove or repeat one thing somewhere in `data`."""
+    """Replace, remove or repeat one entry somewhere in `data`."""
     at = data
     while True:
         if not isinstance(at, dict | list) or not at:

@@ -1,4 +1,4 @@
-"""Runs a function in a process of its own, where it may die, hang or grow without harm."""
+"""Runs a function in its own process, where it may die, hang or use too much memory safely."""
 
 import os
 import resource
@@ -15,11 +15,11 @@ _inside = False
 
 
 def contained(function: Callable[[], str], seconds: int = 10, mebibytes: int = 200) -> str:
-    """What `function` returns, a word; one that begins with `!` says what is wrong.
+    """Returns what `function` returns, a word; after a leading `!` it says what is wrong.
 
     Raises:
-        AssertionError: it raised, died, took longer than `seconds`, or needed more memory than that
-            on top of this process's.
+        AssertionError: it returned `!…`, raised, died, took longer than `seconds`, or needed more
+            than `mebibytes` in addition to this process's memory.
     """
     global _inside
     if _inside:
@@ -31,7 +31,7 @@ def contained(function: Callable[[], str], seconds: int = 10, mebibytes: int = 2
     child = os.fork()
     if child == 0:
         _inside = True
-        signal.alarm(seconds)  # nobody handles it: the end
+        signal.alarm(seconds)  # not handled: it ends the process
         try:
             words = function()
         except BaseException:
@@ -52,7 +52,7 @@ def contained(function: Callable[[], str], seconds: int = 10, mebibytes: int = 2
 
 
 def several(case: Callable[[int, Path], str], numbers: range, folder: Path) -> set[str]:
-    """How some cases end, all in one such process: a fork of this one takes longer than a case."""
+    """How some cases end, all in one such process: a fork takes longer than a case."""
 
     def run() -> str:
         return "\n".join({case(number, folder) for number in numbers})
@@ -61,12 +61,12 @@ def several(case: Callable[[int, Path], str], numbers: range, folder: Path) -> s
 
 
 def hundred(case: Callable[[int, Path], str], number: int, folder: Path) -> str:
-    """A hundred cases as one."""
+    """Run a hundred cases as one."""
     several(case, range(100 * number, 100 * number + 100), folder)
     return "hundred read or refused"
 
 
 def _resident() -> int:
-    """MiB this process holds now, which a fork is counted as holding too."""
+    """MiB that this process holds now; they count for a fork, too."""
     with open("/proc/self/statm") as file:  # noqa: PTH123
         return int(file.read().split()[1]) * resource.getpagesize() >> 20

@@ -1,4 +1,4 @@
-"""Images of strangers: damaged in transit, or made up by somebody who knows the format."""
+"""Untrusted images: damaged in transit, or forged by somebody who knows the format."""
 
 import random
 import struct
@@ -24,7 +24,7 @@ OTHERS = [
 
 
 def hostile_image(number: int, folder: Path) -> str:
-    """A changed image is refused in a sentence, or has its size; a damaged PNG is never wrong."""
+    """A changed image is refused in a sentence, or has its size; a PNG is never read wrongly."""
     rng = random.Random(number)
     kind = rng.choice([*DAMAGE, "splice", "header", "chunk", "pixels", "other"])
     suffix = ".png" if kind in ("header", "chunk", "pixels") else rng.choice([".png", ".jpg"])
@@ -53,19 +53,21 @@ def change(data: bytes, kind: str, rng: random.Random) -> bytes:
         return rng.choice(OTHERS) + rng.randbytes(rng.randrange(300))
     chunks = list(split(data))
     name, body = chunks[0]
-    if kind == "header":  # any value in any field, its checksum right
+    if kind == "header":  # any value in any field, with the right checksum
         field = rng.randrange(13)
         value = rng.choice([0, 1, 2, 3, 4, 6, 8, 16, 127, 255])
         chunks[0] = name, body[:field] + bytes([value]) + body[field + 1 :]
     elif kind == "chunk":
         extra = rng.choice(CHUNKS), rng.randbytes(rng.choice([0, 4, 8, 26, 60]))
-        if extra[0] in (b"acTL", b"fcTL") and rng.random() < 0.7:  # an animation that claims much
+        if (
+            extra[0] in (b"acTL", b"fcTL") and rng.random() < 0.7
+        ):  # an animation that claims many frames
             extra = (
                 extra[0],
                 struct.pack(">II", rng.randrange(3), rng.randrange(1 << 31)) + extra[1],
             )
         chunks.insert(rng.randrange(1, len(chunks) + 1), extra)
-    else:  # other bytes to inflate: too few, too many, filters that do not exist
+    else:  # other bytes to inflate: too few, too many, invalid filters
         rows = rng.choice([rng.randbytes(rng.randrange(40_000)), bytes(rng.randrange(3_000_000))])
         chunks = [chunks[0], (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return data[:8] + b"".join(
@@ -86,12 +88,14 @@ def _read(path: Path, exact: np.ndarray | None) -> str:
     try:
         width, height = image_size(path)
         assert 0 < width * height <= MAX_PIXELS
-        # Memory follows the size a header states; labels state the size, and a file's must be it.
+        # Memory follows the size in the header. Labels state a size, which the file's must equal.
         size = (width, height) if width * height < 1_000_000 else SIZE
         whole = read_image(path, cv2.IMREAD_UNCHANGED, size)
         assert read_rgb(path, size).shape == (*size[::-1], 3)
     except UserError as error:
-        return "refused" if str(error).isprintable() else "!a sentence that steers the terminal"
+        return (
+            "refused" if str(error).isprintable() else "!an error sentence with control characters"
+        )
     assert whole.shape[1::-1] == size
     if exact is not None:
         assert np.array_equal(whole.reshape(exact.shape), exact), "wrong pixels accepted"

@@ -1,4 +1,4 @@
-"""Trainings that are killed at random moments end where an undisturbed one does, to the bit."""
+"""Trainings that are killed at random moments end with an undisturbed run's bits."""
 
 import importlib
 import json
@@ -34,7 +34,7 @@ def make_data(root: Path) -> None:
 
 
 def command(model: str, data: Path, output: Path, *words: str) -> Callable[[], None]:
-    """A training as a user would start it, and start it again."""
+    """A training as a user would start it, and restart it."""
     given = ["--data-path", str(data), "--output-dir", str(output), *COMMON, *MODELS[model]]
     return partial(run, f"{model}.train", [*given, "--resume", *words])
 
@@ -46,7 +46,7 @@ def run(script: str, words: list[str]) -> None:
 
 
 def outcome(folder: Path) -> tuple[list[tuple[int, str]], str]:
-    """What must be equal: (step, loss) of each log line, and a checksum of the final state."""
+    """What must be equal: step and loss of each log line, and a checksum of the final state."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [(line["step"], line["loss"].hex()) for line in lines if "loss" in line]
     end = checkpoint.load(folder / checkpoint.LATEST)
@@ -56,7 +56,7 @@ def outcome(folder: Path) -> tuple[list[tuple[int, str]], str]:
 
 
 def killed_run(number: int, folder: Path, kills: int = KILLS, data: Path | None = None) -> str:
-    """Train, kill -9, train on, ten times; compare with a run that nobody killed."""
+    """Train, kill -9 and resume, ten times; compare with a run that was not killed."""
     model = list(MODELS)[number % len(MODELS)]
     if data is None:
         data = folder / "data"
@@ -77,9 +77,9 @@ def killed_run(number: int, folder: Path, kills: int = KILLS, data: Path | None 
         time.sleep(rng.uniform(0.05, 0.9) * usual)
         children.kill(child)
         if (cut / checkpoint.LATEST).exists():
-            found = checkpoint.load(cut / checkpoint.LATEST)["step"]
-            assert found >= step, f"step {step} was lost"
-            step = found
+            saved = checkpoint.load(cut / checkpoint.LATEST)["step"]
+            assert saved >= step, f"step {step} was lost"
+            step = saved
     code = children.end(children.start(command(model, data, cut), log), 600)
     assert code == 0, log.read_text()[-300:]
     assert "Traceback" not in log.read_text(), log.read_text()[-300:]

@@ -1,11 +1,11 @@
-"""Break what can be broken, many times: `make torture`, or a part of it within `--budget MINUTES`.
+"""Break things on purpose, many times: `make torture`, or some parts within `--budget MINUTES`.
 
-python tests/torture/run.py --budget 30
-python tests/torture/run.py --budget 5 --only saves
+    python tests/torture/run.py --budget 30
+    python tests/torture/run.py --budget 5 --only saves
 
-A case is a function `(number, folder) -> outcome`: it derives all that is random from its number,
-says in a word how it ended, and raises AssertionError where a promise was broken. README.md beside
-this file tells how to add one.
+A case is a function `(number, folder) -> outcome`: it derives everything random from its number,
+returns a word for how it ended, and raises AssertionError if a promise was broken. README.md beside
+this file says how to add one.
 """
 
 import argparse
@@ -38,8 +38,8 @@ Case = Callable[[int, Path], str]
 class Part(NamedTuple):
     case: Case
     goal: int  # cases in all
-    what: str  # the README says of it
-    size: int = 1  # how many of these a case holds
+    what: str  # its name in the README
+    size: int = 1  # how many of these are in a case
 
 
 PARTS: dict[str, Part] = {
@@ -57,25 +57,25 @@ PARTS: dict[str, Part] = {
 
 
 def done(name: str, path: Path) -> int:
-    """Cases of a part that the results hold: it goes on with the next."""
+    """Number of cases of a part in the results; it continues with the next case."""
     if not path.is_file():
         return 0
     return sum(int(row["cases"]) for row in read_rows(path) if row["part"] == name)
 
 
 def totals(rows: list[dict[str, str]]) -> str:
-    """What the results say in all, in Markdown."""
+    """The sum of the results, in Markdown."""
     lines = ["| | done | of | promises broken |", "|---|--:|--:|--:|"]
     for name, part in PARTS.items():
-        mine = [row for row in rows if row["part"] == name]
-        cases, broken = (sum(int(row[key]) for row in mine) for key in ("cases", "broken"))
+        of_part = [row for row in rows if row["part"] == name]
+        cases, broken = (sum(int(row[key]) for row in of_part) for key in ("cases", "broken"))
         goal = part.goal * part.size
         lines.append(f"| {part.what} | {cases * part.size:,} | {goal:,} | {broken} |")
     return "\n".join(lines)
 
 
 def torment(name: str, part: Part, first: int, seconds: float) -> dict[str, object]:
-    """Run cases from number `first` on until the goal or the time is reached: a row of results."""
+    """Run cases from number `first` until the goal or the time is reached; returns a row."""
     outcomes: Counter[str] = Counter()
     broken: list[str] = []
     start, number = time.monotonic(), first
@@ -83,7 +83,7 @@ def torment(name: str, part: Part, first: int, seconds: float) -> dict[str, obje
         while number < part.goal and time.monotonic() - start < seconds:
             try:
                 outcomes[part.case(number, Path(folder))] += 1
-            except Exception as error:  # an AssertionError says it; any other is no less broken
+            except Exception as error:  # an AssertionError or any other: a promise is broken
                 kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
                 reason = kind + " ".join(str(error).split())[:200]
                 broken.append(f"case {number}: {reason}")
@@ -115,17 +115,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=60, metavar="MINUTES")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="rows are appended")
-    parser.add_argument("--write-readme", action="store_true", help="also the README's totals")
+    parser.add_argument("--write-readme", action="store_true", help="renew the README's totals")
     args = parser.parse_args(argv)
     if reason := why_not():
         args.only = [name for name in args.only if name != "two hosts"]
-        print(f"no two hosts: {reason}")
+        print(f"skipped 'two hosts': {reason}")
     end = time.monotonic() + 60 * args.budget
     left = [name for name in args.only if done(name, args.output) < PARTS[name].goal]
     failed = False
     while left:
         name = left.pop(0)
-        # What a part leaves of its share goes to those after it.
+        # Time that a part does not use goes to the parts after it.
         seconds = (end - time.monotonic()) / (len(left) + 1)
         if seconds <= 0:
             break

@@ -1,4 +1,4 @@
-"""Scene descriptions of strangers: bytes changed, numbers that are none, bombs, other encodings."""
+"""Untrusted scene descriptions: changed bytes, invalid numbers, bombs, other encodings."""
 
 import random
 from functools import partial
@@ -25,7 +25,7 @@ ENCODINGS = ["utf-8", "utf-16", "utf-16-be", "utf-32", "latin-1", "utf-7", "cp03
 
 
 def hostile_xml(number: int, folder: Path) -> str:
-    """A changed description is read within its own bounds, or refused in a sentence."""
+    """A changed description is read with values within its bounds, or refused in a sentence."""
     rng = random.Random(number)
     planes = [
         (make, (10 * k, 20, k), (k, 2, k + 9, 30))
@@ -64,7 +64,9 @@ def _read(path: Path) -> str:
     try:
         width, height, aircraft = read_xml(path)
     except UserError as error:
-        return "refused" if str(error).isprintable() else "!a sentence that steers the terminal"
+        return (
+            "refused" if str(error).isprintable() else "!an error sentence with control characters"
+        )
     for plane in aircraft:
         xmin, ymin, xmax, ymax = plane.box
         assert 0 <= xmin <= xmax < width
