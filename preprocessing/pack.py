@@ -35,7 +35,7 @@ def pack_splits(pool: Workers, splits: Mapping[Path, Named], size: int) -> None:
     if needed > free:
         raise UserError(
             f"--pack needs {needed:,} bytes in addition to the tiles, and "
-            f"{str(next(iter(splits)).parent)!r} has {free:,} free; free some, or leave out --pack."
+            f"{str(next(iter(splits)).parent)!r} has {free:,} free; make room, or leave out --pack."
         )
     tasks = []
     for folder, tiles in splits.items():

@@ -28,7 +28,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object of a scene. A crowd (objects that nobody outlined singly) is always ignored."""
+    """One object of a scene. A crowd (a region without single outlines) is always ignored."""
 
     category_id: int
     make: str

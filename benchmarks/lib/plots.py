@@ -90,14 +90,14 @@ def draw(bars: list[Summary], model: str, row: Row) -> Any:
 
 def _bar(axes: Any, y: int, one: Summary, widest: float) -> None:
     low, median, high = one.speed
-    colour, words = GREY, f"{median:.3g}"
+    colour, label = GREY, f"{median:.3g}"
     if one.speedup is not None:
         ratio, least, most = one.speedup
-        words += f"   ×{ratio:.2f}"
+        label += f"   ×{ratio:.2f}"
         if one.rounds > 1:
-            words += f" ({least:.2f} to {most:.2f})"
+            label += f" ({least:.2f} to {most:.2f})"
             colour = BLUE if least > 1 else VERMILION if most < 1 else GREY
     axes.barh(y, median, 0.66, color=colour)
     ink = plt.rcParams["text.color"]
     axes.plot([low, high], [y, y], color=ink, linewidth=1.4, solid_capstyle="butt")
-    axes.text(max(high, median) + 0.012 * widest, y, words, va="center")
+    axes.text(max(high, median) + 0.012 * widest, y, label, va="center")

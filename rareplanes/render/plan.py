@@ -35,7 +35,7 @@ class Stroke(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A prism that stands on `base`; roofs, huts and so on have a `group` each in the mask."""
+    """A prism that stands on `base`; `group` separates roofs, huts and so on in the mask."""
 
     points: Points
     base: float

@@ -39,7 +39,7 @@ def weather_ground(
     amount = np.zeros((4, 256), np.float32)
     for material, strength in GRAIN.items():
         amount[:, material] = strength
-    shift = rng.uniform(-400, 400, 2)  # each scene gets another part of the texture
+    shift = rng.uniform(-400, 400, 2)  # each scene shows another part of this texture
     coarse = texture(view, "coarse", 0.7, shift, shrink=2)
     middle = texture(view, "middle", 0.3)
     factor = 1 - canvas.dirt * np.float32(rng.uniform(0.5, 1.3) / 255)

@@ -117,10 +117,10 @@ def _timeline(axes: Any, rows: list[Row]) -> None:
             bar(y + 0.18, at + hidden, cost - hidden, VERMILION)
             at += cost
         ends.append(at)
-        words = (
+        label = (
             f"{float(row['exposed_ms']):.1f} ms exposed, {_percent(row, 'efficiency')} % efficient"
         )
-        axes.text(at + 0.01 * step, y + 0.18, words, va="center")
+        axes.text(at + 0.01 * step, y + 0.18, label, va="center")
     axes.axvline(step, color=INK, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(rows)), [f"{row['gbit_per_s']} Gbit/s" for row in rows])
     axes.set(xlim=(0, 1.36 * max(ends)), ylim=(len(rows) - 0.5, -0.5))
