@@ -24,7 +24,7 @@ OTHERS = [
 
 
 def hostile_image(number: int, folder: Path) -> str:
-    """A changed image is refused in a sentence, or has its size; a PNG is never read wrongly."""
+    """A changed image is refused in a sentence, or has its size; a damaged PNG keeps its pixels."""
     rng = random.Random(number)
     kind = rng.choice([*DAMAGE, "splice", "header", "chunk", "pixels", "other"])
     suffix = ".png" if kind in ("header", "chunk", "pixels") else rng.choice([".png", ".jpg"])
@@ -59,9 +59,7 @@ def change(data: bytes, kind: str, rng: random.Random) -> bytes:
         chunks[0] = name, body[:field] + bytes([value]) + body[field + 1 :]
     elif kind == "chunk":
         extra = rng.choice(CHUNKS), rng.randbytes(rng.choice([0, 4, 8, 26, 60]))
-        if (
-            extra[0] in (b"acTL", b"fcTL") and rng.random() < 0.7
-        ):  # an animation that claims many frames
+        if extra[0] in (b"acTL", b"fcTL") and rng.random() < 0.7:  # claims many frames
             extra = (
                 extra[0],
                 struct.pack(">II", rng.randrange(3), rng.randrange(1 << 31)) + extra[1],
@@ -93,9 +91,7 @@ def _read(path: Path, exact: np.ndarray | None) -> str:
         whole = read_image(path, cv2.IMREAD_UNCHANGED, size)
         assert read_rgb(path, size).shape == (*size[::-1], 3)
     except UserError as error:
-        return (
-            "refused" if str(error).isprintable() else "!an error sentence with control characters"
-        )
+        return "refused" if str(error).isprintable() else "!a sentence with control characters"
     assert whole.shape[1::-1] == size
     if exact is not None:
         assert np.array_equal(whole.reshape(exact.shape), exact), "wrong pixels accepted"

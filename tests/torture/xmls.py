@@ -64,9 +64,7 @@ def _read(path: Path) -> str:
     try:
         width, height, aircraft = read_xml(path)
     except UserError as error:
-        return (
-            "refused" if str(error).isprintable() else "!an error sentence with control characters"
-        )
+        return "refused" if str(error).isprintable() else "!a sentence with control characters"
     for plane in aircraft:
         xmin, ymin, xmax, ymax = plane.box
         assert 0 <= xmin <= xmax < width
