@@ -137,8 +137,10 @@ def train_one_epoch(
     batch: Batch
     for number, (batch, wait) in enumerate(timed(prefetch(batches, process.device)), first + 1):
         waited += wait
+        run.clock.mark("views")
         images, targets = prepare(batch, run.epoch)
-        loss = step(images, targets)
+        loss = run.clock.step(step, images, targets)
+        run.clock.mark("loop")
         run.step += 1
         run.seen = number * images_per_step
         heartbeat.STEP = run.step
@@ -174,6 +176,7 @@ def train_one_epoch(
         paused = time.perf_counter()
         yield
         since += time.perf_counter() - paused  # saving and scoring do not count as training
+        run.clock.mark("data")
         if last:
             break
     bar.close()

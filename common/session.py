@@ -19,6 +19,7 @@ from common.distributed import Process, locked, process_group
 from common.loader import scoring_loader, training_loader
 from common.run import resume
 from common.run.checkpoint import Run
+from common.run.log import Clock
 from common.speedups import Speedups
 
 
@@ -46,6 +47,7 @@ class Session:
     args: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     saved: dict[str, Any] | None = None
+    clock: Clock = field(default_factory=Clock)
 
     def run(self, model: nn.Module, optimizer: Optimizer) -> Run:
         """All that a checkpoint saves of this training, at step 0; `fit` restores `saved`.
@@ -56,13 +58,25 @@ class Session:
         schedule = polynomial_schedule(optimizer, self.total_steps, self.warmup_steps)
         scaler = self.speedups.scaler(self.process.device)
         return Run(
-            self.name, self.classes, self.args, model, optimizer, schedule, scaler, self.settings
+            self.name,
+            self.classes,
+            self.args,
+            model,
+            optimizer,
+            schedule,
+            scaler,
+            self.settings,
+            clock=self.clock,
         )
 
 
 @contextmanager
 def session(
-    args: argparse.Namespace, name: str, stride: int, min_batch: int = 1
+    args: argparse.Namespace,
+    name: str,
+    stride: int,
+    min_batch: int = 1,
+    clock: Clock | None = None,
 ) -> Iterator[Session]:
     """Refuse what cannot work, open the data, join the process group and lock the output folder.
 
@@ -73,6 +87,7 @@ def session(
         name: The model's name.
         stride: Sides of a crop must be multiples of it.
         min_batch: Tiles that the network's BatchNorm needs in a forward pass.
+        clock: Is told when each phase of a step begins.
 
     Raises:
         UserError: The sentence ends with what to type instead.
@@ -109,6 +124,7 @@ def session(
             plain,
             resume.settings(plain, process, train_tiles.folder),
             saved,
+            clock or Clock(),
         )
 
 

@@ -184,8 +184,11 @@ def make_step(
             with _reduced_after(i == parts - 1, objective):
                 with speedups.autocast(device):
                     loss = objective(*part) / parts
+                run.clock.mark("backward")
                 scaler.scale(nonfinite.poisoned(loss)).backward()
+                run.clock.mark("forward")
             losses.append(loss.detach())
+        run.clock.mark("optimizer")
         total = torch.stack(losses).sum()
         norm = None
         if clip_grad_norm is not None:

@@ -5,8 +5,8 @@
 
 trains as `python unet/train.py --data-path …` would, three steps for warm-up and eight that are
 timed, and ends before the first checkpoint. `benchmarks/run.py` starts each in its own process,
-under torchrun for DDP. What is timed is `engine.fit` itself: the clock is in the two functions that
-train.py hands to it and around `Tensor.backward`, so there is no second loop to maintain.
+under torchrun for DDP. What is timed is `engine.fit` itself: the session gets a clock that takes
+the time at each phase, so there is no second loop to maintain.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,25 +27,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.lib.environment import clock_mhz
 from benchmarks.lib.flops import FORMULAS, matmul_peak
 from benchmarks.syncs import census
 from common import args as arguments
-from common import engine
 from common.cli import Parser, positive, run
-from common.distributed import Process
-from common.run.checkpoint import Run
-from common.session import Session
+from common.run.log import Clock
+from common.session import Session, session
 
 
 class Enough(Exception):
     """Ends `fit`: everything is measured."""
 
 
-class Clock:
+class Timeline:
     """Time stamps of the CPU, or CUDA events, which do not make the CPU wait."""
 
     def __init__(self, device: torch.device) -> None:
@@ -61,7 +59,7 @@ class Clock:
         return begin.elapsed_time(end) / 1e3 if self.on_gpu else end - begin
 
 
-class Watch:
+class Watch(Clock):
     """Records when each phase of each step starts, after the warm-up.
 
     A step is `views` (crops, turns, normalisation), `forward`, `backward`, `optimizer`, `loop`
@@ -75,73 +73,46 @@ class Watch:
         self.marks: list[list[tuple[str, Any]]] = []
         self.report: dict[str, Any] = {}
 
-    def fit(
-        self,
-        session: Session,
-        run: Run,
-        step: Callable,
-        prepare: Callable,
-        score: Callable,
-        select: str = "",
-    ) -> None:
-        """`engine.fit` with time stamps; the arguments are the same."""
-        process = session.process
-        self.device, self.clock = process.device, Clock(process.device)
+    def open(self, session: Session) -> None:
+        """Take what the report needs of a training."""
+        self.process, self.args = session.process, session.args
+        self.device, self.timeline = session.process.device, Timeline(session.process.device)
         sampler: Any = session.batches.batch_sampler
-        self.images = sampler.batch_size * process.world_size
+        self.images = sampler.batch_size * session.process.world_size
 
-        def watched_prepare(batch: Any, epoch: int) -> Any:
-            self._begin()
-            return prepare(batch, epoch)
-
-        def watched_step(images: Tensor, targets: Any) -> Tensor:
-            self.mark("forward")
-            if self.number == self.warmup + self.steps:
-                self._inspect(lambda: step(images, targets), run.args)
-                raise Enough
-            loss = step(images, targets)
-            self.mark("loop")
-            return loss
-
-        try:
-            FIT(session, run, watched_step, watched_prepare, score)
-        except Enough:
-            self._summarise(run.args, process)
-
-    def waits(self, batches: Iterator) -> Iterator:
-        """`batches`, with a mark where the wait for each starts."""
-        while True:
-            self.mark("data")
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            yield batch
+    def step(self, step: Callable[..., Tensor], images: Tensor, targets: Any) -> Tensor:
+        self.mark("forward")
+        if self.number == self.warmup + self.steps:
+            self._inspect(lambda: step(images, targets), self.args)
+            raise Enough
+        return step(images, targets)
 
     def mark(self, phase: str) -> None:
-        if self.warmup <= self.number < self.warmup + self.steps:
-            self.marks[-1].append((phase, self.clock.now()))
+        if phase == "views":
+            self._begin()
+        elif self.warmup <= self.number < self.warmup + self.steps:
+            self.marks[-1].append((phase, self.timeline.now()))
 
     def _begin(self) -> None:
         """Start of a step. The CPU waits for the GPU only where warm-up or timing start or end."""
         self.number += 1
         if self.number in (0, self.warmup, self.warmup + self.steps):
-            if self.clock.on_gpu:
+            if self.timeline.on_gpu:
                 torch.cuda.synchronize(self.device)
             now = time.perf_counter()
             if self.number == 0:
                 self.report["start_s"], self.first = now - self.began, now
             elif self.number == self.warmup:
                 self.report["warmup_s"] = now - self.first
-                if self.clock.on_gpu:
+                if self.timeline.on_gpu:
                     torch.cuda.reset_peak_memory_stats(self.device)
             self._memory()
         if self.number >= self.warmup:
-            self.marks.append([("views", self.clock.now())])
+            self.marks.append([("views", self.timeline.now())])
 
     def _memory(self) -> None:
         """Peak so far. Not read after the timed steps: `matmul_peak` is not part of training."""
-        if self.clock.on_gpu:
+        if self.timeline.on_gpu:
             self.report["memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
             self.report["reserved_mib"] = torch.cuda.max_memory_reserved(self.device) / 2**20
         else:
@@ -151,7 +122,7 @@ class Watch:
     def _inspect(self, step: Callable[[], Any], args: dict[str, Any]) -> None:
         """Count syncs and FLOP in the step after the timed ones: counting takes time."""
         traced = args["compile"] or args["cuda_graphs"]
-        if self.clock.on_gpu:
+        if self.timeline.on_gpu:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 torch.cuda.set_sync_debug_mode("warn")
@@ -172,8 +143,9 @@ class Watch:
     def world(self) -> int:
         return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
-    def _summarise(self, args: dict[str, Any], process: Process) -> None:
-        seconds = self.clock.seconds
+    def summarise(self) -> None:
+        """Complete the report."""
+        seconds = self.timeline.seconds
         begins = [marks[0][1] for marks in self.marks]
         periods = [seconds(a, b) for a, b in pairwise(begins)]
         spent: dict[str, float] = defaultdict(float)
@@ -184,7 +156,7 @@ class Watch:
         if "backward" not in spent:  # captured: the parts of a step cannot be told apart
             spent["captured"] = spent.pop("forward")
         steady = sum(periods) / len(periods)
-        dtype = arguments.amp_dtype(argparse.Namespace(**args), self.device)
+        dtype = arguments.amp_dtype(argparse.Namespace(**self.args), self.device)
         self.report |= {f"{phase}_ms": 1e3 * value for phase, value in spent.items()}
         self.report |= {
             "images": self.images,
@@ -193,11 +165,8 @@ class Watch:
             "warmup_s": self.report["warmup_s"] - self.warmup * steady,
             "clock_mhz": clock_mhz(self.device),
             "peak_gflops": matmul_peak(self.device, dtype) * self.world / 1e9,
-            "main": process.is_main,
+            "main": self.process.is_main,
         }
-
-
-FIT = engine.fit
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -210,18 +179,19 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse(words[:4])
     train = importlib.import_module(f"{args.model}.train")
     watch = Watch(args.warmup, args.steps, time.perf_counter())
-    backward = Tensor.backward
 
-    def watched_backward(*inputs: Any, **kwargs: Any) -> None:
-        watch.mark("backward")
-        backward(*inputs, **kwargs)
-        watch.mark("forward")  # of the next part, if gradients are accumulated
+    @contextmanager
+    def watched(
+        options: argparse.Namespace, name: str, stride: int, min_batch: int = 1
+    ) -> Iterator[Session]:
+        with session(options, name, stride, min_batch, watch) as opened:
+            watch.open(opened)
+            try:
+                yield opened
+            except Enough:
+                watch.summarise()
 
-    Tensor.backward = watched_backward  # type: ignore[assignment]
-    register_optimizer_step_pre_hook(lambda *_: watch.mark("optimizer"))
-    train.fit = watch.fit  # type: ignore[attr-defined]
-    timed = engine.timed
-    engine.timed = lambda items: timed(watch.waits(iter(items)))
+    train.session = watched  # type: ignore[attr-defined]
     # One extra step for `_inspect`, and one more so that `fit` does not reach its last checkpoint.
     # With --eval-freq no epoch ends with a checkpoint or a validation either.
     steps = str(args.warmup + args.steps + 2)

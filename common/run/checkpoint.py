@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from common.cli import UserError
 from common.distributed import Process, gather, wait_for_all
 from common.run import checkpoint_file, nonfinite
+from common.run.log import Clock
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +48,7 @@ class Run:
     scores: dict[str, float] = field(default_factory=dict)
     scored_at: int = 0
     tally: nonfinite.Tally = field(default_factory=nonfinite.Tally)
+    clock: Clock = field(default_factory=Clock)
 
     def save(self, paths: Iterable[Path], process: Process) -> None:
         """Save into all `paths`, from rank 0; every process takes part and waits for the disk.
