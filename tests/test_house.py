@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.commands import ROOT
 
 MODELS = ("fcn", "DeepLabV3", "unet", "mask")
 # The packages, lowest first, and what each may import besides itself.

@@ -101,8 +101,8 @@ def test_the_same_is_learnt(few, tmp_path, monkeypatch, plain, model, technique)
         monkeypatch.setattr(graphs, "CudaGraph", lambda: made.append(CpuGraph()) or made[-1])
     real = (model, technique) == ("UNet", "torch.compile") and shutil.which("g++")
     if real:  # two seconds of compiling per kernel; three stages have the kernels of five
-        shallow = partial(smp.Unet, encoder_depth=3, decoder_channels=(64, 32, 16))
-        monkeypatch.setattr(smp, "Unet", shallow)
+        unet, shallow = smp.Unet, {"encoder_depth": 3, "decoder_channels": (64, 32, 16)}
+        monkeypatch.setattr(smp, "Unet", lambda *given, **more: unet(*given, **more | shallow))
     if "--compile" in flags and not real:
         # The whole graph is only traced and differentiated; compiling the code takes minutes.
         compile_ = nn.Module.compile

@@ -138,10 +138,9 @@ def _set_own(model: nn.Module, process: Process, saved: dict[str, Tensor]) -> No
     if process.device.type == "cuda" and saved["cuda_rng"].numel():
         torch.cuda.set_rng_state(saved["cuda_rng"], process.device)
     buffers = _floats(model)
-    for buffer, values in zip(
-        buffers, saved["buffers"].split([b.numel() for b in buffers]), strict=True
-    ):
-        buffer.copy_(values.view(buffer.shape))
+    values = saved["buffers"].split([buffer.numel() for buffer in buffers])
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value.view(buffer.shape))
 
 
 def _floats(model: nn.Module) -> list[Tensor]:
