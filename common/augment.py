@@ -105,7 +105,7 @@ def _grain(side: int, dice: Tensor) -> Tensor:
     """Unit noise [B,side,side,3], each tile's cut from one fixed field at its own place.
 
     A generator on the device would give other numbers for each world size, and its state would have
-    to be saved. A field this large does not repeat itself within a batch.
+    to be saved. Two tiles may share parts of it, at other places.
     """
     field = _noise_field(dice.device)
     steps = torch.arange(side, device=dice.device)

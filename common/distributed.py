@@ -196,8 +196,8 @@ def average_buffers(model: nn.Module) -> None:
     """Give all ranks the mean of their BatchNorm statistics.
 
     DDP itself would broadcast rank 0's buffers before every forward pass: two collectives per step,
-    and the statistics of one shard only. Averaging once, before evaluation and saving, costs
-    nothing per step and uses all shards.
+    and the statistics of one shard only. Averaging once, before each validation, costs nothing
+    per step and uses all shards.
     """
     if not dist.is_initialized():
         return

@@ -97,8 +97,8 @@ def repair(model: nn.Module, tally: Tally) -> None:
     """Give BatchNorm statistics that are not finite their last finite values (waits).
 
     One non-finite image makes them non-finite for good, in the forward pass alone. They are checked
-    whenever the counts are read. A step pays nothing for it, because no training step reads them.
-    The restored values are as old as the last check.
+    when the counts are read and when the run is saved. A step pays nothing: no training
+    step reads them. The restored values are as old as the last check.
     """
     buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     if not buffers:
