@@ -1,8 +1,10 @@
 """A small tiled dataset, rendered and cut by the repository's own commands."""
 
 import json
+import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,10 @@ from rareplanes import sample
 
 # On a busy machine, threads that wait for each other cost more time than they save.
 torch.set_num_threads(1)
+# Torch's cache of compiled code ignores ATEN_CPU_CAPABILITY, and AVX-512 code of an earlier run
+# crashes in a process that is limited to AVX2 (seen with 2.14.1).
+CACHE = Path(tempfile.gettempdir()) / f"inductor-{torch.backends.cpu.get_cpu_capability()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
 
 def pytest_addoption(parser):
