@@ -59,9 +59,11 @@ def main(argv: list[str] | None = None) -> None:
         return quality.measure(cells, place, args)
     late = measure(cells, place, args)
     print(f"wrote {args.output}")
+    rows = newest(read_rows(args.output))
+    if all(row["error"] for row in rows):
+        raise UserError(f"no cell could be measured; the last one: {rows[-1]['error']}")
     for line in left_out + late:
         print(f"left out: {line}")
-    rows = newest(read_rows(args.output))
     for model in table.models(rows):
         print(f"\n{model}\n{table.of_model(rows, model)}")
 

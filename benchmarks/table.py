@@ -18,7 +18,7 @@ from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import README, read_rows, write_part
 from benchmarks.lib.results import SHARE, Row, Summary, newest, summaries
 from benchmarks.lib.techniques import SHOWN
-from common.cli import Parser, run
+from common.cli import Parser, UserError, run
 
 RESULTS = ROOT / "benchmarks/results"
 SHARE_WORDS = "one DDP process, alone"
@@ -220,7 +220,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--print", action="store_true", help="print instead of writing READMEs")
     args = parser.parse(argv)
     found = results(args.results)
-    for (readme, name), text in parts(found, results(args.results, "quality")).items():
+    written = parts(found, results(args.results, "quality"))
+    for readme, name in written:  # before the first is written
+        if not readme.is_file() or f"<!-- /{name} -->" not in readme.read_text():
+            raise UserError(
+                f"{str(readme)!r} has no place for the table; put the lines <!-- {name} --> and "
+                f"<!-- /{name} --> into it."
+            )
+    for (readme, name), text in written.items():
         if args.print:
             print(f"{readme.relative_to(ROOT)}\n{text}\n")
         else:

@@ -235,6 +235,15 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiled, trained, tmp_p
         train.main(training(tiled, folder, "--max-steps", 8, "--resume"))
 
 
+def test_a_checkpoint_of_another_model_is_named_itself(tiled, trained, tmp_path):
+    """And not the one before it, which is there for a damaged one."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    saved = checkpoint.load(folder / "checkpoint.pth") | {"model_name": "fcn"}
+    checkpoint_file.write(saved, folder / "checkpoint.pth")
+    with pytest.raises(UserError, match=r"/checkpoint\.pth' holds a fcn model"):
+        train.main(training(tiled, folder, "--resume"))
+
+
 def test_a_second_run_is_refused_and_a_dead_ones_lock_is_free(tiled, tmp_path):
     child = children.start(partial(hold_lock, tmp_path), tmp_path / "log")
     wait_for(lambda: (tmp_path / ".lock").exists() and (tmp_path / ".lock").read_text())

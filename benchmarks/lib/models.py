@@ -1,4 +1,4 @@
-"""The models that are measured, one row each: a new model needs a row here and nothing else."""
+"""The models that are measured, one row each."""
 
 import importlib
 from dataclasses import dataclass

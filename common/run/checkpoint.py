@@ -17,7 +17,6 @@ from common.run import checkpoint_file, nonfinite
 from common.run.log import Clock
 
 T = TypeVar("T")
-ROOT = Path(__file__).resolve().parents[2]
 LATEST, PREVIOUS, BEST = "checkpoint.pth", "checkpoint.previous.pth", "model_best.pth"
 
 
@@ -208,16 +207,8 @@ def load(path: Path, model_name: str | None = None) -> dict[str, Any]:
         UserError: Missing, damaged, not one of ours, or of another model than `model_name`.
     """
     content = checkpoint_file.read(path)
-    name = content["model_name"]
-    if model_name and name != model_name:
-        # The name in an untrusted file may be anything.
-        known = name.isidentifier() and (ROOT / name / "inference.py").is_file()
-        raise UserError(
-            f"{str(path)!r} holds a {name} model, and this is {model_name}; use "
-            f"`python {name}/inference.py` or `python {name}/train.py` with it."
-            if known
-            else f"{str(path)!r} holds a model of {name[:40]!r}, and this is {model_name}."
-        )
+    if model_name:
+        checkpoint_file.check_model(content, path, model_name)
     return content
 
 

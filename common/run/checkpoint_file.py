@@ -18,6 +18,7 @@ from torch import Tensor
 from common.cli import UserError
 from common.io.files import temporary_name, whole_file
 
+ROOT = Path(__file__).resolve().parents[2]
 FORMATS = (1, 2)
 # A ResNet-101's checkpoint has about 2 000 values; a file beyond these may nest without end.
 MAX_VALUES, MAX_DEPTH = 1_000_000, 20
@@ -187,3 +188,22 @@ def digest(content: Any) -> str:
 
     walk(content)
     return sha.hexdigest()
+
+
+def check_model(content: dict[str, Any], path: Path, model_name: str) -> None:
+    """Check that `content`, which was read from `path`, is of the right model.
+
+    Raises:
+        UserError: It is another model's.
+    """
+    name = content["model_name"]
+    if name == model_name:
+        return
+    # The name in an untrusted file may be anything.
+    known = name.isidentifier() and (ROOT / name / "inference.py").is_file()
+    raise UserError(
+        f"{str(path)!r} holds a {name} model, and this is {model_name}; use "
+        f"`python {name}/inference.py` or `python {name}/train.py` with it."
+        if known
+        else f"{str(path)!r} holds a model of {name[:40]!r}, and this is {model_name}."
+    )

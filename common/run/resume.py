@@ -9,7 +9,7 @@ import torch
 
 from common.cli import UserError
 from common.distributed import Process
-from common.run import checkpoint
+from common.run import checkpoint, checkpoint_file
 
 AUTO = Path("auto")
 # Options that do not change the training.
@@ -37,18 +37,20 @@ def find(wanted: Path | None, output_dir: Path, model_name: str) -> dict[str, An
     previous = latest.with_name(checkpoint.PREVIOUS)
     if wanted == AUTO and not latest.exists() and not previous.exists():
         return None
+    source = latest
     try:
-        return checkpoint.load(latest, model_name)
+        saved = checkpoint_file.read(latest)
     except UserError as error:
         if latest.name != checkpoint.LATEST or not previous.exists():
             raise
-        saved = checkpoint.load(previous, model_name)
+        source, saved = previous, checkpoint_file.read(previous)
         if int(os.environ.get("RANK", 0)) == 0:
             print(
                 f"{error} Continuing from {str(previous)!r}, step {saved.get('step')!r:.20}.",
                 flush=True,
             )
-        return saved
+    checkpoint_file.check_model(saved, source, model_name)
+    return saved
 
 
 def settings(args: dict[str, Any], process: Process, tiles: Path) -> dict[str, Any]:
