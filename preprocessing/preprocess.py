@@ -97,7 +97,7 @@ def find_splits(path: Path) -> dict[str, Path]:
     """Name of a split → folder with its scenes; the name is empty for a single folder.
 
     Raises:
-        UserError: there are none.
+        UserError: The folder holds no scenes.
     """
     folders = {name: path / name for name in SPLITS if (path / name / "images").is_dir()}
     if folders:

@@ -63,7 +63,8 @@ def tile_splits(
                 return 1
             for folder, (kept, bad) in tiled.items():
                 airports = {source.stem: source.airport for source in splits[folder]}
-                _complete(folder / STAGE, kept, airports, categories, settings)
+                _remove_others(folder / STAGE, kept)
+                write_index(folder / STAGE, kept, airports, categories, settings)
                 _report(folder, kept, len(airports) - len(bad))
             if pack:
                 named = {f / STAGE: aircraft_of(f / STAGE, kept) for f, (kept, _) in tiled.items()}
@@ -173,14 +174,8 @@ def _each(
     return results, bad
 
 
-def _complete(
-    stage: Path,
-    tiles: list[Tile],
-    airports: dict[str, str],
-    categories: list[str],
-    settings: Settings,
-) -> None:
-    """Keep only the files of `tiles` in the stage, and write their COCO file."""
+def _remove_others(stage: Path, tiles: list[Tile]) -> None:
+    """Keep only the files of `tiles` in the stage."""
     for path_of in (image_path, mask_path):
         expected = {path_of(stage, tile.stem, tile.n).name for tile in tiles}
         for path in path_of(stage, "", 0).parent.iterdir():
@@ -188,7 +183,6 @@ def _complete(
                 path.unlink()
     for name in PACKED:  # of an interrupted run
         (stage / name).unlink(missing_ok=True)
-    write_index(stage, tiles, airports, categories, settings)
 
 
 def _report(folder: Path, tiles: list[Tile], scenes: int) -> None:

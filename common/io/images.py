@@ -86,7 +86,7 @@ def _size(file: BinaryIO, path: Path) -> tuple[int, int]:
 
 
 def _jpeg_size(file: BinaryIO) -> tuple[int, int]:
-    """Width and height from the first frame header; 0, 0 where there is none."""
+    """Width and height from the first frame header, or 0, 0 without a frame header."""
     file.seek(2)
     # A camera writes some tens of segments; an untrusted file may hold megabytes of fill bytes.
     for _ in range(10_000):

@@ -143,7 +143,7 @@ def dense(value: Any) -> bool:
 
 
 def checksum(made: dict[str, Any]) -> str:
-    """As an attacker would compute it; zeros if there is none, as for a list that holds itself."""
+    """The checksum an attacker would compute; zeros for content without one (a cyclic list)."""
     try:
         checkpoint_file._check_plain(made, Path(__file__), 2**40)
         return checkpoint_file.digest(made)
