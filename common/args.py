@@ -90,6 +90,13 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     add("--lr", type=number(float, 0), default=1e-3, help="peak rate, for the global batch")
     add("--warmup-steps", type=whole, default=50, help="steps of linear rise to --lr")
     add("--weight-decay", type=number(float, 0), default=1e-2)
+    add(
+        "--ema",
+        type=number(float, 0, 0.99999),
+        metavar="DECAY",
+        help="score and predict with a moving average of the weights: 0.99 for runs of some "
+        "hundred steps, 0.999 for longer ones; default: none",
+    )
     add("--clip-grad-norm", type=number(float, 0), metavar="NORM", help="default: no clipping")
     add(
         "--norm",

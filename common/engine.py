@@ -45,7 +45,7 @@ def fit(
         run: What `session.run` returned.
         step: What `make_step` returned.
         prepare: (batch on the device, epoch) → (images, targets) of `step`.
-        score: (batches, process, speed-ups, folder) → scores of the bare model over the batches.
+        score: (bare model, batches, process, speed-ups, folder) → its scores over the batches.
         select: The score that chooses the best checkpoint; higher is better.
 
     Raises:
@@ -72,8 +72,10 @@ def fit(
 
     def validate() -> None:
         average_buffers(run.model)
-        scored = session.val_batches, process, session.speedups, session.output_dir
-        run.scores, run.scored_at = score(*scored) if session.val_batches else {}, run.step
+        run.scores, run.scored_at = {}, run.step
+        if session.val_batches:
+            model, folder = run.scored_model(), session.output_dir
+            run.scores = score(model, session.val_batches, process, session.speedups, folder)
         if run.scores:
             log.write(step=run.step, epoch=run.epoch, **run.scores)
             process.print(f"step {run.step}: {describe(run.scores)}")

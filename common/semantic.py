@@ -156,8 +156,8 @@ def scores(matrix: Tensor, classes: list[str]) -> dict[str, float]:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
     predict: Callable[[nn.Module, Tensor], Tensor],
+    model: nn.Module,
     batches: DataLoader,
     process: Process,
     speedups: Speedups,

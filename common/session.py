@@ -18,6 +18,7 @@ from common.data import training_splits
 from common.distributed import Process, locked, process_group
 from common.loader import scoring_loader, training_loader
 from common.run import resume
+from common.run.average import MovingAverage
 from common.run.checkpoint import Run
 from common.run.log import Clock
 from common.speedups import Speedups
@@ -57,6 +58,7 @@ class Session:
         torch.manual_seed(self.args["seed"] + self.process.rank)
         schedule = polynomial_schedule(optimizer, self.total_steps, self.warmup_steps)
         scaler = self.speedups.scaler(self.process.device)
+        decay = self.args["ema"]
         return Run(
             self.name,
             self.classes,
@@ -67,6 +69,7 @@ class Session:
             scaler,
             self.settings,
             clock=self.clock,
+            average=None if decay is None else MovingAverage(model, decay),
         )
 
 

@@ -157,10 +157,9 @@ def make_step(
 
     `images` are float32 [B·grad_accum,3,H,W]. `targets` are what the objective takes, as many as
     images. They are processed in `grad_accum` equal parts, then the optimizer steps once. The loss
-    is a detached scalar on the device, valid until the next step; reading it is a sync, which is
-    the caller's choice. Nothing in here waits for the device. A step with a non-finite loss or
-    gradient changes no weight and returns a non-finite loss. The optimizer must be a fused one,
-    which can skip a step.
+    is a detached scalar on the device, valid until the next step. Nothing in here waits for the
+    device; reading the loss does. A step with a non-finite loss or gradient changes no weight and
+    returns a non-finite loss. The optimizer must be a fused one, which can skip a step.
 
     Args:
         objective: What `place` returned.
@@ -200,8 +199,11 @@ def make_step(
             scaler.update()
             # Halved at every skipped step, it would reach 0, and 0 · inf would reach the weights.
             scaler._scale.clamp_(min=1.0)  # type: ignore[union-attr]
-            return total
-        return nonfinite.guarded_step(optimizer, parameters, total, norm)
+        else:
+            total = nonfinite.guarded_step(optimizer, parameters, total, norm)
+        if run.average:
+            run.average.update()
+        return total
 
     run_step: Callable[..., Tensor] = whole_step
     if speedups.cuda_graphs and _bare(objective).static:

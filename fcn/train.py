@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         run = s.run(model, optimizer)
         step = make_step(objective, run, s.speedups, args.clip_grad_norm)
         views = training_views(args.crop_size, args.seed, args.scale_jitter)
-        fit(s, run, step, views, partial(evaluate, model, predict))
+        fit(s, run, step, views, partial(evaluate, predict))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python mask/train.py --data-path data --test-only --resume runs/mask/model_best.
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         run = s.run(model, optimizer)
         step = make_step(objective, run, s.speedups, args.clip_grad_norm)
         views = training_views(args.crop_size, args.seed, args.scale_jitter)
-        fit(s, run, step, views, partial(evaluate, model), select="mask_AP")
+        fit(s, run, step, views, evaluate, select="mask_AP")
 
 
 if __name__ == "__main__":

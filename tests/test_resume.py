@@ -82,7 +82,7 @@ def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(tiled, tmp_path, model)
 def test_a_run_that_is_ended_while_it_is_scored_is_scored_when_it_goes_on(
     tiled, tmp_path, monkeypatch
 ):
-    base = ["--max-steps", "9", "--eval-steps", "2", "--eval-tiles", "3"]
+    base = ["--max-steps", "9", "--eval-steps", "2", "--eval-tiles", "3", "--ema", "0.9"]
     train.main(training(tiled, tmp_path / "whole", *base))
     evaluate, calls = train.evaluate, []
 

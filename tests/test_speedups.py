@@ -18,7 +18,7 @@ from common import args as arguments
 from common import augment, distributed, graphs, speedups
 from common.cli import UserError
 from common.distributed import Process, process_group
-from common.run.checkpoint import restore_optimizer
+from common.run.optimizer_state import restore_optimizer
 from common.semantic import semantic_target
 from common.speedups import Speedups, make_step, place
 from fcn import model as fcn

@@ -41,11 +41,12 @@ TECHNIQUES = {
     "torch.compile": (["--compile"], 0.01),
     "accumulation": (["-b", "2", "--grad-accum", "2"], 0.01),
     "DDP": (["-b", "2"], 0.01),
+    "EMA": (["--ema", "0.9"], 1e-6),
     "all": (["--amp", "--amp-dtype", "bf16", "--channels-last", "--cuda-graphs"], 0.05),
     "all, compiled": (["--amp", "--amp-dtype", "bf16", "--channels-last", "--compile"], 0.05),
 }
 for name in ("all", "all, compiled"):
-    TECHNIQUES[name][0].extend(["-b", "2", "--grad-accum", "2"])
+    TECHNIQUES[name][0].extend(["-b", "2", "--grad-accum", "2", "--ema", "0.9"])
 TRIED: set[tuple[str, str]] = set()
 
 
@@ -128,8 +129,11 @@ def test_the_same_is_learnt(few, tmp_path, monkeypatch, plain, model, technique)
     distance = sum(abs(a - b) for a, b in zip(losses, expected, strict=True)) / sum(expected)
     assert distance < tolerance
     assert score == pytest.approx(expected_score, abs=0.1)
-    names = checkpoint.load(output / "checkpoint.pth")["model"]
-    assert not any(name.startswith(("module.", "_orig_mod.", "model.")) for name in names)
+    saved = checkpoint.load(output / "checkpoint.pth")
+    for names in saved["model"], saved["ema"].get("sums", {}):
+        assert not any(name.startswith(("module.", "_orig_mod.", "model.")) for name in names)
+    if "--ema" in flags:  # every step is in the average, also a replayed one
+        assert float(saved["ema"]["factors"]) == pytest.approx(1 - 0.9**steps)
     TRIED.add((model, technique))
 
 

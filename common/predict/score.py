@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,5 @@ def test_semantic(
     predict: Callable[[nn.Module, Tensor], Tensor],
 ) -> None:
     """`test` of a semantic model."""
-
-    def score(model: nn.Module, *rest: Any) -> dict[str, float]:
-        return semantic.evaluate(model, predict, *rest)
-
+    score = partial(semantic.evaluate, predict)
     test(args, model_name, from_checkpoint, score, semantic.DEFINITION)

@@ -14,7 +14,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from common.cli import UserError
 from common.distributed import Process, gather, wait_for_all
 from common.run import checkpoint_file, nonfinite
+from common.run.average import MovingAverage, averaged
 from common.run.log import Clock
+from common.run.optimizer_state import numbers, of_the_form, restore_optimizer
 
 T = TypeVar("T")
 LATEST, PREVIOUS, BEST = "checkpoint.pth", "checkpoint.previous.pth", "model_best.pth"
@@ -28,8 +30,8 @@ class Run:
     values that rebuild the model `model_name` for `classes`. `settings` must be equal for a
     bit-exact run, see `common.run.resume`. `seen` counts the tiles of the current epoch's global
     batches so far. It is the loader's whole state: the order of an epoch and the augmentation are
-    functions of seed and epoch. `scored_at` is the step of the last validation. Nothing in a run
-    draws from Python's or numpy's generators.
+    functions of seed and epoch. `scored_at` is the step of the last validation. `average` is there
+    with `--ema`. Nothing in a run draws from Python's or numpy's generators.
     """
 
     model_name: str
@@ -48,6 +50,11 @@ class Run:
     scored_at: int = 0
     tally: nonfinite.Tally = field(default_factory=nonfinite.Tally)
     clock: Clock = field(default_factory=Clock)
+    average: MovingAverage | None = None
+
+    def scored_model(self) -> nn.Module:
+        """The bare model that is scored and used for prediction: with `--ema` the averaged one."""
+        return self.average.averaged(self.model) if self.average else self.model
 
     def save(self, paths: Iterable[Path], process: Process) -> None:
         """Save into all `paths`, from rank 0; every process takes part and waits for the disk.
@@ -67,8 +74,9 @@ class Run:
                 "args": self.args,
                 "settings": self.settings,
                 "model": self.model.state_dict(),
-                "optimizer": _numbers(self.optimizer.state_dict()),
-                "lr_scheduler": _numbers(self.lr_scheduler.state_dict()),
+                "ema": self.average.state_dict() if self.average else {},
+                "optimizer": numbers(self.optimizer.state_dict()),
+                "lr_scheduler": numbers(self.lr_scheduler.state_dict()),
                 "scaler": self.scaler.state_dict(),
                 "epoch": self.epoch,
                 "step": self.step,
@@ -97,7 +105,7 @@ class Run:
                 "the checkpoint was written before runs could be resumed in the middle of an "
                 "epoch; it can be scored and used for prediction, but not trained further."
             )
-        load_weights(self.model, content)
+        _copy_weights(self.model, content["model"])
         try:
             # Earlier checkpoints were scored at the end of an epoch, where `seen` is 0.
             scored_at = content.get("scored_at", 0 if content["seen"] else content["step"])
@@ -107,10 +115,12 @@ class Run:
             if not -1 <= content["best"] <= 1 or not isinstance(content["scores"], dict):
                 raise ValueError("its scores are invalid")
             restore_optimizer(self.optimizer, content["optimizer"])
-            schedule = _numbers(self.lr_scheduler.state_dict())
-            self.lr_scheduler.load_state_dict(_of_the_form(content["lr_scheduler"], schedule))
+            schedule = numbers(self.lr_scheduler.state_dict())
+            self.lr_scheduler.load_state_dict(of_the_form(content["lr_scheduler"], schedule))
             if self.scaler.is_enabled() and content["scaler"]:  # switching --amp is allowed
                 self.scaler.load_state_dict(content["scaler"])
+            if self.average:  # --ema may begin in the middle of a run
+                self.average.load_state_dict(content.get("ema", {}))
             self.epoch, self.step, self.seen, self.scored_at = counts
             self.best, self.scores = float(content["best"]), content["scores"]
             ranks = content["ranks"]
@@ -146,60 +156,6 @@ def _floats(model: nn.Module) -> list[Tensor]:
     return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
-def _of_the_form(value: Any, form: Any) -> Any:
-    """`value`, in its order, without keys that `form` does not have: another torch may have others.
-
-    Raises:
-        TypeError: A value is of another type than its counterpart in `form`.
-    """
-    if isinstance(form, dict) and isinstance(value, dict):
-        return {k: _of_the_form(v, form[k]) for k, v in value.items() if k in form}
-    if isinstance(form, list | tuple) and isinstance(value, list | tuple):
-        return type(form)(_of_the_form(v, f) for v, f in zip(value, form, strict=True))
-    kind = (int, float) if isinstance(form, int | float) else type(form)
-    if not isinstance(value, kind):
-        raise TypeError(f"it has a {type(value).__name__} instead of a {type(form).__name__}")
-    return value
-
-
-def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load `state`, saved on any device and with any speed-ups.
-
-    How the optimizer computes (`fused`, `capturable`, the learning rate as a number or as the
-    tensor that a CUDA graph reads, the memory layout) stays as this run has it.
-
-    Raises:
-        TypeError, ValueError: It is the state of other parameters, or invalid.
-    """
-    how = ("fused", "foreach", "capturable")
-    kept = [{k: v for k, v in group.items() if k in how} for group in optimizer.param_groups]
-    rates = [group["lr"] for group in optimizer.param_groups]
-    form = _numbers(optimizer.state_dict()["param_groups"])
-    saved = _of_the_form(_numbers(state["param_groups"]), form)
-    groups = [group | own for group, own in zip(saved, kept, strict=True)]
-    optimizer.load_state_dict(state | {"param_groups": groups})
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if isinstance(rate, Tensor):
-            group["lr"] = rate.fill_(group["lr"])
-    # A fused optimizer reads parameter, gradient and state in memory order. State with the other
-    # layout would be applied to the wrong weights on a CPU, and is refused on a GPU.
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if value.shape == parameter.shape:
-                values[key] = torch.empty_like(parameter).copy_(value)
-            elif value.ndim:
-                raise ValueError(f"{key} {list(value.shape)} for a weight {list(parameter.shape)}")
-
-
-def _numbers(value: Any) -> Any:
-    """Turn scalar tensors in the hyperparameters into numbers: a CUDA graph's rate is a tensor."""
-    if isinstance(value, dict):
-        return {k: v if k == "state" else _numbers(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
-
-
 def load(path: Path, model_name: str | None = None) -> dict[str, Any]:
     """Read a checkpoint onto the CPU and check that it is whole and of the right model.
 
@@ -229,12 +185,16 @@ def rebuild(content: dict[str, Any], from_checkpoint: Callable[[dict[str, Any]],
 
 
 def load_weights(model: nn.Module, content: dict[str, Any]) -> None:
-    """Copy the weights of a checkpoint into `model`, once all of them are known to fit.
+    """Copy the weights of a checkpoint, averaged if it was written with `--ema`, into `model`.
 
     Raises:
-        UserError: They are of another model.
+        UserError: They are of another model. `model` is unchanged.
     """
-    saved, own = content["model"], model.state_dict()
+    _copy_weights(model, content["model"] | averaged(content.get("ema", {})))
+
+
+def _copy_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    own = model.state_dict()
     for name in own.keys() | saved.keys():
         here, there = (_form(weights.get(name)) for weights in (own, saved))
         if here != there:

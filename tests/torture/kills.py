@@ -51,7 +51,7 @@ def outcome(folder: Path) -> tuple[list[tuple[int, str]], str]:
     losses = [(line["step"], line["loss"].hex()) for line in lines if "loss" in line]
     end = checkpoint.load(folder / checkpoint.LATEST)
     return losses, checkpoint_file.digest(
-        [end[k] for k in ("model", "optimizer", "step", "best", "ranks")]
+        [end[k] for k in ("model", "ema", "optimizer", "step", "best", "ranks")]
     )
 
 
