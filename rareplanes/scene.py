@@ -98,8 +98,7 @@ def read_scene(folder: Path, stem: str) -> Scene:
 
 def read_scene_image(folder: Path, stem: str, size: tuple[int, int]) -> np.ndarray:
     """The image of a scene as `[H,W,3]` uint8 in OpenCV's order: blue, green, red."""
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    return read_image(scene_files(folder, stem)[0], flags, size)
+    return read_image(scene_files(folder, stem)[0], cv2.IMREAD_COLOR, size)
 
 
 def instance_ids(
@@ -114,8 +113,7 @@ def instance_ids(
     Returns:
         `[H,W]` uint8, or uint16 for more than 255 colours.
     """
-    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-    mask = read_image(path, flags, size)
+    mask = read_image(path, cv2.IMREAD_UNCHANGED, size)
     if mask.dtype != np.uint8 or mask.ndim != 3:
         raise UserError(f"mask {str(path)!r} is not an 8-bit RGB or RGBA image.")
     if mask.shape[2] == 3:

@@ -9,13 +9,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch.utils.data import default_collate
 
 from common.cli import UserError
 from common.data import Tiles
 from common.distributed import Process
-from common.io.images import read_rgb
 from common.io.tiles import tile_paths
 from common.loader import GlobalBatches, Shard
 from common.semantic import semantic_target
@@ -89,14 +87,6 @@ def test_a_spread_of_a_set_is_made_of_its_tiles(tiled, count):
         for name in ("images", "ids", "classes"):
             assert torch.equal(getattr(part[tile], name), getattr(tiles[origin], name))
         assert part.shows_aircraft(tile) == bool(tiles.instances[origin])
-
-
-def test_a_photograph_keeps_the_size_of_its_header(tmp_path):
-    """Cameras store portraits in landscape, with a tag that says how to turn them."""
-    exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
-    Image.new("RGB", (60, 40), "red").save(tmp_path / "a.jpg", exif=exif)
-    assert read_rgb(tmp_path / "a.jpg").shape == (40, 60, 3)
 
 
 def test_more_than_254_aircraft_in_a_tile(tmp_path):
