@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.cli import UserError
 from preprocessing.scene_tiles import read_record
 from preprocessing.tiles import MIN_PIXELS, Settings
 
@@ -25,6 +26,7 @@ def write_index(
     airports: dict[str, str],
     categories: list[str],
     settings: Settings,
+    source: list[str] | None,
 ) -> None:
     """Write `instances_tiled.json` into `stage`, one scene at a time.
 
@@ -34,8 +36,10 @@ def write_index(
         airports: Stem of a scene → its airport.
         categories: Names of the categories 1…N.
         settings: With which the tiles were cut.
+        source: The files that the scenes come from, if not from RarePlanes.
     """
     info = {"description": "Tiles of aerial scenes", "min_pixels": MIN_PIXELS} | asdict(settings)
+    info |= {"source": source} if source else {}
     classes = [{"id": i, "name": name} for i, name in enumerate(categories, start=1)]
     with (stage / "instances_tiled.json").open("w", encoding="utf-8") as file:
         file.write('{"info":' + _dump(info) + ',"images":[')
@@ -43,6 +47,38 @@ def write_index(
         file.write('],"annotations":[')
         file.writelines(_separated(_annotations(stage, tiles)))
         file.write('],"categories":' + _dump(classes) + "}\n")
+
+
+def refuse_replacing(folder: Path, source: list[str] | None) -> None:
+    """Refuse to replace tiles of other files than `source`; RarePlanes' have none.
+
+    Raises:
+        UserError: The split holds such tiles.
+    """
+    info = read_info(folder)
+    if info is None:
+        return
+    # An older version of coco.py did not write the source.
+    before = info.get("source") or (source if info.get("attribute") == "category" else None)
+    if before != source:
+        raise UserError(
+            f"{str(folder)!r} holds tiles of {before or 'RarePlanes scenes'}, which this run would "
+            "replace; choose another --output-dir, another split with coco.py --as, or remove that "
+            "folder."
+        )
+
+
+def read_info(folder: Path) -> dict[str, Any] | None:
+    """`info` of a split's COCO file, where `write_index` puts it; None if there is no such file."""
+    try:
+        with (folder / "instances_tiled.json").open(encoding="utf-8") as file:
+            start = file.read(1 << 16)
+        info = json.JSONDecoder().raw_decode(start, len('{"info":'))[0]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        return {}
+    return info if isinstance(info, dict) else {}
 
 
 def _images(

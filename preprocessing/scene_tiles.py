@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from common.cli import UserError
 from common.io.files import write_atomic
-from preprocessing.tiles import Settings, Source, cut, is_positive
+from preprocessing.tiles import Settings, Source, cut, is_positive, not_shown
 
 
 def image_path(folder: Path, stem: str, n: int) -> Path:
@@ -41,8 +41,20 @@ def read_record(stage: Path, stem: str) -> dict[str, Any]:
     return json.loads(record_path(stage, stem).read_bytes())
 
 
-def write_labels(source: Source, stage: Path, settings: Settings) -> list[bool]:
-    """Write the masks of all tiles of a scene, then its record; returns which are positive.
+class Shown(NamedTuple):
+    """What a scene's tiles show.
+
+    `positive` has for each tile whether it shows an aircraft. `things` is the number of objects in
+    the scene; `left_out` counts those that no tile shows, by the reason.
+    """
+
+    positive: list[bool]
+    things: int
+    left_out: dict[str, int]
+
+
+def write_labels(source: Source, stage: Path, settings: Settings) -> Shown:
+    """Write the masks of all tiles of a scene, then its record.
 
     The record is the last file written. It holds the settings and the state of the source files,
     and is used only while both are unchanged.
@@ -62,8 +74,10 @@ def write_labels(source: Source, stage: Path, settings: Settings) -> list[bool]:
             write_atomic(mask_path(stage, source.stem, n), png)
             tiles.append(tile)
         record = {"key": key, "width": width, "height": height, "tiles": tiles}
+        record |= {"things": len(labels.things), "left_out": not_shown(labels.things, tiles)}
         write_atomic(record_path(stage, source.stem), json.dumps(record).encode())
-    return [is_positive(tile) for tile in record["tiles"]]
+    positive = [is_positive(tile) for tile in record["tiles"]]
+    return Shown(positive, record["things"], record["left_out"])
 
 
 def write_images(source: Source, stage: Path, settings: Settings, wanted: list[int]) -> None:
@@ -96,7 +110,7 @@ def _ground(settings: Settings) -> memoryview:
 
 def _key(source: Source, settings: Settings) -> str:
     """A hash of the settings and of the sizes and times of the scene's files."""
-    state: Mapping[str, Any] = asdict(settings) | {"source": repr(source)}
+    state: Mapping[str, Any] = asdict(settings) | {"source": repr(source), "record": 2}
     digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
     for path in source.files():
         try:

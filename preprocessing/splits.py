@@ -13,14 +13,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from common.cli import UserError, progress
 from common.io.tiles import PACKED
-from preprocessing.index import Tile, aircraft_of, contents, write_index
+from preprocessing.index import Tile, aircraft_of, contents, refuse_replacing, write_index
 from preprocessing.pack import pack_splits
-from preprocessing.scene_tiles import image_path, mask_path, write_images, write_labels
-from preprocessing.tiles import Settings, Source
+from preprocessing.scene_tiles import Shown, image_path, mask_path, write_images, write_labels
+from preprocessing.summary import Summary
+from preprocessing.tiles import ALL, Settings, Source
 from preprocessing.workers import Workers
 
 OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json", *PACKED)
@@ -29,8 +30,12 @@ STAGE = ".tiling"
 T = TypeVar("T")
 
 
-Tiled = tuple[list[Tile], dict[str, UserError]]
-"""The kept tiles of a split, and its bad scenes: stem → error."""
+class Tiled(NamedTuple):
+    """A split: the kept tiles, what its scenes show, and its bad scenes, by their stems."""
+
+    kept: list[Tile]
+    shown: dict[str, Shown]
+    bad: dict[str, UserError]
 
 
 def tile_splits(
@@ -40,19 +45,35 @@ def tile_splits(
     workers: int,
     skip_bad: bool,
     pack: bool = False,
+    source: list[str] | None = None,
+    summary: Summary | None = None,
 ) -> int:
     """Tile the scenes of each split (a folder) into `OUTPUTS` in that folder.
 
     The packed arrays are written if `pack` is set; those of an earlier run are removed in any case.
 
+    Args:
+        splits: Folder of a split → its scenes.
+        categories: Names of the categories 1…N.
+        settings: With which the tiles are cut.
+        workers: Number of processes.
+        skip_bad: Leave out scenes that cannot be read.
+        pack: Also write arrays.
+        source: Where the scenes come from, if not from RarePlanes; tiles of another source are not
+            replaced.
+        summary: What was left out before; the last line that is printed includes it.
+
     Returns:
         0; 1 if a scene could not be read and so nothing was changed; 130 after Ctrl-C.
 
     Raises:
-        UserError: no scene could be read, another run is writing there, or the disk is too full
-            for packing.
+        UserError: no scene could be read, a split would be empty or replace tiles of another
+            source, another run is writing there, or the disk is too full for packing.
     """
     total = sum(map(len, splits.values()))
+    for folder in splits:
+        refuse_replacing(folder, source)
+    summary = summary or Summary()
     try:
         with ExitStack() as held:
             for folder in splits:
@@ -61,16 +82,21 @@ def tile_splits(
             tiled = {f: _tile(pool, f / STAGE, sources, settings) for f, sources in splits.items()}
             if _report_bad(tiled, total, skip_bad):
                 return 1
-            for folder, (kept, bad) in tiled.items():
-                airports = {source.stem: source.airport for source in splits[folder]}
-                _remove_others(folder / STAGE, kept)
-                write_index(folder / STAGE, kept, airports, categories, settings)
-                _report(folder, kept, len(airports) - len(bad))
+            for part in tiled.values():
+                used = {tile.stem for tile in part.kept}
+                summary.add(part.shown.values(), len(used), len(part.bad))
+            _refuse_empty(tiled, settings, summary)
+            for folder, part in tiled.items():
+                airports = {scene.stem: scene.airport for scene in splits[folder]}
+                _remove_others(folder / STAGE, part.kept)
+                write_index(folder / STAGE, part.kept, airports, categories, settings, source)
+                _report(folder, part.kept, len(part.shown))
             if pack:
-                named = {f / STAGE: aircraft_of(f / STAGE, kept) for f, (kept, _) in tiled.items()}
+                named = {f / STAGE: aircraft_of(f / STAGE, p.kept) for f, p in tiled.items()}
                 pack_splits(pool, named, settings.tile_size)
             for folder in splits:
                 put_in_place(folder)
+            print(summary)
     except KeyboardInterrupt:
         print("stopped; the same command continues from here.", file=sys.stderr)
         return 130
@@ -78,19 +104,20 @@ def tile_splits(
 
 
 def _tile(pool: Workers, stage: Path, sources: Sequence[Source], settings: Settings) -> Tiled:
-    """Write the tiles of a split to its stage; returns the kept tiles and the bad scenes."""
+    """Write the tiles of a split to its stage."""
     split = stage.parent.name
     tasks = {source.stem: (source, stage, settings) for source in sources}
-    positive, bad = _each(pool, write_labels, tasks, f"{split} labels")
+    shown, bad = _each(pool, write_labels, tasks, f"{split} labels")
     done: dict[str, list[int]] = {}
     while True:
-        kept = select({stem: positive[stem] for stem in positive if stem not in bad}, settings)
+        shown = {stem: scene for stem, scene in shown.items() if stem not in bad}
+        kept = select({stem: scene.positive for stem, scene in shown.items()}, settings)
         wanted: dict[str, list[int]] = defaultdict(list)
         for tile in kept:
             wanted[tile.stem].append(tile.n)
         images = {s: (*tasks[s], tiles) for s, tiles in wanted.items() if tiles != done.get(s)}
         if not images:
-            return kept, bad
+            return Tiled(kept, shown, bad)
         # If an image turns out to be bad, its tiles no longer count: select again.
         bad |= _each(pool, write_images, images, f"{split} images")[1]
         done |= {stem: wanted[stem] for stem in images}
@@ -98,7 +125,7 @@ def _tile(pool: Workers, stage: Path, sources: Sequence[Source], settings: Setti
 
 def _report_bad(tiled: Mapping[Path, Tiled], total: int, skip_bad: bool) -> bool:
     """Print the scenes that could not be read; returns whether they end the run."""
-    failed = [(f / stem, why) for f, (_, bad) in tiled.items() for stem, why in bad.items()]
+    failed = [(f / stem, why) for f, part in tiled.items() for stem, why in part.bad.items()]
     for name, why in sorted(failed, key=lambda item: item[0]):
         print(f"bad scene {str(name)!r}: {why}", file=sys.stderr)
     if len(failed) == total:
@@ -113,8 +140,20 @@ def _report_bad(tiled: Mapping[Path, Tiled], total: int, skip_bad: bool) -> bool
     return bool(failed) and not skip_bad
 
 
+def _refuse_empty(tiled: Mapping[Path, Tiled], settings: Settings, summary: Summary) -> None:
+    for folder, part in tiled.items():
+        if not part.kept:
+            raise UserError(
+                f"{str(folder)!r} would have no tile, so nothing was changed: no scene that can be "
+                f"read shows an aircraft, and --negatives {settings.negatives:g} keeps no tile "
+                f"without (100 keeps all). In all splits {summary}."
+            )
+
+
 def select(positive: dict[str, list[bool]], settings: Settings) -> list[Tile]:
     """All positive tiles of a split and `negatives` times as many others, sorted by name.
+
+    From `ALL` on all others are kept, so that a split without aircraft can be scored, too.
 
     A hash of the name decides which others, so the choice depends neither on the order of the work
     nor on the other scenes.
@@ -128,7 +167,7 @@ def select(positive: dict[str, list[bool]], settings: Settings) -> list[Tile]:
     others = [tile for tile in tiles if not tile.positive]
     others.sort(key=lambda tile: hashlib.sha256(f"{settings.seed} {tile.name}".encode()).digest())
     share = int(settings.negatives * len(positives) + 1e-9)
-    return sorted(positives + others[:share])
+    return sorted(positives + (others if settings.negatives >= ALL else others[:share]))
 
 
 def put_in_place(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The tiling itself: where the tiles of a scene are, and what each one shows."""
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,6 +13,8 @@ from pycocotools import mask as rle
 
 MIN_PIXELS = 25
 """An aircraft with fewer pixels in a tile is ignored: nobody can tell what it is."""
+ALL = 100.0
+"""From this value of `Settings.negatives` on, every tile is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +31,14 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object of a scene. A crowd (a region without single outlines) is always ignored."""
+    """One object of a scene."""
 
     category_id: int
     make: str
     pixels: int
     """Number of its pixels in the scene."""
-    crowd: bool = False
+    ignored: str = ""
+    """Why it counts nowhere, such as a region without single outlines; empty for an aircraft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ def cut(labels: Labels, settings: Settings) -> Iterator[tuple[dict[str, Any], np
     ids, things = labels.ids, labels.things
     height, width = ids.shape
     least = [0.0] + [
-        math.inf if thing.crowd else max(settings.min_visible * thing.pixels, MIN_PIXELS)
+        math.inf if thing.ignored else max(settings.min_visible * thing.pixels, MIN_PIXELS)
         for thing in things
     ]
     padded = [max(0, size - width), max(0, size - height)]
@@ -140,3 +144,24 @@ def _label(
 def is_positive(tile: dict[str, Any]) -> bool:
     """Whether a tile shows an aircraft that is not ignored."""
     return any(not annotation["iscrowd"] for annotation in tile["annotations"])
+
+
+def not_shown(things: list[Thing], tiles: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Number of things that no tile shows as an aircraft, by the reason.
+
+    Args:
+        things: Of a scene.
+        tiles: What `cut` yields of all its tiles.
+    """
+    shown = {a["object"] for tile in tiles for a in tile["annotations"] if not a["iscrowd"]}
+    return Counter(_why(thing) for k, thing in enumerate(things, start=1) if k not in shown)
+
+
+def _why(thing: Thing) -> str:
+    if thing.ignored:
+        return thing.ignored
+    if thing.pixels == 0:
+        return "hidden by others"
+    if thing.pixels < MIN_PIXELS:
+        return f"of fewer than {MIN_PIXELS} pixels"
+    return "cut into parts smaller than --min-visible"

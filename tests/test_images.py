@@ -161,6 +161,26 @@ def test_outlines_drawn_on_what_a_viewer_shows_are_learnt_there(tmp_path, orient
     assert grey_under_label(tmp_path) == pytest.approx(230, abs=3)
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_outlines_drawn_on_the_stored_pixels_need_an_option(tmp_path, capsys, orientation):
+    photograph(tmp_path, orientation, 128, 100, as_drawn=True)
+    words = coco_of(tmp_path, "a.jpg", (128, 100))
+    if orientation == 6:  # the sides show it
+        with pytest.raises(UserError, match="none of the 1 scenes"):
+            main(words)
+        assert "shown as 100x128" in (said := capsys.readouterr().err)
+        assert "--ignore-exif" in said
+    assert main([*words, "--ignore-exif"]) == 0
+    assert grey_under_label(tmp_path) == pytest.approx(230, abs=3)
+
+
+def test_the_option_is_named_where_it_is_wrong(tmp_path, capsys):
+    photograph(tmp_path, 6, 128, 100, as_drawn=False)
+    with pytest.raises(UserError, match="none of the 1 scenes"):
+        main([*coco_of(tmp_path, "a.jpg", (128, 100)), "--ignore-exif"])
+    assert "leave out --ignore-exif" in capsys.readouterr().err
+
+
 def test_a_picture_without_a_tag_keeps_its_pixels(tmp_path):
     (tmp_path / "images").mkdir()
     image = pixels(128, 100)

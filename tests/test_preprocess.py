@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.coco import make_coco, tile_args
 from helpers.commands import PATIENCE, wait_for
 from helpers.scenes import (
     MAKES,
@@ -30,6 +31,7 @@ from pycocotools.coco import COCO
 from common.cli import UserError
 from preprocessing import scene_tiles
 from preprocessing import workers as pool
+from preprocessing.coco import main as tile_coco
 from preprocessing.preprocess import RarePlanesScene, choose_airports, main
 from preprocessing.splits import tile_splits
 from preprocessing.tiles import MIN_PIXELS, Labels, Settings, Thing, cut, grid
@@ -112,7 +114,9 @@ def test_grid_of_the_dataset():
 def test_cut_tiles_rebuild_the_scene(seed, width, height, count, tile, min_visible):
     ids = random_ids(np.random.default_rng(seed), width, height, count)
     pixels = [int((ids == k).sum()) for k in range(1, count + 1)]
-    labels = Labels(ids, [Thing(1, "x", n, crowd=k == 4) for k, n in enumerate(pixels, start=1)])
+    labels = Labels(
+        ids, [Thing(1, "x", n, "a crowd" * (k == 4)) for k, n in enumerate(pixels, start=1)]
+    )
     seen = np.zeros_like(ids, bool)
     rebuilt = np.full(ids.shape, -1)
     for entry, mask in cut(labels, Settings(tile_size=tile, min_visible=min_visible)):
@@ -551,3 +555,36 @@ def test_help_shows_the_options():
     text = command("--help").stdout
     for flag in ("-s", "--tile-size", "-n", "--num-workers", "--negatives", "default: 512"):
         assert flag in text
+
+
+def test_a_line_says_what_is_in_the_tiles_and_what_is_not(tmp_path, capsys):
+    ids = np.zeros((64, 64), np.uint8)
+    ids[:20, :20], ids[40:43, 40:43] = 1, 2  # the third is hidden
+    make_scene(tmp_path, "A_Airport_0", ids=ids, count=3)
+    make_scene(tmp_path, "A_Airport_1", ids=np.zeros((64, 64), np.uint8), count=0)
+    assert main([str(tmp_path), "-s", "64", "-n", "1"]) == 0
+    said = "1 of 2 scenes and 1 of 3 objects are in the tiles; scenes left out: 1 without aircraft"
+    assert said in (line := capsys.readouterr().out.splitlines()[-1])
+    assert "1 of fewer than 25 pixels" in line
+    assert "1 hidden by others" in line
+
+
+def test_a_validation_without_aircraft_is_refused_or_kept(tmp_path):
+    make_dataset(tmp_path, train=["A", "A", "B"], test=(), width=40, height=40)
+    empty = np.zeros((40, 40), np.uint8)
+    make_scene(tmp_path / "train", "B_Airport_0_0_2", ids=empty, count=0)
+    with pytest.raises(UserError, match=r"val' would have no tile.*100 keeps all"):
+        main([str(tmp_path), "-s", "40", "-n", "1"])
+    assert not (tmp_path / "train/instances_tiled.json").exists()
+    assert main([str(tmp_path), "-s", "40", "-n", "1", "--negatives", "100"]) == 0
+    assert len(read_tiles(tmp_path / "val")[1]) == 1
+
+
+def test_tiles_of_a_coco_file_are_not_replaced(tmp_path):
+    make_coco(tmp_path / "other")
+    assert tile_coco(tile_args(tmp_path / "other", tmp_path / "data", "-s", "32")) == 0
+    before = tree(tmp_path / "data/train")
+    make_dataset(tmp_path / "scenes", train=["A"], test=(), width=40, height=40)
+    with pytest.raises(UserError, match=r"holds tiles of .*instances\.json.*--output-dir"):
+        main([str(tmp_path / "scenes"), "-o", str(tmp_path / "data"), "-n", "1"])
+    assert tree(tmp_path / "data/train") == before

@@ -1,7 +1,9 @@
 """Reads COCO files from any source and checks what later code relies on (no torch here)."""
 
 import json
-from collections.abc import Callable, Iterable
+import re
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ from common.io.files import read_file
 
 MAX_BYTES = 1 << 31  # in memory a file takes several times its size
 MAX_SIDE = 1 << 15
-_HUGE = 1 << 53  # up to here every JSON reader reads the same whole number
+_EXACT = 1 << 53  # up to here a floating-point number is one whole number
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,99}")
+
+Id = int | str
 
 
 def read_json(path: Path) -> Any:
@@ -26,12 +31,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{str(path)!r} is not JSON, or is cut short; write it again.") from None
 
 
-def read_coco(path: Path) -> dict[str, Any]:
+def read_coco(path: Path, left_out: Counter[str] | None = None) -> dict[str, Any]:
     """The `images`, `annotations` and `categories` of a COCO file, lists of dicts.
 
-    Ids are whole numbers and occur once; sides are 1 to `MAX_SIDE`; an annotation's image and
-    category are in the file; names can be printed. Outlines are not checked here, see
-    `common.io.outlines`.
+    The ids of images and categories are as `as_id` gives them and occur once; sides are 1 to
+    `MAX_SIDE`; an annotation's image and category are in the file, and its `iscrowd` is 0 or 1;
+    names can be printed. Categories of the same name are one, see `merge_classes`. The ids of
+    annotations and their outlines are not checked, see `common.io.outlines`.
+
+    Args:
+        path: The file.
+        left_out: If given, an annotation for which this does not hold is left out and counted here
+            by the reason, and an image may be without `width` and `height`, which are None then.
 
     Raises:
         UserError: As `read_json`, or one of these does not hold.
@@ -43,56 +54,97 @@ def read_coco(path: Path) -> dict[str, Any]:
 
     if not isinstance(coco, dict):
         raise fail("it is not a JSON object")
-    for name, check in (("images", _image), ("categories", _category), ("annotations", None)):
+    for name in ("images", "categories", "annotations"):
         entries = coco.get(name)
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
             raise fail(f"{name!r} is not a list of objects")
-        if check is not None:
-            if wrong := _first(entries, check):
-                raise fail(f"{name} has an entry whose {wrong} is missing or invalid")
-            if len({entry["id"] for entry in entries}) < len(entries):
-                raise fail(f"{name} has the same id twice")
+    image_of = partial(_image, needs_size=left_out is None)
+    for name, check in (("images", image_of), ("categories", _category)):
+        if wrong := next(filter(None, map(check, coco[name])), None):
+            raise fail(f"{name} has an entry whose {wrong} is missing or invalid")
+        if len({entry["id"] for entry in coco[name]}) < len(coco[name]):
+            raise fail(f"{name} has the same id twice")
     images = {image["id"] for image in coco["images"]}
     categories = {category["id"] for category in coco["categories"]}
+    kept = []
     for number, a in enumerate(coco["annotations"], start=1):
-        image, category = a.get("image_id"), a.get("category_id")
-        if not is_id(image) or image not in images:
-            raise fail(f"annotation {number} is in image {short(image)}, which is not listed")
-        if not is_id(category) or category not in categories:
-            raise fail(f"annotation {number} has category {short(category)}, which is not listed")
-        if a.get("iscrowd", 0) not in (0, 1):
-            raise fail(f"annotation {number} has an iscrowd that is neither 0 nor 1")
+        image, category = as_id(a.get("image_id")), as_id(a.get("category_id"))
+        crowd = a.get("iscrowd") or 0
+        if image is None or image not in images:
+            why = "of images that are not listed"
+            what = f"is in image {short(a.get('image_id'))}, which is not listed"
+        elif category is None or category not in categories:
+            why = "of categories that are not listed"
+            what = f"has category {short(a.get('category_id'))}, which is not listed"
+        elif crowd not in (0, 1):
+            why = "with an iscrowd that is neither 0 nor 1"
+            what = "has an iscrowd that is neither 0 nor 1"
+        else:
+            a["image_id"], a["category_id"], a["iscrowd"] = image, category, int(crowd)
+            kept.append(a)
+            continue
+        if left_out is None:
+            raise fail(f"annotation {number} {what}")
+        left_out[why] += 1
+    coco["annotations"] = kept
+    coco["category_of"] = {category: category for category in categories}
+    merge_classes(coco)
     return coco
+
+
+def merge_classes(coco: dict[str, Any]) -> None:
+    """Make one category of those with the same name, the first of them.
+
+    `category_of` has the remaining category of every id that the file lists.
+    """
+    first: dict[str, Id] = {}
+    same = {c["id"]: first.setdefault(c["name"], c["id"]) for c in coco["categories"]}
+    coco["categories"] = [c for c in coco["categories"] if same[c["id"]] == c["id"]]
+    coco["category_of"] = {old: same[new] for old, new in coco["category_of"].items()}
+    for annotation in coco["annotations"]:
+        annotation["category_id"] = same[annotation["category_id"]]
+
+
+def as_id(value: Any) -> Id | None:
+    """An id in the form in which ids are compared: 7, 7.0 and "7" are one; None for no id."""
+    if type(value) is int:
+        return value
+    if type(value) is float and value.is_integer() and abs(value) < _EXACT:
+        return int(value)
+    if isinstance(value, str) and 0 < len(value) <= 200:
+        return int(value) if _NUMBER.fullmatch(value) else value
+    return None
 
 
 def is_id(value: Any) -> bool:
     """Whether a value is a whole number, and not a boolean."""
-    return type(value) is int and -_HUGE < value < _HUGE
+    return type(value) is int
 
 
 def short(value: Any) -> str:
     """A value as an error message shows it."""
-    return ascii(value) if isinstance(value, int | float | None) else ascii(str(value)[:40])
+    return ascii(value)[:40] if isinstance(value, int | float | None) else ascii(str(value)[:40])
 
 
-def _first(
-    entries: Iterable[dict[str, Any]], check: Callable[[dict[str, Any]], str | None]
-) -> str | None:
-    return next(filter(None, map(check, entries)), None)
-
-
-def _image(entry: dict[str, Any]) -> str | None:
-    if not is_id(entry.get("id")):
+def _image(entry: dict[str, Any], needs_size: bool) -> str | None:
+    entry["id"] = as_id(entry.get("id"))
+    if entry["id"] is None:
         return "'id'"
-    for side in ("width", "height"):
-        if not is_id(entry.get(side)) or not 0 < entry[side] <= MAX_SIDE:
-            return f"{side!r}, a whole number up to {MAX_SIDE}"
+    sides = entry.get("width"), entry.get("height")
+    entry["width"], entry["height"] = map(as_id, sides)
+    if not any(sides) and not needs_size:  # VIA has 0 for a picture that it never showed
+        entry["width"] = entry["height"] = None
+    else:
+        for side in ("width", "height"):
+            if not is_id(entry[side]) or not 0 < entry[side] <= MAX_SIDE:
+                return f"{side!r}, a whole number up to {MAX_SIDE},"
     return None if isinstance(entry.get("file_name"), str) else "'file_name'"
 
 
 def _category(entry: dict[str, Any]) -> str | None:
-    if not is_id(entry.get("id")):
+    entry["id"] = as_id(entry.get("id"))
+    if entry["id"] is None:
         return "'id'"
     name = entry.get("name")
     fine = isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable()
-    return None if fine else "'name', up to 100 letters that can be printed"
+    return None if fine else "'name', up to 100 letters that can be printed,"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as rle
 
 from common.cli import UserError
@@ -14,13 +15,18 @@ def run_lengths(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, 
     """The outline of an annotation as compressed run lengths, clipped to the (width, height).
 
     If run lengths do not add up to the image, pycocotools reads beyond the end of its memory. It
-    also takes a polygon of two points for a box. So both are checked here first.
+    also takes a polygon of two points for a box. So both are checked here first. Parts of a polygon
+    with one or two points are left out, as other readers do.
 
     Raises:
         UserError: The outline is missing or invalid.
     """
     width, height = size
     outline = annotation.get("segmentation")
+    if isinstance(outline, list) and outline and not isinstance(outline[0], list):
+        outline = [outline]  # VIA writes a single polygon without the outer list
+    if isinstance(outline, list):
+        outline = [part for part in outline if not isinstance(part, list) or len(part) > 5]
     if isinstance(outline, dict):
         counts = outline.get("counts")
         if isinstance(counts, str):
@@ -42,12 +48,27 @@ def run_lengths(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, 
     )
 
 
+def box_run_lengths(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any] | None:
+    """The box of an annotation in the form of `run_lengths`; None if it has no valid `bbox`."""
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_near, box)):
+        return None
+    if box[2] <= 0 or box[3] <= 0:
+        return None
+    width, height = size
+    return rle.frPyObjects(np.array([box], np.float64), height, width)[0]
+
+
+def _is_near(value: Any) -> bool:
+    return isinstance(value, int | float) and -_FAR < value < _FAR
+
+
 def _is_polygon(points: Any) -> bool:
     return (
         isinstance(points, list)
         and len(points) >= 6
         and len(points) % 2 == 0
-        and all(isinstance(v, int | float) and -_FAR < v < _FAR for v in points)
+        and all(map(_is_near, points))
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torture.contained import contained
 from common.cli import UserError
 from common.data import Tiles
 from mask import coco as scoring
-from preprocessing import coco as tiling
+from preprocessing.coco_images import Reading, read_dataset
 
 SIDE = 40
 NAMES = [
@@ -97,7 +98,7 @@ def _sentence(error: UserError) -> str:
 def _tile(folder: Path) -> str:
     root = folder / "images"
     try:
-        images, _ = tiling.read_dataset(folder / "truth.json", root)
+        images, _ = read_dataset(folder / "truth.json", root, Reading({}), None, Counter())
     except UserError as error:
         return _sentence(error)
     for image in images.values():

@@ -1,0 +1,253 @@
+"""The images of a COCO file as the tiling sees them, and the classes of their outlines."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as rle
+
+from common.cli import UserError
+from common.io.coco import Id, merge_classes, read_coco
+from common.io.images import image_size, read_image
+from common.io.outlines import box_run_lengths, run_lengths
+from common.io.tiles import IGNORE
+from preprocessing.tiles import Labels, Thing
+
+MAX_OBJECTS = (1 << 16) - 2
+MAX_STEM = 200  # bytes: leaves room for `_tile_999_mask.png` and the ending of a temporary file
+CROWD = "with iscrowd 1, regions to ignore (--no-crowds takes each for one object)"
+UNREADABLE = "without an outline that can be read (their boxes, if they have any, are ignored)"
+NOWHERE = "without a pixel in their image"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the outlines of a file are meant.
+
+    `rename` are new names of categories. With `crowds`, an outline with iscrowd 1 is a region to
+    ignore, otherwise one object. With `as_stored`, outlines are on the stored pixels, otherwise on
+    the image as its EXIF orientation shows it.
+    """
+
+    rename: Mapping[str, str]
+    crowds: bool = True
+    as_stored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """An image of a COCO dataset, as the tiling sees it.
+
+    `size` is what the file states, None if it states nothing. `categories` has our number, from 1,
+    and the name of each category id in the file.
+    """
+
+    path: Path
+    stem: str
+    size: tuple[int, int] | None
+    annotations: list[dict[str, Any]]
+    categories: dict[Id, tuple[int, str]]
+    crowds: bool
+    as_stored: bool
+
+    @property
+    def airport(self) -> str:
+        """COCO has no airports, so each image counts as its own."""
+        return self.stem
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def labels(self) -> Labels:
+        """Paint the outlines: ignored ones first, then large objects before small ones.
+
+        Of an object whose outline cannot be read, the box is ignored: it is no ground either.
+        """
+        size = image_size(self.path, self.as_stored)
+        if self.size not in (None, size):
+            raise self._mismatch(size)
+        if len(self.annotations) > MAX_OBJECTS:
+            raise UserError(
+                f"image {str(self.path)!r} has {len(self.annotations)} outlines; at most "
+                f"{MAX_OBJECTS} are supported."
+            )
+        runs: list[dict[str, Any] | None] = []
+        ignored: list[str] = []
+        for item in self.annotations:
+            reason = CROWD if item["iscrowd"] and self.crowds else ""
+            try:
+                runs.append(run_lengths(item, size))
+            except UserError:
+                reason = UNREADABLE
+                runs.append(box_run_lengths(item, size))
+            ignored.append(reason)
+        # int, as minus an unsigned 32-bit number wraps
+        area = [int(rle.area(r)) if r else 0 for r in runs]
+        ids = np.zeros(size[::-1], np.uint8 if len(runs) < 256 else np.uint16)
+        for i in sorted(range(len(runs)), key=lambda i: (not ignored[i], -area[i])):
+            if area[i]:
+                x, y, w, h = (int(v) for v in rle.toBbox(runs[i]))
+                inside = rle.decode(runs[i])[y : y + h, x : x + w].astype(bool)
+                ids[y : y + h, x : x + w][inside] = i + 1
+        pixels = np.bincount(ids[ids > 0], minlength=len(runs) + 1)[1:].tolist()
+        things = [
+            Thing(*self.categories[item["category_id"]], n, reason or ("" if a else NOWHERE))
+            for item, n, a, reason in zip(self.annotations, pixels, area, ignored, strict=True)
+        ]
+        return Labels(ids, things)
+
+    def image(self, size: tuple[int, int]) -> np.ndarray:
+        return read_image(self.path, cv2.IMREAD_COLOR, size, self.as_stored)
+
+    def _mismatch(self, size: tuple[int, int]) -> UserError:
+        assert self.size is not None
+        actual, stated = (f"{w}x{h}" for w, h in (size, self.size))
+        if image_size(self.path, not self.as_stored) != self.size:
+            return UserError(
+                f"image {str(self.path)!r} has {actual} pixels, but the annotations state {stated}."
+            )
+        if self.as_stored:
+            return UserError(
+                f"image {str(self.path)!r} is stored as {actual} and shown as {stated}, as its "
+                "EXIF orientation says; its outlines fit what is shown: leave out --ignore-exif."
+            )
+        return UserError(
+            f"image {str(self.path)!r} is shown as {actual}, as its EXIF orientation says, and "
+            f"stored as {stated}; its outlines fit only the stored pixels: add --ignore-exif if "
+            "all were drawn on these, or else remove the orientation from this file."
+        )
+
+
+def read_dataset(
+    path: Path,
+    folder: Path,
+    reading: Reading,
+    classes: list[str] | None,
+    left_out: Counter[str],
+) -> tuple[dict[str, CocoImage], list[str]]:
+    """The images of a COCO file by file name, and the names of its classes.
+
+    Args:
+        path: The COCO file.
+        folder: What its file names are relative to.
+        reading: How its outlines are meant.
+        classes: What the other splits have; None for the file's categories in its order.
+        left_out: Counts the annotations that are left out, by the reason.
+
+    Raises:
+        UserError: no such file, not a COCO instance file, an entry that contradicts another, only
+            boxes, or a class that is not among `classes`.
+    """
+    data = read_coco(path, left_out)
+    annotations = data["annotations"]
+    if annotations and not any(a.get("segmentation") for a in annotations):
+        raise UserError(
+            f"{str(path)!r} has boxes but no outlines, and training needs outlines (polygons or "
+            "run lengths); python mask/coco.py scores boxes against such a file."
+        )
+    names = _classes(data, path, reading.rename)
+    if classes is not None and (extra := [name for name in names if name not in classes]):
+        raise UserError(
+            f"{str(path)!r} has the class {extra[0]!r} and the other splits have {classes}; add "
+            "--rename OLD=NEW, or tile the file with the most classes first, into another folder."
+        )
+    if classes is not None and names != classes:
+        print(f"the classes are those of the other splits: {', '.join(map(repr, classes))}")
+    names = classes or names
+    number = {name: n for n, name in enumerate(names, start=1)}
+    name_of = {c["id"]: c["name"] for c in data["categories"]}
+    categories = {i: (number[name], name) for i, name in name_of.items() if name in number}
+    outlined: dict[Id, list[dict[str, Any]]] = defaultdict(list)
+    for item in annotations:
+        outlined[item["image_id"]].append(item)
+    # Label Studio and labelme write the folder's own name before each file name.
+    prefix = folder.resolve().name
+    prefix = "" if (folder / prefix).is_dir() else prefix
+    images: dict[str, CocoImage] = {}
+    for entry in data["images"]:
+        name = entry["file_name"]
+        if name in images:
+            raise UserError(f"{str(path)!r} lists the image {name!r} twice.")
+        inside = _relative(name, path, folder, prefix)
+        images[name] = CocoImage(
+            folder / inside,
+            _stem(inside, path),
+            (entry["width"], entry["height"]) if entry["width"] else None,
+            outlined[entry["id"]],
+            categories,
+            reading.crowds,
+            reading.as_stored,
+        )
+    if not images:
+        raise UserError(f"{str(path)!r} lists no image.")
+    stems = {image.stem.casefold() for image in images.values()}
+    if len(stems) < len(images):
+        raise UserError(
+            f"{str(path)!r} lists images that differ only in folder, suffix or case; rename them."
+        )
+    return images, names
+
+
+def _classes(data: dict[str, Any], path: Path, rename: Mapping[str, str]) -> list[str]:
+    """Rename the categories, and return the names of those that are classes, in the file's order.
+
+    Two kinds of categories without annotations are no classes: a heading, the supercategory of
+    others, with which Roboflow's exports begin, and a background, which labelme's may have.
+    """
+    categories = data["categories"]
+    known = [c["name"] for c in categories]
+    if unknown := [name for name in rename if name not in known]:
+        raise UserError(f"--rename: {unknown[0]!r} is not in {str(path)!r}, which has {known}.")
+    headings = [c.get("supercategory") for c in categories if c["name"] != c.get("supercategory")]
+    used = {a["category_id"] for a in data["annotations"]}
+    headings += [name for name in known if name.strip("_").casefold() == "background"]
+    classes = [c for c in categories if c["id"] in used or c["name"] not in headings]
+    for category in categories:
+        category["name"] = rename.get(category["name"], category["name"])
+    names = list(dict.fromkeys(c["name"] for c in classes))
+    merge_classes(data)
+    if not names:
+        raise UserError(f"{str(path)!r} lists no category.")
+    if len(names) >= IGNORE:
+        raise UserError(
+            f"{str(path)!r} has {len(names)} categories and a mask holds at most {IGNORE - 1}; "
+            "make one of several with --rename A=NEW B=NEW."
+        )
+    return names
+
+
+def _relative(name: str, path: Path, folder: Path, prefix: str) -> PurePosixPath:
+    """A file name as a path within `folder`; Windows' separators are read, outside names refused.
+
+    Args:
+        name: From the COCO file.
+        path: The COCO file.
+        folder: Of the images.
+        prefix: A first folder to leave out.
+    """
+    inside = PurePosixPath(name.replace("\\", "/"))
+    if inside.is_absolute() and inside.is_relative_to(folder.resolve()):
+        inside = inside.relative_to(folder.resolve())
+    parts = inside.parts[len(inside.parts) > 1 and inside.parts[0] == prefix :]
+    leads_out = inside.is_absolute() or ".." in parts or re.match(r"[A-Za-z]:", name)
+    if not parts or leads_out or not name.isprintable():
+        raise UserError(
+            f"{str(path)!r} names an image outside the folder of images: {name[:99]!r}; file names "
+            f"must be relative to {str(folder)!r}."
+        )
+    return PurePosixPath(*parts)
+
+
+def _stem(inside: PurePosixPath, path: Path) -> str:
+    """The name of an image without suffix, its folders joined by `_`."""
+    stem = "_".join(inside.with_suffix("").parts)
+    if len(stem.encode()) > MAX_STEM:
+        raise UserError(
+            f"{str(path)!r} has an image name of over {MAX_STEM} bytes: {str(inside)[:99]!r}."
+        )
+    return stem
