@@ -127,23 +127,28 @@ def evaluate(results: list[Result], coco: dict[str, Any]) -> dict[str, float]:
     by 0. As there, an unmatched mask counts as small, medium or large by the area of its result's
     `bbox`, if it has one.
 
+    Ids of any kind may begin anew in each image or be 0, which `COCOeval` takes for no match.
+
     Args:
         results: COCO results with boxes, masks or both, about images and categories of `coco`.
-        coco: Content of a COCO file. Do not use it again: the evaluation writes into it.
+        coco: Content of a COCO file; its annotations may be boxes without outlines. Do not use it
+            again: the evaluation writes into it.
 
     Returns:
-        `box_AP` … `box_ARl`, and `mask_AP` … `mask_ARl` unless the results have only boxes. For
-        masks also `mask_AP.<class>` if there are several classes, and `mask_AP.airport.<name>`,
-        from the tiles of one airport, if there are several. All in 0…1; a number without truth,
-        for which COCO gives -1, is left out.
+        `box_AP` … `box_ARl`, and `mask_AP` … `mask_ARl` unless the results or the annotations have
+        only boxes. For masks also `mask_AP.<class>` if there are several classes, and
+        `mask_AP.airport.<name>`, from the tiles of one airport, if there are several. All in 0…1; a
+        number without truth, for which COCO gives -1, is left out.
     """
+    results = _numbered(results, coco)
+    masks = all("segmentation" in entry for entry in results[:1] + coco["annotations"])
     truth = COCO(coco, print_function=_silent)
     if results:
-        detected = truth.loadRes([dict(result) for result in results])
+        detected = truth.loadRes(results)
     else:
         detected = COCO({**coco, "annotations": []}, print_function=_silent)
     numbers = {f"box_{name}": value for name, value in _run(truth, detected, "bbox")[0].items()}
-    if not results or "segmentation" in results[0]:
+    if masks:
         total, by_class = _run(truth, detected, "segm")
         numbers |= {f"mask_{name}": value for name, value in total.items()}
         if len(by_class) > 1:
@@ -153,6 +158,32 @@ def evaluate(results: list[Result], coco: dict[str, Any]) -> dict[str, float]:
             part, _ = _run(truth, detected, "segm", airports[name])
             numbers[f"mask_AP.airport.{name}"] = part["AP"]
     return {name: value for name, value in numbers.items() if value >= 0}
+
+
+def _numbered(results: list[Result], coco: dict[str, Any]) -> list[Result]:
+    """Number images, categories and annotations from 1; returns new results with these ids.
+
+    Whole numbers keep their order, which decides between detections of equal score.
+    """
+    image, category = (
+        {entry["id"]: n for n, entry in enumerate(_in_order(coco[name]), start=1)}
+        for name in ("images", "categories")
+    )
+    for name, number in (("images", image), ("categories", category)):
+        coco[name] = [entry | {"id": number[entry["id"]]} for entry in coco[name]]
+
+    def new_ids(entry: Result) -> Result:
+        ids = {"image_id": image[entry["image_id"]], "category_id": category[entry["category_id"]]}
+        return entry | ids
+
+    coco["annotations"] = [new_ids(a) | {"id": n} for n, a in enumerate(coco["annotations"], 1)]
+    return [new_ids(result) for result in results]
+
+
+def _in_order(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By their ids, or as they are if some of these are texts."""
+    texts = any(isinstance(entry["id"], str) for entry in entries)
+    return entries if texts else sorted(entries, key=lambda entry: entry["id"])
 
 
 def _run(
@@ -204,7 +235,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("truth", type=Path, help="instances_tiled.json of the tiles")
     args = parser.parse(argv)
     coco = read_truth(args.truth)
-    numbers = evaluate(read_results(args.predictions, coco), coco)
+    found = read_results(args.predictions, coco)
+    if len(coco["categories"]) < len(coco["category_of"]):
+        print(f"{str(args.truth)!r} has two categories of the same name: they are one class")
+    if not all("segmentation" in a for a in coco["annotations"]):
+        print(f"{str(args.truth)!r} has annotations without an outline: only boxes are scored")
+    if not coco["annotations"]:
+        print(f"{str(args.truth)!r} has no annotation, so all {len(found)} detections are wrong")
+    numbers = evaluate(found, coco)
     print(DEFINITION)
     for name, value in numbers.items():
         print(f"{name} {value:.4f}")

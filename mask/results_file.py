@@ -4,29 +4,42 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pycocotools import mask as rle
+
 from common.cli import UserError
-from common.io.coco import is_id, read_coco, read_json, short
+from common.io.coco import Id, as_id, read_coco, read_json, short
 from common.io.outlines import run_lengths
 
 SHAPES = {"bbox", "segmentation"}
 
 
 def read_truth(path: Path) -> dict[str, Any]:
-    """Read a COCO file from any source, and check all that the evaluation reads."""
+    """Read a COCO file from any source, and check all that the evaluation reads.
+
+    A missing `bbox` or `area` is computed from the outline. If an annotation has no outline,
+    `segmentation` is removed from all of them, and only boxes can be scored.
+    """
     coco = read_coco(path)
     sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
+    boxes_only = not all(a.get("segmentation") for a in coco["annotations"])
     for number, a in enumerate(coco["annotations"], start=1):
+        if boxes_only:
+            a.pop("segmentation", None)
+        else:
+            runs = run_lengths(a, sizes[a["image_id"]])  # raises if it is invalid
+            a["bbox"] = a.get("bbox") or rle.toBbox(runs).tolist()
+            a["area"] = a["area"] if "area" in a else int(rle.area(runs))
         try:
-            plain = all(map(math.isfinite, (a["area"], *a["bbox"])))
-            fine = plain and len(a["bbox"]) == 4 and is_id(a["id"]) and "iscrowd" in a
-        except (KeyError, TypeError, OverflowError):
+            x, y, w, h = a["bbox"]
+            a["area"] = a.get("area", w * h)
+            fine = all(map(math.isfinite, (a["area"], x, y, w, h)))
+        except (KeyError, TypeError, ValueError, OverflowError):
             fine = False
         if not fine:
             raise UserError(
-                f"{str(path)!r}: annotation {number} has a missing or invalid id, area, bbox or "
-                "iscrowd; name an instances_tiled.json."
+                f"{str(path)!r}: annotation {number} has a missing or invalid area or bbox; write "
+                "the file again."
             )
-        run_lengths(a, sizes[a["image_id"]])  # raises if it is invalid
     return coco
 
 
@@ -36,10 +49,9 @@ def read_results(path: Path, coco: dict[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(results, list):
         raise UserError(f"{str(path)!r} holds no list of COCO results; name a predictions file.")
     sizes = {image["id"]: [image["height"], image["width"]] for image in coco["images"]}
-    categories = {category["id"] for category in coco["categories"]}
     for number, result in enumerate(results, start=1):
         try:
-            wrong = _what_is_wrong(result, sizes, categories)
+            wrong = _what_is_wrong(result, sizes, coco["category_of"])
         except (KeyError, TypeError, ValueError, OverflowError):
             wrong = "has a missing or invalid image_id, category_id, score, bbox or segmentation"
         if not wrong and SHAPES & result.keys() != SHAPES & results[0].keys():
@@ -53,13 +65,15 @@ def read_results(path: Path, coco: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _what_is_wrong(
-    result: dict[str, Any], sizes: dict[int, list[int]], categories: set[int]
+    result: dict[str, Any], sizes: dict[Id, list[int]], category_of: dict[Id, Id]
 ) -> str | None:
-    image, category = result["image_id"], result["category_id"]
-    if not is_id(image) or image not in sizes:
-        return f"has the image id {short(image)}, which is not in the set"
-    if not is_id(category) or category not in categories:
-        return f"has the category id {short(category)}, which is not in the set"
+    """What the evaluation could not read; the ids become those of the set."""
+    image, category = as_id(result["image_id"]), as_id(result["category_id"])
+    if image is None or image not in sizes:
+        return f"has the image id {short(result['image_id'])}, which is not in the set"
+    if category is None or category not in category_of:
+        return f"has the category id {short(result['category_id'])}, which is not in the set"
+    result["image_id"], result["category_id"] = image, category_of[category]
     if not SHAPES & result.keys():
         return "has neither bbox nor segmentation"
     x, y, w, h = result.get("bbox", [0, 0, 0, 0])

@@ -365,3 +365,80 @@ def test_files_that_are_something_else_are_refused(tmp_path):
     ]:
         with pytest.raises(UserError, match=sentence):
             main([str(tmp_path / word) for word in words])
+
+
+kinds_of_ids = st.sampled_from(["anew", "zero", "same", "texts", "huge", "none"])
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 99), kinds_of_ids, kinds_of_ids)
+def test_ids_do_not_change_a_number(seed, of_annotations, of_the_rest):
+    """COCO's own code takes annotation 0 for no match, and loses annotations that share an id."""
+    coco, found = noisy(seed, images=4)
+    expected = evaluate(found, copy.deepcopy(coco))
+    new = {
+        "anew": lambda n: n % 3,
+        "zero": lambda n: n - 1,
+        "same": lambda n: 7,
+        "texts": lambda n: f"id {n:04}",
+        "huge": lambda n: n + (1 << 70),
+        "none": lambda n: n,
+    }
+    for annotation in coco["annotations"]:
+        annotation["id"] = new[of_annotations](annotation["id"])
+    if of_the_rest not in ("anew", "same"):
+        for entry in (*coco["images"], *coco["categories"]):
+            entry["id"] = new[of_the_rest](entry["id"])
+        for entry in (*coco["annotations"], *found):
+            entry |= {k: new[of_the_rest](entry[k]) for k in ("image_id", "category_id")}
+    assert evaluate(found, coco) == expected
+
+
+def score_files(folder, truth, found, capsys):
+    """The numbers that the command prints, and its other lines."""
+    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "found.json").write_text(json.dumps(found))
+    main([str(folder / "found.json"), str(folder / "truth.json")])
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index(DEFINITION)
+    return dict(line.rsplit(" ", 1) for line in lines[start + 1 :]), lines[:start]
+
+
+def test_a_truth_of_boxes_alone_scores_boxes(tmp_path, capsys):
+    coco, found = noisy()
+    everything, _ = score_files(tmp_path, coco, found, capsys)
+    for annotation in coco["annotations"]:
+        annotation["segmentation"] = []
+    numbers, said = score_files(tmp_path, coco, found, capsys)
+    assert numbers == {k: v for k, v in everything.items() if k.startswith("box")}
+    assert "only boxes are scored" in said[0]
+    expected = reference(tmp_path / "truth.json", tmp_path / "found.json", "bbox")
+    assert numbers["box_AP"] == f"{expected['AP']:.4f}"
+
+
+def test_a_truth_as_other_programs_write_it(tmp_path, capsys):
+    """Without what can be computed; two categories of one name; ids as texts."""
+    coco, found = noisy()
+    for entry in (*coco["annotations"], *found):
+        entry["category_id"] = 2 if entry["category_id"] == 5 else entry["category_id"]
+    coco["categories"] = [c for c in coco["categories"] if c["id"] != 5]
+    expected, _ = score_files(tmp_path, coco, found, capsys)
+    for annotation in coco["annotations"]:
+        del annotation["bbox"], annotation["area"], annotation["id"]
+        if not annotation["iscrowd"]:
+            del annotation["iscrowd"]
+    coco["categories"].append({"id": 5, "name": "ant"})
+    for number, entry in enumerate((*coco["annotations"], *found)):
+        if entry["category_id"] == 2 and number % 2:
+            entry["category_id"] = 5
+        entry["image_id"] = str(entry["image_id"])
+    numbers, said = score_files(tmp_path, coco, found, capsys)
+    assert numbers == expected
+    assert "two categories of the same name" in said[0]
+
+
+def test_detections_where_nothing_is_are_said_to_be_wrong(tmp_path, capsys):
+    coco, found = noisy()
+    numbers, said = score_files(tmp_path, {**coco, "annotations": []}, found, capsys)
+    assert numbers == {}
+    assert f"all {len(found)} detections are wrong" in said[0]
