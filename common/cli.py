@@ -80,7 +80,8 @@ class Parser(argparse.ArgumentParser):
         args, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [word for word in unknown if word.startswith("-")]
-            self.error(self._unknown((flags or unknown)[0].split("=")[0], "option"))
+            name = (flags or unknown)[0].split("=")[0]
+            self.error(f"unknown option {name}; {_nearest(name, self._option_string_actions)}")
         return args
 
     def _from_file(self, file: Path) -> list[str]:
@@ -95,20 +96,32 @@ class Parser(argparse.ArgumentParser):
         for key, value in (settings or {}).items():
             flag = _hyphens(f"--{key}")
             if flag not in self._option_string_actions or flag == "--config":
-                raise UserError(f"{str(file)!r}: {self._unknown(flag, 'key').replace('--', '')}")
-            if isinstance(value, bool):
+                raise UserError(f"{str(file)!r}: {self._unknown_key(flag[2:])}")
+            action = self._option_string_actions[flag]
+            if isinstance(value, bool) and isinstance(action, argparse.BooleanOptionalAction):
                 options.append(flag if value else f"--no-{flag[2:]}")
-            else:
-                options += [flag, *map(str, value if isinstance(value, list) else [value])]
+            elif isinstance(value, list):
+                options += [flag, *map(str, value)]
+            elif value is True and action.nargs == "?":
+                options.append(flag)
+            elif value is not None and (value is not False or action.nargs != "?"):
+                options.append(f"{flag}={value}")  # null is the default, as are `resume: false` …
         return options
 
-    def _unknown(self, name: str, kind: str) -> str:
-        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see --help for all of them."
-        return f"unknown {kind} {name}; {hint}"
+    def _unknown_key(self, name: str) -> str:
+        """A key is the long name of an option without its hyphens, also of one that has a short."""
+        flags = self._option_string_actions
+        short = flags.get(f"-{name.lstrip('-')}")
+        wanted = max(short.option_strings, key=len)[2:] if short else name
+        return f"unknown key {name}; {_nearest(wanted, [f[2:] for f in flags if f[:2] == '--'])}"
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "see --help for all of them."
 
 
 def _hyphens(word: str) -> str:

@@ -1,10 +1,17 @@
 """What every script does before its own work."""
 
+import argparse
+import json
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from helpers.commands import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.cli import Parser, UserError, positive
 
 FAULTS = """
 import resource, sys
@@ -31,3 +38,53 @@ def test_large_blocks_are_faulted_in_once():
         return int(done.stdout)
 
     assert page_faults("kept") < page_faults("returned") / 3
+
+
+def parser():
+    made = Parser()
+    made.add_argument("--config")
+    made.add_argument("-b", "--batch-size", type=positive, default=8)
+    made.add_argument("--max-steps", type=positive)
+    made.add_argument("--resume", nargs="?", const="auto")
+    made.add_argument("--channels", type=positive, nargs=2, default=[1, 2])
+    made.add_argument("--amp", action=argparse.BooleanOptionalAction, default=False)
+    return made
+
+
+def configured(folder, text):
+    (folder / "c.yaml").write_text(text)
+    return parser().parse(["--config", str(folder / "c.yaml")])
+
+
+@pytest.mark.parametrize("key", ["b", "-b", "batch", "batch_sise", "Batch-size"])
+def test_a_key_of_a_config_file_is_answered_by_a_key(tmp_path, key):
+    with pytest.raises(UserError, match=r"unknown key .*; did you mean batch-size\?$"):
+        configured(tmp_path, f"{key}: 2\n")
+
+
+def test_null_in_a_config_file_is_the_default(tmp_path):
+    for name in ("max-steps", "batch-size", "resume", "channels", "amp"):
+        args = configured(tmp_path, f"{name}: null\n")
+        assert vars(args) | {"config": None} == vars(parser().parse([]))
+
+
+def test_values_of_a_config_file(tmp_path):
+    args = configured(tmp_path, "resume: true\namp: true\nchannels: [3, 4]\nbatch-size: 2\n")
+    assert (args.resume, args.amp, args.channels, args.batch_size) == ("auto", True, [3, 4], 2)
+    args = configured(tmp_path, "resume: false\namp: false\n")
+    assert (args.resume, args.amp) == (None, False)
+    assert configured(tmp_path, "resume: --odd name\n").resume == "--odd name"
+
+
+simple_values = st.none() | st.booleans() | st.integers() | st.text("a-: ", max_size=4)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["batch-size", "max_steps", "resume", "channels", "amp", "b", "", "-"]),
+        simple_values | st.lists(simple_values, max_size=3) | st.just({"a": 1}),
+    )
+)
+def test_any_config_file_is_read_or_answered(tmp_path_factory, settings):
+    with suppress(UserError):
+        configured(tmp_path_factory.getbasetemp(), json.dumps(settings))
