@@ -6,6 +6,7 @@ uint8, a quarter of the bytes of float32. There `augment.py` crops, turns and no
 
 import copy
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,8 @@ class Tiles(Dataset):
         if len(self.classes) > IGNORE:
             raise UserError(
                 f"{str(self.folder)!r} has {len(names)} categories and a mask holds at most "
-                f"{IGNORE - 1}; preprocess again with another --attribute."
+                f"{IGNORE - 1}; tile again with another --attribute (preprocess.py) or with "
+                "--rename (coco.py)."
             )
         place = {category: i for i, category in enumerate(sorted(names), start=1)}
         aircraft = [a for a in coco["annotations"] if not a.get("iscrowd", 0)]
@@ -140,23 +142,31 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _read_index(folder: Path) -> dict:
     index = folder / "instances_tiled.json"
-    command = f"`python preprocessing/preprocess.py {folder.parent}`"
+    command = (
+        f"`python preprocessing/preprocess.py {folder.parent}`, or those of a COCO file with "
+        f"`python preprocessing/coco.py IMAGES FILE.json -o {folder.parent} --as {folder.name}`"
+    )
     if not folder.is_dir():
         raise UserError(f"there is no folder {str(folder)!r}; make its tiles with {command}.")
     if not index.is_file():
         raise UserError(
-            f"{str(folder)!r} holds no tiles ({index.name!r} is missing); cut its scenes first "
-            f"with {command}."
+            f"{str(folder)!r} holds no tiles ({index.name!r} is missing); make its tiles with "
+            f"{command}."
         )
     coco = read_coco(index)
     _check_tiles(coco, index)
     if not coco["images"]:
-        raise UserError(f"{str(index)!r} lists no tiles; check the scenes and preprocess again.")
+        raise UserError(
+            f"{str(index)!r} lists no tiles; tile again, with --negatives 100 if no scene shows an "
+            "aircraft."
+        )
     return coco
 
 
 def _check_tiles(coco: dict, index: Path) -> None:
     """Check what only a tiled set's COCO file has: `instance`, and names without folders."""
+    if not all(is_id(entry["id"]) for entry in coco["images"] + coco["categories"]):
+        raise UserError(f"{str(index)!r} has ids that are not whole numbers; make the tiles again.")
     numbers: dict[int, list[int]] = {image["id"]: [] for image in coco["images"]}
     for a in coco["annotations"]:
         if not a.get("iscrowd", 0):
@@ -187,17 +197,26 @@ def training_splits(root: Path) -> tuple[Tiles, Tiles | None]:
     if val.classes != train.classes:
         raise UserError(
             f"{str(train.folder)!r} has the classes {train.classes[1:]} and {str(val.folder)!r} "
-            f"has {val.classes[1:]}; preprocess both in one run."
+            f"has {val.classes[1:]}; tile both in one run, or give coco.py --rename OLD=NEW."
         )
     return train, val
 
 
 def scoring_split(root: Path, split: str, classes: list[str]) -> Tiles:
-    """The tiles of `root/split`, which must have the classes a model was trained on."""
+    """The tiles of `root/split`, which must have the classes a model was trained on.
+
+    If both have a single class, it may have another name in the tiles, which a line says.
+    """
     tiles = Tiles(root / split)
-    if tiles.classes != classes:
+    if tiles.classes == classes:
+        return tiles
+    if len(tiles.classes) != 2 or len(classes) != 2:
         raise UserError(
             f"{str(tiles.folder)!r} has the classes {tiles.classes[1:]} and the checkpoint has "
-            f"{classes[1:]}; preprocess it with the same --attribute."
+            f"{classes[1:]}; tile it with the same --attribute (preprocess.py), or with --rename "
+            "OLD=NEW (coco.py)."
         )
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"{tiles.classes[1]!r} of {str(tiles.folder)!r} is scored as {classes[1]!r}")
+    tiles.classes = classes
     return tiles

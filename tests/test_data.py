@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import default_collate
 
 from common.cli import UserError
-from common.data import Tiles
+from common.data import Tiles, scoring_split
 from common.distributed import Process
 from common.io.tiles import tile_paths
 from common.loader import GlobalBatches, Shard
@@ -205,6 +205,30 @@ def test_bad_tiles_are_named_in_one_sentence(tiled_copy, what, sentence):
         list(Tiles(tiled_copy / "train"))
     assert str(tiled_copy) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_class_of_another_name_is_scored_if_it_is_the_only_one(tiled, capsys):
+    assert scoring_split(tiled, "test", ["ground", "aircraft"]).classes == ["ground", "aircraft"]
+    assert capsys.readouterr().out == ""
+    assert scoring_split(tiled, "test", ["ground", "plane"]).classes == ["ground", "plane"]
+    assert "'aircraft' of" in (said := capsys.readouterr().out)
+    assert "is scored as 'plane'" in said
+    with pytest.raises(UserError, match=r"--attribute \(preprocess\.py\).*--rename OLD=NEW"):
+        scoring_split(tiled, "test", ["ground", "plane", "car"])
+
+
+def test_what_is_missing_is_answered_with_both_commands(tiled):
+    with pytest.raises(UserError, match=r"preprocess\.py .*coco\.py .* --as holdout"):
+        scoring_split(tiled, "holdout", ["ground", "aircraft"])
+
+
+def test_ids_that_no_tiling_writes_are_refused(tiled_copy):
+    index = tiled_copy / "train/instances_tiled.json"
+    coco = json.loads(index.read_text())
+    coco["categories"].append({"id": "x", "name": "odd"})
+    index.write_text(json.dumps(coco))
+    with pytest.raises(UserError, match="not whole numbers"):
+        Tiles(tiled_copy / "train")
 
 
 def test_scenes_that_were_never_tiled(tmp_path):

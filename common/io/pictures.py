@@ -94,7 +94,8 @@ def outline(
 class Sheet:
     """A contact sheet of some scored tiles, a row of image, truth and prediction for each.
 
-    The tiles are spread evenly over those that show an aircraft; nobody selects them.
+    The tiles are spread evenly over those that show an aircraft, or over all if none does; nobody
+    selects them.
 
     Args:
         batches: For each batch that will be scored, the places of its tiles in the set.
@@ -105,12 +106,8 @@ class Sheet:
     def __init__(
         self, batches: list[list[int]], shows_aircraft: Callable[[int], bool], count: int = 4
     ) -> None:
-        candidates = [
-            (number, row)
-            for number, tiles in enumerate(batches)
-            for row, tile in enumerate(tiles)
-            if shows_aircraft(tile)
-        ]
+        places = [(n, row) for n, tiles in enumerate(batches) for row in range(len(tiles))]
+        candidates = [(n, row) for n, row in places if shows_aircraft(batches[n][row])] or places
         count = min(count, len(candidates))
         self._chosen = [candidates[k * len(candidates) // count] for k in range(count)]
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
