@@ -28,7 +28,7 @@ class UserError(Exception):
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its code; a `UserError` is printed as one sentence, exit code 2.
 
-    An `OSError` with a code in `OF_THE_DISK` is printed in the same way.
+    An `OSError` with a code in `OF_THE_DISK` is printed in the same way. Ctrl-C ends with 130.
     """
     keep_freed_memory()
     try:
@@ -39,6 +39,9 @@ def run(main: Callable[[], int | None]) -> None:
         if error.errno not in OF_THE_DISK:
             raise
         sys.exit(_complain(f"{error.strerror}: {error.filename or 'while writing'}."))
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        sys.exit(130)
 
 
 def keep_freed_memory() -> None:

@@ -24,8 +24,8 @@ from common import graphs
 from common.cli import UserError
 from common.run import heartbeat
 
-# What a scheduler sends before it ends a run: all processes then save and exit.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# What a scheduler sends before it ends a run, and Ctrl-C: all processes then save and exit.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def fit(
 
     Raises:
         UserError: The processes disagree about data or steps, or too many losses are not finite.
-        SystemExit: With code 75, after SIGTERM or SIGUSR1; the run has been saved.
+        SystemExit: With code 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C; the run has been saved.
     """
     process, batches, total_steps = session.process, session.batches, session.total_steps
     resume.restore(run, session.saved, process)
@@ -105,7 +105,8 @@ def fit(
                 if ended:
                     name = signal.Signals(ended).name
                     process.print(f"{name}: saved step {run.step}; --resume continues from it.")
-                    raise SystemExit(signals.REQUEUE)
+                    interrupted = ended == signal.SIGINT
+                    raise SystemExit(signals.INTERRUPTED if interrupted else signals.REQUEUE)
                 if due():
                     validate()
                     watch.restart()

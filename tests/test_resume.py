@@ -5,13 +5,15 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import training, wait_for
+from helpers.commands import PATIENCE, ROOT, training, wait_for
 from helpers.networks import run_of
 from torch import nn
 from torch.utils.data import get_worker_info
@@ -77,6 +79,51 @@ def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(tiled, tmp_path, model)
     assert "SIGUSR1: saved step" in log.read_text()
     assert "not bit-exact" not in log.read_text()
     assert kills.outcome(tmp_path / "cut") == kills.outcome(tmp_path / "whole")
+
+
+def interrupted_twice():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with signals.Watch(ALONE, None):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(600)
+
+
+def test_ctrl_c_saves(tiled, tmp_path):
+    """A terminal sends it to all processes, also to those that load."""
+    words = ["--max-steps", 9999, "--save-every", 0, "--eval-freq", 9999, "-j", 1]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "unet/train.py", *training(tiled, tmp_path / "run", *words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A background job, perhaps these tests, ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    wait_for(lambda: lines(tmp_path / "run") >= 1 or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors.count("\n")) == (signals.INTERRUPTED, 2), errors
+    assert "saving after this step" in errors
+    assert checkpoint.load(tmp_path / "run/checkpoint.pth")["step"] >= 1
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
+    child = children.start(interrupted_twice, tmp_path / "log")
+    assert children.end(child) == signals.INTERRUPTED
+    assert (tmp_path / "log").read_text().count("Ctrl-C again ends") == 1
+
+
+def test_ctrl_c_before_the_first_step_is_a_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        run(interrupted)
+    assert end.value.code == signals.INTERRUPTED
+    assert capsys.readouterr().err == "stopped.\n"
 
 
 def test_a_run_that_is_ended_while_it_is_scored_is_scored_when_it_goes_on(

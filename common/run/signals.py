@@ -4,6 +4,7 @@ The flags of a step are sent while the next step computes, so no process waits f
 takes effect at the end of the step after the one in which it arrived.
 """
 
+import os
 import signal
 import time
 from types import FrameType, TracebackType
@@ -15,10 +16,13 @@ import torch.distributed as dist
 from common.distributed import SIGNALS, Process
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the run again with --resume
+INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 
 class Watch:
-    """While it is entered, `agreed` reports SIGTERM and SIGUSR1.
+    """While it is entered, `agreed` reports SIGTERM, SIGUSR1 and Ctrl-C.
+
+    A second Ctrl-C ends the process at once; a file that is being written is then left as it was.
 
     Args:
         process: This process.
@@ -31,12 +35,16 @@ class Watch:
         self.count: float
         self.unit, self.count = save_every or ("steps", 0)
         self.signal = 0
+        self.interrupted = float("inf")
         self.saved = time.monotonic()
         self.pending: tuple[Any, torch.Tensor] | None = None
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Watch":
-        self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        for number in SIGNALS:
+            # A shell starts background jobs with Ctrl-C ignored.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -51,6 +59,13 @@ class Watch:
             self.pending[0].wait()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            # torchrun may pass on a Ctrl-C that the terminal has sent to all processes already.
+            if time.monotonic() - self.interrupted > 1:
+                os._exit(INTERRUPTED)
+            self.interrupted = min(self.interrupted, time.monotonic())
+            if self.process.is_main:  # a handler must not use the buffers of print
+                os.write(2, b"\nsaving after this step; Ctrl-C again ends the run at once\n")
         self.signal = number
 
     def agreed(self, step: int) -> tuple[int, bool]:
