@@ -53,7 +53,7 @@ def fit(
         SystemExit: With code 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C; the run has been saved.
     """
     process, batches, total_steps = session.process, session.batches, session.total_steps
-    resume.restore(run, session.saved, process)
+    resume.restore(run, session.saved, process, total_steps)
     process.print(session.speedups.banner(process, session.args.get("batch_size")))
     check_equal(
         process,

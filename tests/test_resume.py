@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers.commands import PATIENCE, ROOT, training, wait_for
 from helpers.networks import run_of
+from helpers.scenes import tree
 from torch import nn
 from torch.utils.data import get_worker_info
 from torture import checkpoints, children, kills
@@ -185,6 +186,18 @@ def test_other_settings_go_on_and_say_so(tiled, trained, tmp_path, capsys):
     assert checkpoint.load(folder / "checkpoint.pth")["step"] == 9
 
 
+@pytest.mark.parametrize("words", [(), ("--max-steps", 5), ("--lr", 1e-4)])
+def test_a_run_that_has_ended_says_so_when_it_is_resumed(tiled, trained, tmp_path, capsys, words):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    before = tree(folder)
+    train.main(training(tiled, folder, "--max-steps", 8, *words, "--resume"))
+    steps = words[1] if words[:1] == ("--max-steps",) else 8
+    said = capsys.readouterr().out
+    assert f"all {steps} steps are done: the checkpoint is at step 8; to train more, give" in said
+    assert "continuing" not in said
+    assert tree(folder) | {".lock": b""} == before | {".lock": b""}
+
+
 @pytest.mark.parametrize(
     "key",
     ["optimizer", "lr_scheduler", "epoch", "step", "seen", "best", "scores", "ranks", "settings"],
@@ -198,7 +211,7 @@ def test_odd_values_in_a_checkpoint_are_answered_by_one_sentence(
     begun = []
 
     def fit(session, run, *_):
-        resume.restore(run, session.saved, session.process)
+        resume.restore(run, session.saved, session.process, session.total_steps)
         begun.append(run)
 
     monkeypatch.setattr(train, "fit", fit)

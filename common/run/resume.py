@@ -87,8 +87,12 @@ def fingerprint(folder: Path) -> str:
     return sha.hexdigest()
 
 
-def restore(run: checkpoint.Run, saved: dict[str, Any] | None, process: Process) -> None:
+def restore(
+    run: checkpoint.Run, saved: dict[str, Any] | None, process: Process, total_steps: int
+) -> None:
     """Continue `run` from what `find` returned; print the step, and whether it is bit-exact.
+
+    If all of `total_steps` are done, that is what is printed.
 
     Raises:
         UserError: It does not fit, or another number of processes would change the global batch.
@@ -110,6 +114,12 @@ def restore(run: checkpoint.Run, saved: dict[str, Any] | None, process: Process)
     run.restore(saved, process)
     if "training tiles" in changed or "seed" in changed:
         run.seen = 0  # the current epoch had another order
+    if run.step >= total_steps:
+        process.print(
+            f"all {total_steps} steps are done: the checkpoint is at step {run.step}; to train "
+            "more, give a larger --epochs or --max-steps."
+        )
+        return
     message = f"continuing at step {run.step}, {run.seen} tiles into epoch {run.epoch}"
     differences = [_difference(name, before.get(name), now[name]) for name in changed]
     if differences:
