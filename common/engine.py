@@ -80,7 +80,7 @@ def fit(
             log.write(step=run.step, epoch=run.epoch, **run.scores)
             process.print(f"step {run.step}: {describe(run.scores)}")
         selected = run.scores.get(select, -1.0)
-        unscored = not run.scores and run.step >= total_steps
+        unscored = select not in run.scores and run.step >= total_steps
         better = torch.tensor(selected > run.best or unscored)
         run.best = max(selected, run.best)
         better = gather(process, better)[0]  # only rank 0 may know the scores

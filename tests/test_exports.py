@@ -1,12 +1,15 @@
 """Other people's COCO files: what they have works, or is answered in a sentence."""
 
+import importlib
 import json
 import re
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 from helpers import exports
+from helpers.commands import training
 from helpers.exports import POLYGON, RUNS, SIDE, annotation, image, picture, write
 from helpers.scenes import read_png, read_tiles, tree
 from hypothesis import given, settings
@@ -360,3 +363,25 @@ def test_a_line_accounts_for_a_messy_export(tmp_path, capsys):
     assert "1 with iscrowd 1" in line
     assert "1 of images that are not listed" in line
     assert "1 of categories that are not listed" in line
+
+
+@pytest.mark.parametrize("model", ["unet", "mask"])
+def test_a_validation_without_aircraft_counts_false_alarms(tmp_path, capsys, model):
+    assert tile(*exports.cvat(tmp_path / "a"), out=tmp_path / "out") == 0
+    picture(tmp_path / "b/images/sea.png", aircraft=40)
+    file = write(tmp_path / "b/b.json", [image(name="sea.png")], [])
+    more = ("--as", "val", "--negatives", 100)
+    assert tile(tmp_path / "b/images", file, *more, out=tmp_path / "out") == 0
+    train = importlib.import_module(f"{model}.train").main
+    words = partial(training, tmp_path / "out", tmp_path / "run", "-b", 1, model=model)
+    train(words("--max-steps", 1))
+    train(words("--test-only", "val", "--resume", tmp_path / "run/model_best.pth"))
+    scores = json.loads((tmp_path / "run/val_scores.json").read_text())
+    assert (tmp_path / "run/val_sheet.jpg").is_file()
+    if model == "mask":
+        assert scores.keys() == {"false_alarms_per_tile"}
+        found = json.loads((tmp_path / "run/val_predictions.json").read_text())
+        assert scores["false_alarms_per_tile"] == sum(one["score"] >= 0.5 for one in found)
+    else:
+        assert scores.get("IoU.aircraft", 0) == 0
+        assert ("IoU.aircraft" in scores) == (scores["pixel_accuracy"] < 1)
