@@ -213,8 +213,8 @@ def scoring_split(root: Path, split: str, classes: list[str]) -> Tiles:
     if len(tiles.classes) != 2 or len(classes) != 2:
         raise UserError(
             f"{str(tiles.folder)!r} has the classes {tiles.classes[1:]} and the checkpoint has "
-            f"{classes[1:]}; tile it with the same --attribute (preprocess.py), or with --rename "
-            "OLD=NEW (coco.py)."
+            f"{classes[1:]}; tile it with the same --attribute (preprocess.py), or beside the "
+            f"training tiles with --as {split} and --rename OLD=NEW (coco.py)."
         )
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"{tiles.classes[1]!r} of {str(tiles.folder)!r} is scored as {classes[1]!r}")

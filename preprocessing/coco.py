@@ -162,6 +162,7 @@ def _parser() -> Parser:
     )
     add(
         "--rename",
+        action="extend",
         nargs="+",
         type=_renamed,
         metavar="OLD=NEW",

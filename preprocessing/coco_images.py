@@ -1,5 +1,6 @@
 """The images of a COCO file as the tiling sees them, and the classes of their outlines."""
 
+import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -176,7 +177,7 @@ def read_dataset(
         inside = _relative(name, path, folder, prefix)
         images[name] = CocoImage(
             folder / inside,
-            _stem(inside, path),
+            _stem(inside),
             (entry["width"], entry["height"]) if entry["width"] else None,
             outlined[entry["id"]],
             categories,
@@ -213,6 +214,11 @@ def _classes(data: dict[str, Any], path: Path, rename: Mapping[str, str]) -> lis
     merge_classes(data)
     if not names:
         raise UserError(f"{str(path)!r} lists no category.")
+    if "ground" in names:
+        raise UserError(
+            f"{str(path)!r} has a category 'ground', the name of all that has no outline; add "
+            "--rename ground=NEW."
+        )
     if len(names) >= IGNORE:
         raise UserError(
             f"{str(path)!r} has {len(names)} categories and a mask holds at most {IGNORE - 1}; "
@@ -243,11 +249,10 @@ def _relative(name: str, path: Path, folder: Path, prefix: str) -> PurePosixPath
     return PurePosixPath(*parts)
 
 
-def _stem(inside: PurePosixPath, path: Path) -> str:
-    """The name of an image without suffix, its folders joined by `_`."""
+def _stem(inside: PurePosixPath) -> str:
+    """The name of an image without suffix, its folders joined by `_`; a long one is shortened."""
     stem = "_".join(inside.with_suffix("").parts)
-    if len(stem.encode()) > MAX_STEM:
-        raise UserError(
-            f"{str(path)!r} has an image name of over {MAX_STEM} bytes: {str(inside)[:99]!r}."
-        )
-    return stem
+    if len(stem.encode()) <= MAX_STEM:
+        return stem
+    end = "_" + hashlib.sha256(stem.encode()).hexdigest()[:12]
+    return stem.encode()[: MAX_STEM - len(end)].decode(errors="ignore") + end

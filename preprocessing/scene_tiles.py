@@ -117,6 +117,8 @@ def _key(source: Source, settings: Settings) -> str:
             stat = path.stat()
         except FileNotFoundError:
             raise UserError(f"{str(path)!r} is missing.") from None
+        except OSError as error:  # such as a name that is too long
+            raise UserError(f"cannot read {str(path)!r}: {error.strerror}.") from None
         digest.update(f"{stat.st_size} {stat.st_mtime_ns} {path.name}".encode())
     return digest.hexdigest()
 

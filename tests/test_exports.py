@@ -217,6 +217,13 @@ def test_a_folder_in_the_folder_that_has_its_name(tmp_path):
     assert {e["scene"] for e in read_tiles(tmp_path / "out/train")[0]["images"]} == {"images_a"}
 
 
+def test_an_output_that_is_a_file_is_a_sentence(tmp_path):
+    words = simple(tmp_path, [annotation()])
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="a file is there"):
+        tile(*words, out=tmp_path / "out")
+
+
 def test_boxes_alone_are_refused_for_training(tmp_path):
     for nothing in ({"segmentation": []}, {"segmentation": None}):
         words = simple(tmp_path, [annotation(**nothing), annotation(2, **nothing)])
@@ -243,7 +250,7 @@ def test_renamed_categories(tmp_path):
         annotation(2, category=2, segmentation=[[70, 70, 99, 70, 99, 99]]),
     ]
     words = simple(tmp_path, annotations, categories=categories("airplane", "car", "jet=fast"))
-    rename = ["--rename", "airplane=aircraft", "jet=fast=aircraft"]
+    rename = ["--rename", "airplane=aircraft", "--rename", "jet=fast=aircraft"]
     assert tile(*words, *rename, out=tmp_path / "out") == 0
     coco = read_tiles(tmp_path / "out/train")[0]
     assert [c["name"] for c in coco["categories"]] == ["aircraft", "car"]
@@ -262,6 +269,25 @@ def test_more_classes_than_a_mask_holds_are_answered_with_an_option_of_this_comm
         tile(*words, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert tile(*words, "--rename", "254=0", out=tmp_path / "out") == 0
+
+
+def test_a_category_that_is_called_as_the_rest_is_refused(tmp_path):
+    """Of two classes of one name, one score would overwrite the other."""
+    words = simple(tmp_path, [annotation(category=0)], categories=categories("ground"))
+    with pytest.raises(UserError, match=r"--rename ground=NEW"):
+        tile(*words, out=tmp_path / "out")
+    assert tile(*words, "--rename", "ground=field", out=tmp_path / "out") == 0
+
+
+def test_long_names_cost_nothing_or_only_themselves(tmp_path, capsys):
+    names = [f"{'ä' * 60}/{'b' * 120}{n}.png" for n in (1, 2)]
+    for name in names:
+        picture(tmp_path / "images" / name)
+    images = [image(n, name) for n, name in enumerate([*names, "c" * 300 + ".png"], start=1)]
+    file = write(tmp_path / "a.json", images, [annotation(n, n) for n in (1, 2, 3)])
+    assert tile(tmp_path / "images", file, "--skip-bad", out=tmp_path / "out") == 0
+    assert "File name too long" in capsys.readouterr().err
+    assert len({e["scene"] for e in read_tiles(tmp_path / "out/train")[0]["images"]}) == 2
 
 
 def test_a_file_for_each_split_makes_one_data_set(tmp_path):

@@ -44,7 +44,7 @@ class Pngs:
             if image.name not in images or mask.name not in masks:
                 raise UserError(
                     f"{str(image if image.name not in images else mask)!r} is listed in "
-                    "instances_tiled.json but is missing; make the tiles again with preprocess.py."
+                    "instances_tiled.json but is missing; make the tiles again."
                 )
 
 
@@ -105,8 +105,8 @@ class Packed:
 
     def _error(self, name: str, what: str) -> UserError:
         return UserError(
-            f"{str(self.folder / name)!r} {what}; preprocess again with --pack, or delete {INDEX} "
-            "to read the PNGs."
+            f"{str(self.folder / name)!r} {what}; make the tiles again with --pack, or delete "
+            f"{INDEX} to read the PNGs."
         )
 
 
@@ -148,8 +148,7 @@ def read_tile(folder: Path, name: str, aircraft: int, image: np.ndarray, ids: np
     # Adding one wraps the ignore value to 0, so that one pass finds the largest id.
     if int((mask + mask.dtype.type(1)).max()) > aircraft + 1:
         raise UserError(
-            f"{str(mask_path)!r} holds values above its {aircraft} aircraft; make the tiles again "
-            "with preprocess.py."
+            f"{str(mask_path)!r} holds values above its {aircraft} aircraft; make the tiles again."
         )
     ids[...] = mask
     if ids.itemsize > mask.itemsize:
