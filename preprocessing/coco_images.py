@@ -202,6 +202,8 @@ def _classes(data: dict[str, Any], path: Path, rename: Mapping[str, str]) -> lis
     """
     categories = data["categories"]
     known = [c["name"] for c in categories]
+    if len(known) < len(data["category_of"]):
+        print(f"{str(path)!r} has categories of the same name; they are one class")
     if unknown := [name for name in rename if name not in known]:
         raise UserError(f"--rename: {unknown[0]!r} is not in {str(path)!r}, which has {known}.")
     headings = [c.get("supercategory") for c in categories if c["name"] != c.get("supercategory")]

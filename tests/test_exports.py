@@ -235,12 +235,13 @@ def categories(*names):
     return [{"id": n, "name": name} for n, name in enumerate(names)]
 
 
-def test_categories_of_one_name_are_one_class(tmp_path):
+def test_categories_of_one_name_are_one_class(tmp_path, capsys):
     annotations = [annotation(n, category=n % 2) for n in range(4)]
     words = simple(tmp_path, annotations, categories=categories("aircraft", "aircraft"))
     assert tile(*words, out=tmp_path / "out") == 0
     coco = read_tiles(tmp_path / "out/train")[0]
     assert coco["categories"] == [{"id": 1, "name": "aircraft"}]
+    assert "of the same name; they are one class" in capsys.readouterr().out
     assert {a["category_id"] for a in coco["annotations"]} == {1}
 
 
