@@ -1,4 +1,4 @@
-"""Count what makes a training step wait for the device, and where.
+"""Count what makes a training step, and a prediction, wait for the device, and where.
 
     python benchmarks/syncs.py
     python benchmarks/syncs.py --models fcn --grad-accum 2
@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.synthetic import noise_tiles, training_step
+from common.augment import normalise
 from common.cli import Parser, positive, run
 from common.distributed import Process
 from common.speedups import Speedups
@@ -48,6 +49,8 @@ SYNCS = {
 }
 # Calls that make a tensor from Python numbers: on a GPU a copy that the CPU waits for.
 CONSTANTS = {torch.tensor: "torch.tensor", torch.as_tensor: "torch.as_tensor"}
+# Calls that copy a tensor from the device and wait for it.
+READS = {Tensor.tolist: "Tensor.tolist", Tensor.cpu: "Tensor.cpu", Tensor.numpy: "Tensor.numpy"}
 
 
 class SyncCensus(TorchDispatchMode):
@@ -66,8 +69,8 @@ class SyncCensus(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class ConstantCensus(TorchFunctionMode):
-    """Counts, while active, the constants that are made; adds them to `found`."""
+class CopyCensus(TorchFunctionMode):
+    """Counts, while active, constants that are made and results that are read, into `found`."""
 
     def __init__(self, found: Counter[tuple[str, str]]) -> None:
         super().__init__()
@@ -78,6 +81,8 @@ class ConstantCensus(TorchFunctionMode):
     ) -> Any:
         if func in CONSTANTS and not isinstance(args[0], Tensor):
             self.found[CONSTANTS[func], _caller()] += 1
+        if func in READS:
+            self.found[READS[func], _caller()] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -104,9 +109,15 @@ def _caller() -> str:
 
 def census(step: Callable[[], Any]) -> Counter[tuple[str, str]]:
     """The syncs of `step()`: (operator, file:line) → count."""
-    with SyncCensus() as mode, ConstantCensus(mode.found):
+    with SyncCensus() as mode, CopyCensus(mode.found):
         step()
     return mode.found
+
+
+def show(name: str, part: str, syncs: Counter[tuple[str, str]]) -> None:
+    print(f"{name}: {syncs.total()} syncs in {part}")
+    for (operator, line), count in syncs.most_common():
+        print(f"  {count:5} {operator}  {line}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -120,13 +131,13 @@ def main(argv: list[str] | None = None) -> None:
     speedups = Speedups(amp_dtype=dtypes[args.amp_dtype], grad_accum=args.grad_accum)
     process = Process(0, 1, torch.device("cpu"))
     for name in args.models:
-        _, step = training_step(name, process, speedups, 64, clip_grad_norm=args.clip_grad_norm)
+        model, step = training_step(name, process, speedups, 64, clip_grad_norm=args.clip_grad_norm)
         batch = noise_tiles(2 * args.grad_accum, 96, process.device)
         step(batch)  # the first step makes constants and the optimizer's state
-        syncs = census(partial(step, batch))
-        print(f"{name}: {syncs.total()} syncs in a step")
-        for (operator, line), count in syncs.most_common():
-            print(f"  {count:5} {operator}  {line}")
+        show(name, "a step", census(partial(step, batch)))
+        predict = partial(MODELS[name].module.predict, model.eval(), normalise(batch.images))
+        with torch.inference_mode():
+            show(name, "a prediction", census(predict))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ that came from Python (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from common.cli import UserError
 
@@ -98,13 +99,14 @@ class Graphed:
         self, function: Callable[..., Tensor], graph: Graph, warmup: int = WARMUP_STEPS
     ) -> None:
         self.function, self.graph, self.warmup = function, graph, warmup
-        self._inputs: tuple[Tensor, ...] = ()
+        self._inputs: list[Tensor] = []
         self._output: Tensor | None = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Any) -> Tensor:
+        tensors, form = tree_flatten(inputs)  # also of tuples of tensors, as some targets are
         if not self._inputs:
-            self._inputs = tuple(torch.empty_like(tensor) for tensor in inputs)
-        for static, given in zip(self._inputs, inputs, strict=True):
+            self._inputs = [torch.empty_like(tensor) for tensor in tensors]
+        for static, given in zip(self._inputs, tensors, strict=True):
             if static.shape != given.shape or static.dtype != given.dtype:
                 raise UserError(
                     f"the CUDA graph was captured for {_name(static)} and was given "
@@ -114,36 +116,15 @@ class Graphed:
             # 42 MB, read and written in about 40 microseconds at an A100's 2 TB/s. If the loader
             # copied to here, it would have to wait until the graph is done with the last batch.
             static.copy_(given)
+        own = tree_unflatten(self._inputs, form)
         if self.warmup > 0:
             self.warmup -= 1
-            return self.function(*self._inputs)
+            return self.function(*own)
         if self._output is None:
-            self._output = self.graph.capture(lambda: self.function(*self._inputs))
+            self._output = self.graph.capture(lambda: self.function(*own))
         self.graph.replay()
         return self._output
 
 
 def _name(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def capture_part(
-    part: nn.Module, model: nn.Module, images: Tensor, autocast: torch.autocast
-) -> None:
-    """Capture the forward and the backward pass of `part`, a module of `model`, in place.
-
-    For a model whose other parts have shapes that depend on the data. A captured part gives DDP all
-    its gradients at once, so their all-reduce no longer overlaps with its backward pass. Evaluation
-    runs without the graph: `make_graphed_callables` replays only in training mode.
-
-    Args:
-        part: In training mode, on the device.
-        model: Its buffers are restored after the warm-up, which runs on zeros.
-        images: An example of the input of every forward pass in training.
-        autocast: Without its cache of casts, because the graph would not refresh the cached casts.
-    """
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with autocast:
-        torch.cuda.make_graphed_callables(part, (images,), capture_error_mode="thread_local")
-    for name, buffer in model.named_buffers():
-        buffer.copy_(before[name])

@@ -17,6 +17,7 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from common import graphs
 from common.distributed import Process
@@ -41,10 +42,8 @@ class Speedups:
     def layout(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def autocast(self, device: torch.device, cache_enabled: bool = True) -> torch.autocast:
-        return torch.autocast(
-            device.type, self.amp_dtype, self.amp_dtype is not None, cache_enabled
-        )
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.amp_dtype, self.amp_dtype is not None)
 
     def scaler(self, device: torch.device) -> GradScaler:
         """fp16 has five exponent bits and loses small gradients unscaled; bf16 has fp32's range."""
@@ -86,12 +85,11 @@ class Objective(nn.Module):
 
     DDP wraps it and torch.compile compiles it. So the loss, which reads every pixel's logits in
     float32, is fused like the rest, and DDP has one scalar to watch instead of a dict of maps.
-    `static` says whether all of its shapes are the same in every step.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: Callable[..., Tensor], static: bool) -> None:
+    def __init__(self, model: nn.Module, loss_fn: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.model, self.loss_fn, self.static = model, loss_fn, static
+        self.model, self.loss_fn = model, loss_fn
 
     def forward(self, images: Tensor, targets: Any) -> Tensor:
         return self.loss_fn(self.model, images, targets)
@@ -102,7 +100,6 @@ def place(
     loss_fn: Callable[..., Tensor],
     process: Process,
     speedups: Speedups,
-    static_part: tuple[nn.Module, tuple[int, ...]] | None = None,
 ) -> nn.Module:
     """Move `model` to its device and layout; compile it with its loss; wrap both into DDP.
 
@@ -112,8 +109,6 @@ def place(
 
     Args:
         loss_fn: (model, images, targets) → scalar.
-        static_part: For a model with shapes that depend on the data: its part without such shapes,
-            and the shape of that part's input. Only this part is compiled, and captured here.
 
     Returns:
         (images, targets) → loss, an `Objective` or DDP around one.
@@ -126,15 +121,10 @@ def place(
     if speedups.sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place; the names stay
     model = model.to(device).to(memory_format=speedups.layout)
-    objective = Objective(model, loss_fn, static=static_part is None)
+    objective = Objective(model, loss_fn)
     if speedups.compile:
         # In place, so that no wrapper changes the names. One shape, so not dynamic.
-        (static_part[0] if static_part else objective).compile(fullgraph=True, dynamic=False)
-    if speedups.cuda_graphs and static_part:
-        part, shape = static_part
-        images = torch.zeros(shape, device=device).contiguous(memory_format=speedups.layout)
-        autocast = speedups.autocast(device, cache_enabled=False)
-        graphs.capture_part(part, model.train(), images, autocast)
+        objective.compile(fullgraph=True, dynamic=False)
     if process.world_size == 1:
         return objective
     ddp = DistributedDataParallel(
@@ -171,10 +161,10 @@ def make_step(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def split(values: Any) -> Any:
-        if isinstance(values, Tensor):
-            return values.chunk(parts)
-        size = len(values) // parts  # a list with a target for each image
-        return [values[i : i + size] for i in range(0, len(values), size)]
+        """Equal parts of a tensor, or of each tensor in a tuple."""
+        tensors, form = tree_flatten(values)
+        cut = zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)
+        return [tree_unflatten(part, form) for part in cut]
 
     def whole_step(images: Tensor, targets: Any) -> Tensor:
         optimizer.zero_grad()  # to None: the first part's gradients are then not added to zeros
@@ -206,7 +196,7 @@ def make_step(
         return total
 
     run_step: Callable[..., Tensor] = whole_step
-    if speedups.cuda_graphs and _bare(objective).static:
+    if speedups.cuda_graphs:
         _make_capturable(optimizer, device)
         run_step = graphs.Graphed(whole_step, graphs.CudaGraph())
 
@@ -216,11 +206,6 @@ def make_step(
         return loss
 
     return step
-
-
-def _bare(objective: nn.Module) -> Objective:
-    """The `Objective`, without DDP around it."""
-    return objective.module if isinstance(objective, DistributedDataParallel) else objective  # type: ignore[return-value]
 
 
 def _reduced_after(last: bool, objective: nn.Module) -> AbstractContextManager[None]:

@@ -10,15 +10,15 @@ from torch.utils.data import DataLoader
 
 from common.augment import normalise
 from common.cli import progress
-from common.data import Batch, Tiles
+from common.data import Tiles
 from common.distributed import Process
 from common.io.pictures import Sheet
+from common.io.tiles import IGNORE
 from common.loader import prefetch
 from common.predict import score
 from common.speedups import Speedups
 from mask import coco
 from mask.model import NAME, from_checkpoint, predict
-from mask.targets import instance_targets
 
 
 @torch.inference_mode()
@@ -50,9 +50,10 @@ def evaluate(
             predictions = predict(model, images)
         own += coco.results(predictions, batch.tile.tolist(), tiles)
         for i in sheet.chosen(number) if process.is_main else []:
-            (truth,) = instance_targets(Batch(*(tensor[i : i + 1] for tensor in batch)))
+            truth = torch.where(batch.ids[i] == tiles.ignore, 0, batch.ids[i] % IGNORE)
             shown = predictions[i]["masks"][predictions[i]["scores"] > 0.5]
-            sheet.add(batch.images[i].cpu().numpy(), _numbered(truth["masks"]), _numbered(shown))
+            image, truth = batch.images[i].cpu(), truth.to(torch.uint8).cpu()
+            sheet.add(image.numpy(), truth.numpy(), _numbered(shown))
         bar.update()
     bar.close()
     model.train(was_training)

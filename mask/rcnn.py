@@ -1,245 +1,191 @@
-"""The parts of Mask R-CNN that differ from torchvision's; model.py says why."""
+"""Mask R-CNN (He et al. 2017) for images of one size, in fixed shapes from the pixels to the loss.
+
+Read `forward` first; it follows the paper. All images of a batch take every step at once. Each step
+has a fixed number of boxes per image and marks those that do not exist, so nothing depends on what
+is found: training never waits for the device, and can be captured, compiled and exported as a
+whole. The mathematics is torchvision's, to which the tests compare it. What is different:
+
+- images are one batch of one size and already normalised;
+- boxes that lie on ignored ground are neither positive nor negative;
+- a hash of the image's key chooses the boxes to train on, as for all chance in `common/augment.py`;
+- the mask head trains on a fixed number of positives per image, and not on all;
+- boxes are coded and losses computed in float32, also with AMP;
+- each image's losses depend on that image alone (`mask/losses.py`).
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.models.detection import _utils as utils
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import (
-    RegionProposalNetwork,
-    concat_box_prediction_layers,
-)
-from torchvision.ops import batched_nms
-from torchvision.ops.boxes import clip_boxes_to_image
 
-from common.augment import uniform
+from mask.align import Pyramid
+from mask.boxes import (
+    ANCHOR_WEIGHTS,
+    BOX_WEIGHTS,
+    SAME_AIRCRAFT,
+    SAME_PROPOSAL,
+    Detections,
+    Proposals,
+    as_rois,
+    clip,
+    decode,
+    precise,
+    stand_ins,
+    suppress,
+    taken,
+    wide,
+)
+from mask.losses import Samples, box_losses, choose, mask_loss, rpn_losses
 from mask.targets import Targets
 
+LEAST_SCORE, DETECTIONS = 0.05, 100  # per image
 
-class Dense(nn.Module):
-    """Backbone, FPN and RPN head: everything whose shapes depend only on the input's shape.
 
-    Returns a flat tuple of 15 tensors, as a CUDA graph returns them: features [B,256,h,w],
-    objectness [B,A,h,w] and box deltas [B,4A,h,w] of each of the five levels.
+class MaskRCNN(nn.Module):
+    """Images float [B,3,H,W], normalised → five losses; in eval mode detections and their masks.
+
+    Args:
+        backbone: → a dict of five levels of features, the finest first, as torchvision's FPN.
+        rpn_head, box_head, box_predictor, mask_head, mask_predictor: As torchvision's.
+        cells: For each level the anchors around the point 0, 0: x1, y1, x2, y2 in pixels.
+        proposals: Boxes per image that the RPN proposes; the heads train on half as many.
+        mask_rois: Positives per image that the mask head trains on.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    cells: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        rpn_head: nn.Module,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        mask_head: nn.Module,
+        mask_predictor: nn.Module,
+        cells: list[list[list[int]]],
+        proposals: int,
+        mask_rois: int,
+    ) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        # Two groups, because so the parameters' names begin in all checkpoints.
+        self.dense = nn.ModuleDict({"backbone": backbone, "head": rpn_head})
+        self.roi_heads = nn.ModuleDict(
+            {
+                "box_head": box_head,
+                "box_predictor": box_predictor,
+                "mask_head": mask_head,
+                "mask_predictor": mask_predictor,
+            }
+        )
+        # Integers: what averages or saves BatchNorm's statistics looks for floats.
+        self.register_buffer("cells", torch.tensor(cells), persistent=False)
+        self.proposals = proposals
+        self.samples = max(1, proposals // 2)
+        self.positives = max(1, self.samples // 4)
+        self.mask_rois = min(mask_rois, self.positives)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features = list(self.backbone(images).values())
-        objectness, deltas = self.head(features)
-        return (*features, *objectness, *deltas)
-
-
-class Anchors(AnchorGenerator):
-    """Made once for each size and kept: they depend on nothing else."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.kept: dict[Any, Tensor] = {}
-
-    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        grids = tuple(tuple(level.shape[-2:]) for level in feature_maps)
-        key = (tuple(image_list.tensors.shape[-2:]), grids, image_list.tensors.device)
-        if key not in self.kept:
-            # Under autocast the maps are bf16, which cannot tell 257 from 256.
-            self.kept[key] = super().forward(
-                ImageList(image_list.tensors, image_list.image_sizes[:1]),
-                [level.float() for level in feature_maps],
-            )[0]
-        return [self.kept[key]] * len(image_list.image_sizes)
-
-
-class Coder(utils.BoxCoder):
-    """Codes boxes in float32, whatever dtype autocast gave its inputs; makes constants once."""
-
-    def __init__(self, weights: tuple[float, float, float, float]) -> None:
-        super().__init__(weights)
-        self.kept: dict[torch.device, Tensor] = {}
-
-    def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
-        device = reference_boxes.device
-        if device not in self.kept:
-            self.kept[device] = torch.tensor(self.weights, device=device)
-        return utils.encode_boxes(reference_boxes.float(), proposals.float(), self.kept[device])
-
-    def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
-        codes = rel_codes.float().unflatten(1, (-1, 4))
-        size = (boxes[:, 2:] - boxes[:, :2])[:, None]
-        centre = boxes[:, None, :2] + 0.5 * size
-        wx, wy, ww, wh = self.weights
-        shift = torch.stack([codes[..., 0] / wx, codes[..., 1] / wy], -1) * size + centre
-        grow = torch.stack([codes[..., 2] / ww, codes[..., 3] / wh], -1)
-        half = 0.5 * (torch.exp(grow.clamp(max=self.bbox_xform_clip)) * size)
-        return torch.cat([shift - half, shift + half], -1).flatten(1)
-
-
-class Sampler:
-    """Chooses by hash which anchors or proposals of an image to train on; torchvision's draws them.
-
-    Args:
-        count: The number per image, positive and negative together.
-        share: The largest share of positives.
-        salt: Part of the hash, so that each sampler has its own choice.
-    """
-
-    def __init__(self, count: int, share: float, salt: int) -> None:
-        self.count, self.positives, self.salt = count, int(count * share), salt
-        self.keys: list[Tensor] = []
-        self.taken: tuple[Tensor, Tensor] = ()  # type: ignore[assignment]  # all, positive
-
-    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Labels [N] (>= 1 positive, 0 negative, -1 neither) → the two choices, masks uint8 [N]."""
-        chosen = [self._choose(*pair) for pair in zip(labels, self.keys, strict=True)]
-        positive, negative = [p for p, _ in chosen], [n for _, n in chosen]
-        positives = torch.cat(positive).sum()
-        self.taken = positives + torch.cat(negative).sum(), positives
-        return positive, negative
-
-    def _choose(self, label: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        chance = uniform(key[None], len(label), self.salt, 0)[0]
-        positive = _first(label >= 1, chance, self.positives)
-        # The number of negatives stays on the device.
-        return positive.byte(), _first(label == 0, chance, self.count - positive.sum()).byte()
-
-
-def _first(candidates: Tensor, chance: Tensor, count: Tensor | int) -> Tensor:
-    """The `count` candidates of bool [N] with the lowest `chance`, at most all: bool [N]."""
-    order = torch.where(candidates, chance, 2.0).argsort()
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device)
-    return candidates & (rank < count)
-
-
-class Proposals(RegionProposalNetwork):
-    """torchvision's RPN on outputs of a head that has run already."""
-
-    def forward(  # type: ignore[override]
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        targets: Targets | None,
-        outputs: tuple[Tensor, ...],
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        levels = len(outputs) // 2
-        objectness, deltas = list(outputs[:levels]), list(outputs[levels:])
-        anchors = self.anchor_generator(images, list(features.values()))
-        per_level = [level[0].numel() for level in objectness]
-        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-        objectness, deltas = objectness.float(), deltas.float()
-        boxes = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
-        boxes, _ = self.filter_proposals(boxes, objectness, images.image_sizes, per_level)
+    def forward(self, images: Tensor, targets: Targets | None = None) -> Any:
         if not self.training:
-            return boxes, {}
+            pyramid, found = self.detect(images)
+            masks = self.outline(pyramid, as_rois(found.boxes), found.labels.flatten())
+            return found, masks.unflatten(0, found.labels.shape)
         assert targets is not None
-        labels, matched = self.assign_targets_to_anchors(anchors, targets)
-        coded = self.box_coder.encode(matched, anchors)
-        objectness_loss, box_loss = self.compute_loss(objectness, deltas, labels, coded)
-        return boxes, {"loss_objectness": objectness_loss, "loss_rpn_box_reg": box_loss}
+        pyramid, anchors, objectness, deltas = self.scan(images)
+        proposals = self.propose(anchors, objectness.detach(), deltas.detach(), images)
+        losses = rpn_losses(torch.cat(anchors), objectness, deltas, targets)
 
-    def filter_proposals(
-        self,
-        proposals: Tensor,
-        objectness: Tensor,
-        image_shapes: list[tuple[int, int]],
-        num_anchors_per_level: list[int],
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """The best proposals of each image after NMS within each level, as torchvision's.
+        count = objectness.shape[1]
+        samples = choose(proposals, targets, count, self.samples, self.positives)
+        own = stand_ins(samples.exists.flatten())
+        logits, codes = self.classify(pyramid, as_rois(samples.boxes)[own])
+        losses |= box_losses(logits, codes, samples, targets)
 
-        One sync per image, that of NMS, instead of torchvision's three. No score is below the
-        threshold of 0. Boxes that clipping left too small get the score -1 instead of being
-        removed. (If too few others are left, they stay; no aircraft overlaps them.)
-        """
-        logits = objectness.detach().reshape(len(proposals), -1)
-        best, level, start = [], [], 0
-        for number, count in enumerate(num_anchors_per_level):
-            kept = min(self.pre_nms_top_n(), count)
-            best.append(logits[:, start : start + count].topk(kept, 1).indices + start)
-            level.append(torch.full((kept,), number, device=logits.device))
-            start += count
-        chosen, levels = torch.cat(best, 1), torch.cat(level)
-        scores = logits.gather(1, chosen).sigmoid()
-        boxes = proposals.gather(1, chosen[..., None].expand(-1, -1, 4))
-        boxes = clip_boxes_to_image(boxes, image_shapes[0])
-        real = ((boxes[..., 2:] - boxes[..., :2]) >= self.min_size).all(-1)
-        scores = torch.where(real, scores, -1.0)
-        kept_boxes = []
-        for box, score in zip(boxes, scores, strict=True):
-            kept_boxes.append(
-                box[batched_nms(box, score, levels, self.nms_thresh)[: self.post_nms_top_n()]]
-            )
-        return kept_boxes, []
+        samples = Samples(*(value[:, : self.mask_rois] for value in samples))
+        own = stand_ins((samples.exists & (samples.labels > 0)).flatten())
+        labels = samples.labels.flatten()[own]
+        masks = self.mask_logits(pyramid, as_rois(samples.boxes)[own], labels)
+        return losses | {"loss_mask": mask_loss(masks, own, samples, targets)}
 
-    def assign_targets_to_anchors(
-        self, anchors: list[Tensor], targets: Targets
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        self.fg_bg_sampler.keys = [target["key"] for target in targets]
-        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
-        for label, anchor, target in zip(labels, anchors, targets, strict=True):
-            label.masked_fill_((label == 0) & ignored(anchor, target["ignore"]), -1)
-        return labels, boxes
+    def scan(self, images: Tensor) -> tuple[Pyramid, list[Tensor], Tensor, Tensor]:
+        """Features; anchors [A,4] of each level; their objectness [B,ΣA] and deltas [B,ΣA,4]."""
+        size = _size(images)
+        levels = list(self.dense["backbone"](images).values())
+        scores, codes = self.dense["head"](levels)
+        # In the order of `_grid`: row, column, shape.
+        scores = [score.permute(0, 2, 3, 1).flatten(1) for score in scores]
+        codes = [code.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for code in codes]
+        cells = self.cells.unbind()
+        anchors = [_grid(own, level, size) for own, level in zip(cells, levels, strict=True)]
+        objectness, deltas = precise(torch.cat(scores, 1)), precise(torch.cat(codes, 1))
+        return Pyramid(levels[:4], size), anchors, objectness, deltas
+
+    @torch.no_grad()
+    def propose(
+        self, anchors: list[Tensor], objectness: Tensor, deltas: Tensor, images: Tensor
+    ) -> Proposals:
+        """The best boxes of each image after suppression within each level."""
+        boxes = clip(decode(deltas, torch.cat(anchors), ANCHOR_WEIGHTS), _size(images))
+        tried = 2 * self.proposals if self.training else self.proposals
+        scores, places, start = [], [], 0
+        for level in anchors:
+            part = objectness[:, start : start + len(level)]
+            best, place = part.topk(min(tried, len(level)), 1)
+            place = place + start
+            own = taken(boxes, place)
+            kept = suppress(own, wide(own, 1e-3), SAME_PROPOSAL)
+            scores.append(torch.where(kept, best, -torch.inf))
+            places.append(place)
+            start += len(level)
+        best, rank = torch.cat(scores, 1).topk(min(self.proposals, start), 1)
+        exists = best > -torch.inf
+        anchor = torch.cat(places, 1).gather(1, rank)
+        chosen = torch.where(exists[..., None], taken(boxes, anchor), 0)  # none of them is nan
+        return Proposals(chosen, exists, anchor)
+
+    def classify(self, pyramid: Pyramid, rois: Tensor) -> tuple[Tensor, Tensor]:
+        """For boxes [R,5] the logits of the classes [R,C], and a box's codes for each class."""
+        features = self.roi_heads["box_head"](pyramid.pool(rois, 7))
+        logits, codes = self.roi_heads["box_predictor"](features)
+        return precise(logits), precise(codes).unflatten(1, (-1, 4))
+
+    def mask_logits(self, pyramid: Pyramid, rois: Tensor, labels: Tensor) -> Tensor:
+        """The masks of boxes [R,5] of classes [R]: logits [R,28,28]."""
+        features = self.roi_heads["mask_head"](pyramid.pool(rois, 14))
+        logits = self.roi_heads["mask_predictor"](features)
+        return precise(taken(logits, labels[:, None])[:, 0])
+
+    def detect(self, images: Tensor) -> tuple[Pyramid, Detections]:
+        """The best boxes of each image after suppression within each class."""
+        pyramid, anchors, objectness, deltas = self.scan(images)
+        proposals = self.propose(anchors, objectness, deltas, images)
+        batch, count = proposals.exists.shape
+        logits, codes = self.classify(pyramid, as_rois(proposals.boxes))
+        # [B,C-1,P]: each class without the ground has its own boxes and scores.
+        scores = logits.softmax(1)[:, 1:].unflatten(0, (batch, count)).mT
+        codes = codes[:, 1:].unflatten(0, (batch, count)).transpose(1, 2)
+        boxes = clip(decode(codes, proposals.boxes[:, None], BOX_WEIGHTS), _size(images))
+        fine = (scores > LEAST_SCORE) & wide(boxes, 1e-2) & proposals.exists[:, None]
+        scores, rank = torch.where(fine, scores, 0).flatten(0, 1).sort(1, descending=True)
+        boxes = taken(boxes.flatten(0, 1), rank)
+        kept = suppress(boxes, scores > 0, SAME_AIRCRAFT)
+        scores = torch.where(kept, scores, 0).view(batch, -1)
+        best, place = scores.topk(min(DETECTIONS, scores.shape[1]), 1)
+        boxes = torch.where((best > 0)[..., None], taken(boxes.view(batch, -1, 4), place), 0)
+        return pyramid, Detections(boxes, best, place // count + 1)
+
+    def outline(self, pyramid: Pyramid, rois: Tensor, labels: Tensor) -> Tensor:
+        """The masks of boxes [R,5] of classes [R]: probabilities [R,28,28]."""
+        return self.mask_logits(pyramid, rois, labels).sigmoid()
 
 
-class Heads(RoIHeads):
-    """torchvision's heads, except that proposals on ignored ground are not negatives."""
-
-    def select_training_samples(self, proposals: list[Tensor], targets: Targets) -> Any:
-        self.ignore = [target["ignore"] for target in targets]
-        self.fg_bg_sampler.keys = [target["key"] for target in targets]
-        return super().select_training_samples(proposals, targets)
-
-    def assign_targets_to_proposals(
-        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
-        for label, boxes, ignore in zip(labels, proposals, self.ignore, strict=True):
-            label.masked_fill_((label == 0) & ignored(boxes, ignore), -1)
-        return matched, labels
+def _grid(cells: Tensor, level: Tensor, size: tuple[int, int]) -> Tensor:
+    """The anchors of a level, float32 [h·w·A,4]: `cells` [A,4] around every point of it."""
+    height, width = _size(level)
+    y = torch.arange(height, device=cells.device) * (size[0] // height)
+    x = torch.arange(width, device=cells.device) * (size[1] // width)
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return (torch.stack([x, y, x, y], -1)[:, :, None] + cells).flatten(0, 2).float()
 
 
-def ignored(boxes: Tensor, ignore: Tensor) -> Tensor:
-    """Which boxes [N,4] have over half of their area on pixels of bool [H,W]: bool [N]."""
-    height, width = ignore.shape
-    # Sums of all pixels above and to the left.
-    table = F.pad(ignore.float().cumsum(0).cumsum(1), (1, 0, 1, 0))
-    x1, x2 = (boxes[:, i].round().long().clamp(0, width) for i in (0, 2))
-    y1, y2 = (boxes[:, i].round().long().clamp(0, height) for i in (1, 3))
-    covered = table[y2, x2] - table[y1, x2] - table[y2, x1] + table[y1, x1]
-    return covered > 0.5 * (x2 - x1) * (y2 - y1)
-
-
-def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Paste the masks of boxes into the image they were found in.
-
-    torchvision's function rounds boxes to whole pixels. It also ignores that its RoIAlign, which
-    makes the mask targets and features, puts the centre of pixel i at i, so masks come back half a
-    pixel too far up and left. True masks sent through targets of 28 x 28 keep an IoU of 0.90 with
-    torchvision's and of 0.96 with this function (median over aircraft of 67 pixels).
-
-    Args:
-        masks: Probabilities, float [N,M,M].
-        boxes: float32 [N,4], x1, y1, x2, y2.
-        size: Height and width of the image.
-
-    Returns:
-        bool [N,height,width]: where the probability, interpolated linearly, is above a half.
-    """
-    side = masks.shape[-1]
-
-    def weights(low: Tensor, high: Tensor, length: int) -> Tensor:
-        """Of each mask cell for each pixel along one side of the image: [N,length,M]."""
-        centres = torch.arange(length, device=boxes.device)
-        cell = (centres - low[:, None]) / (high - low)[:, None] * side - 0.5
-        cells = torch.arange(side, device=boxes.device)
-        return (1 - (cell[..., None] - cells).abs()).clamp(min=0)
-
-    x1, y1, x2, y2 = boxes.unbind(1)
-    with torch.autocast(boxes.device.type, enabled=False):
-        rows, columns = weights(y1, y2, size[0]), weights(x1, x2, size[1])
-        return rows @ masks.float() @ columns.mT > 0.5
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[-2], images.shape[-1]

@@ -1,74 +1,111 @@
 """What Mask R-CNN trains on: a random view of each tile, and the aircraft in it."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from common.augment import random_view
-from common.data import Batch
+from common.data import Batch, Tiles
+from common.distributed import Process
 
 MIN_PIXELS = 16  # a crop cuts some aircraft to slivers that cannot be outlined
+MAX_AIRCRAFT = 100  # per crop
 
-Targets = list[dict[str, Tensor]]
+
+class Targets(NamedTuple):
+    """The aircraft of B images, on G places each; places without an aircraft hold zeros.
+
+    boxes: float32 [B,G,4], x1, y1, x2, y2 around whole pixels; x2 and y2 are exclusive, so an
+    aircraft of one pixel has an area of 1. labels: int64 [B,G], 1…C, 0 where there is none. ids:
+    int16 [B,H,W], 0 ground, k for the aircraft on place k - 1, -1 for pixels that are left out of
+    training. key: int64 [B], of the hash that chooses the boxes to train on.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    ids: Tensor
+    key: Tensor
 
 
 def training_views(
-    crop_size: int, seed: int, scale_jitter: float = 0.0
+    crop_size: int, seed: int, scale_jitter: float = 0.0, max_aircraft: int = MAX_AIRCRAFT
 ) -> Callable[[Batch, int], tuple[Tensor, Targets]]:
-    """(batch on the device, epoch) → images float32 [B,3,crop,crop] and B targets.
+    """(batch on the device, epoch) → images float32 [B,3,crop,crop] and their targets.
 
-    The targets are those of `instance_targets`, each with a `key` for `mask.rcnn.Sampler`.
+    Each target's key is unique to the seed, the epoch and the tile.
     """
 
     def prepare(batch: Batch, epoch: int) -> tuple[Tensor, Targets]:
         images, view = random_view(batch, crop_size, seed, epoch, scale_jitter)
-        targets = instance_targets(view, MIN_PIXELS)
-        keys = view.tile + (epoch << 24) + (seed << 44)
-        for target, key in zip(targets, keys, strict=True):
-            target["key"] = key
-        return images, targets
+        targets = instance_targets(view, max_aircraft, MIN_PIXELS)
+        return images, targets._replace(key=view.tile + (epoch << 24) + (seed << 44))
 
     return prepare
 
 
-def instance_targets(batch: Batch, min_pixels: int = 1) -> list[dict[str, Tensor]]:
-    """What a detection model trains on, for each tile, made on the batch's device.
+def instance_targets(
+    batch: Batch, max_aircraft: int = MAX_AIRCRAFT, min_pixels: int = 1
+) -> Targets:
+    """The aircraft in view, in the order of their ids; made on the batch's device without a wait.
 
     Args:
         batch: On any device.
-        min_pixels: An aircraft with fewer visible pixels is ignored: a crop cuts some to slivers.
-
-    Returns:
-        B dicts: `boxes` float32 [N,4] as x1, y1, x2, y2 around whole pixels (x2 and y2 are
-        exclusive, so an aircraft of one pixel has an area of 1), `labels` int64 [N], `masks` uint8
-        [N,H,W], and `ignore` bool [H,W], pixels left out of training and scores. N is the number of
-        aircraft in view and may be 0. Finding N takes two syncs for any number of tiles.
+        max_aircraft: The number of places. If more are in view, the smallest are left out: their
+            pixels are ignored.
+        min_pixels: An aircraft with fewer visible pixels is ignored, too.
     """
     ids = batch.ids.long()
-    flat = ids.flatten(1)
-    pixels = torch.zeros(batch.classes.shape, dtype=torch.long, device=ids.device)
+    flat, count = ids.flatten(1), batch.classes.shape[1]
+    pixels = torch.zeros(len(ids), count, dtype=torch.long, device=ids.device)
     pixels.scatter_add_(1, flat, torch.ones_like(flat))
-    kept = pixels >= min_pixels
-    kept[:, 0] = kept[:, -1] = False
-    ignore = (~kept.gather(1, flat) & (flat > 0)).view_as(ids)
-    tile, number = kept.nonzero().unbind(1)
-    counts = kept.sum(1).tolist()
-    targets = []
-    for tile_ids, hidden, numbers, label in zip(
-        ids, ignore, number.split(counts), batch.classes[tile, number].split(counts), strict=True
-    ):
-        masks = tile_ids[None] == numbers[:, None, None]
-        x1, x2 = _extent(masks.any(1))
-        y1, y2 = _extent(masks.any(2))
-        boxes = torch.stack([x1, y1, x2, y2], 1).float()
-        targets.append(
-            {"boxes": boxes, "labels": label.long(), "masks": masks.byte(), "ignore": hidden}
+    pixels[:, 0] = pixels[:, -1] = 0
+    # Of two of one size the one with the lower id is kept.
+    number = torch.arange(count, device=ids.device)
+    size = torch.where(pixels >= min_pixels, pixels * count + count - number, 0)
+    largest = size.topk(min(max_aircraft, count), 1)
+    # The places are in the order of the ids; those that stay empty come last.
+    chosen = torch.where(largest.values > 0, largest.indices, count).sort(1).values
+    exists = chosen < count
+    chosen = torch.where(exists, chosen, 0)
+    places = torch.arange(1, chosen.shape[1] + 1, device=ids.device) * exists
+    place = torch.zeros_like(pixels).scatter_(1, chosen, places)
+    place = place.gather(1, flat).view_as(ids)
+    boxes = torch.stack([*_extents(place, chosen.shape[1])], 2).float()
+    labels = batch.classes.gather(1, chosen).long() * exists
+    left_out = (place == 0) & (ids > 0)
+    return Targets(
+        boxes * exists[..., None],
+        labels,
+        torch.where(left_out, -1, place).to(torch.int16),
+        batch.tile,
+    )
+
+
+def _extents(place: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x1, y1, x2, y2 of the pixels of 1…count in int64 [B,H,W]: int64 [B,count] each."""
+    edges = []
+    for lines in (place.mT, place):  # columns, rows
+        length = lines.shape[1]
+        occurs = torch.zeros(len(place), length, count + 1, dtype=torch.uint8, device=place.device)
+        occurs.scatter_(2, lines, 1)
+        occurs = occurs[..., 1:]
+        edges += [occurs.argmax(1), length - occurs.flip(1).argmax(1)]
+    x1, x2, y1, y2 = edges
+    return x1, y1, x2, y2
+
+
+def warn_of_crowds(batches: DataLoader, max_aircraft: int, process: Process) -> None:
+    """Count the tiles that show more aircraft than a crop has places, and say so."""
+    tiles = batches.dataset
+    assert isinstance(tiles, Tiles)
+    counts = [len(classes) for classes in tiles.instances]
+    crowded = [count for count in counts if count > max_aircraft]
+    if crowded:
+        process.print(
+            f"warning: {len(crowded)} of {len(tiles)} tiles show more than {max_aircraft} "
+            f"aircraft, at most {max(crowded)}; where a crop does, its smallest are ignored. Raise "
+            "--max-aircraft to train on all."
         )
-    return targets
-
-
-def _extent(line: Tensor) -> tuple[Tensor, Tensor]:
-    """First true position in each row of bool [N,L], and one past the last."""
-    line = line.byte()
-    return line.argmax(1), line.shape[1] - line.flip(1).argmax(1)

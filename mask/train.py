@@ -19,30 +19,48 @@ from common.engine import fit
 from common.session import session
 from common.speedups import make_step, place
 from mask.evaluate import evaluate, test
-from mask.model import BACKBONES, NAME, STRIDE, build_model, loss_fn
-from mask.targets import training_views
+from mask.model import BACKBONES, MASK_ROIS, NAME, STRIDE, build_model, loss_fn
+from mask.targets import MAX_AIRCRAFT, training_views, warn_of_crowds
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = train_parser("Train Mask R-CNN: every aircraft is found and outlined.", "runs/mask")
-    parser.add_argument("--backbone", choices=BACKBONES, default="resnet50")
-    parser.add_argument("--proposals", type=positive, default=1000, help="RPN proposals per tile")
+    add = parser.add_argument
+    add("--backbone", choices=BACKBONES, default="resnet50")
+    add("--proposals", type=positive, default=1000, help="RPN proposals per tile")
+    add(
+        "--mask-rois",
+        type=positive,
+        default=MASK_ROIS,
+        help="proposals per tile that the mask head trains on",
+    )
+    add(
+        "--max-aircraft",
+        type=positive,
+        default=MAX_AIRCRAFT,
+        help="per crop; of more the smallest are ignored",
+    )
     args = parser.parse(argv)
     if args.test_only:
         return test(args)
 
     with session(args, NAME, STRIDE) as s:
         model = build_model(
-            args.backbone, len(s.classes), args.weights_backbone, args.norm, args.proposals
+            args.backbone,
+            len(s.classes),
+            args.weights_backbone,
+            args.norm,
+            args.proposals,
+            args.mask_rois,
         )
-        images = args.batch_size, 3, args.crop_size, args.crop_size
-        objective = place(model, loss_fn, s.process, s.speedups, (model.dense, images))
+        objective = place(model, loss_fn, s.process, s.speedups)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
         )
         run = s.run(model, optimizer)
         step = make_step(objective, run, s.speedups, args.clip_grad_norm)
-        views = training_views(args.crop_size, args.seed, args.scale_jitter)
+        warn_of_crowds(s.batches, args.max_aircraft, s.process)
+        views = training_views(args.crop_size, args.seed, args.scale_jitter, args.max_aircraft)
         fit(s, run, step, views, evaluate, select="mask_AP")
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.commands import training
 
+from common import augment
 from preprocessing import preprocess
 from rareplanes import sample
 
@@ -67,3 +70,14 @@ def trained(tiled, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("trained") / "run"
     train.main(training(tiled, output, "--max-steps", 8))
     return output
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Tensors without values, so that no value can be read."""
+    monkeypatch.setattr(augment, "_STATISTICS", {})
+    monkeypatch.setattr(augment, "_FIELDS", {})
+    # Fake parameters cannot be moved; the tests build them on the right device.
+    monkeypatch.setattr(nn.Module, "to", lambda self, *args, **kwargs: self)
+    with FakeTensorMode() as mode:
+        yield mode

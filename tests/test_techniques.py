@@ -30,6 +30,7 @@ MODELS = {
     "FCN": ("fcn", ["--backbone", "resnet50", "--dropout", "0"]),  # narrow, see `thin`
     "DeepLabV3": ("DeepLabV3", ["--backbone", "mobilenet_v3_large", "--dropout", "0"]),
     "UNet": ("unet", ["--encoder", ENCODER]),
+    "Mask R-CNN": ("mask", ["--backbone", "resnet18", "--proposals", "24"]),
 }
 # Flags, and how far the losses of all steps may be from the plain run's: the mean distance as a
 # share of the mean loss. Later steps multiply a difference in rounding, so a single step shows more
@@ -60,7 +61,8 @@ def words_of(model: str, data: Path, output: Path, steps: int) -> list[str]:
 
 def losses_and_score(output: Path) -> tuple[list[float], float]:
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    return [x["loss"] for x in lines if "loss" in x], lines[-1]["mIoU"]
+    (score,) = {"mIoU", "mask_AP"} & lines[-1].keys()
+    return [x["loss"] for x in lines if "loss" in x], lines[-1][score]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,6 +128,8 @@ def test_the_same_is_learnt(few, tmp_path, monkeypatch, plain, model, technique)
     assert len(made) == ("--cuda-graphs" in flags)
     losses, score = losses_and_score(output)
     expected, expected_score = plain(model, steps, "shallow" if real else None)
+    if (model, flags[0]) == ("Mask R-CNN", "--amp"):
+        tolerance *= 2  # rounding changes which boxes are proposed, and so what is trained on
     distance = sum(abs(a - b) for a, b in zip(losses, expected, strict=True)) / sum(expected)
     assert distance < tolerance
     assert score == pytest.approx(expected_score, abs=0.1)

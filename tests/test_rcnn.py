@@ -1,0 +1,291 @@
+"""Mask R-CNN in fixed shapes computes what torchvision's does, and its step waits for nothing."""
+
+import pytest
+import torch
+from helpers.instances import (
+    CPU,
+    FINEST,
+    as_dicts,
+    batch_of,
+    detect_with,
+    torchvisions,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import MultiScaleRoIAlign, nms
+
+from benchmarks.lib.synthetic import noise_tiles, training_step
+from benchmarks.syncs import census
+from common.augment import uniform
+from common.distributed import Process
+from common.speedups import Speedups
+from mask import align, losses, rcnn
+from mask.boxes import ROUNDS, as_rois, ignored, sample, stand_ins, suppress
+from mask.losses import ANCHORS, POSITIVE_ANCHORS, label_anchors, label_boxes
+from mask.model import build_model, predict
+
+SIDE = 96
+
+
+@pytest.fixture
+def model():
+    """With weights of the RPN that spread its boxes and their scores."""
+    torch.manual_seed(0)
+    model = build_model("resnet18", 3, norm="group", proposals=60)
+    for layer in model.dense["head"].modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.normal_(layer.weight, std=0.05)
+    return model
+
+
+# --- The network against torchvision's -----------------------------------------------------------
+
+
+def masks_of(chosen, exists, positive):
+    """What torchvision's sampler returns for places chosen in one image."""
+    return [torch.zeros_like(positive).scatter_(0, chosen[exists], True) & positive]
+
+
+def test_the_losses_are_torchvisions(model, monkeypatch):
+    """In float64, on the same samples; ours are the mean over the images of what theirs are."""
+    model = model.double().train()
+    model.mask_rois = model.positives
+    images, targets = batch_of(3, ignore=False)
+    targets.labels[2] = targets.boxes[2] = targets.ids[2] = 0  # only ground
+    images, kept = images.double(), []
+    choose = rcnn.choose
+    monkeypatch.setattr(rcnn, "choose", lambda *given: kept.append(choose(*given)) or kept[-1])
+    ours = model(images, targets)
+    (samples,) = kept
+    assert samples.exists.all()
+    assert 3 < (samples.labels > 0).sum() < samples.labels.numel() / 2
+
+    theirs = torchvisions(model, SIDE).double().train()
+    listed, expected = as_dicts(targets), []
+    for i in range(3):
+
+        def sampler(labels, key=targets.key[i : i + 1]):
+            chance = uniform(key, labels[0].numel(), 1, 0)
+            chosen, exists = sample(labels[0][None], chance, ANCHORS, POSITIVE_ANCHORS)
+            both = chosen[0], exists[0]
+            return masks_of(*both, labels[0] == 1), masks_of(*both, labels[0] == 0)
+
+        def select(proposals, given, i=i):
+            boxes, place = samples.boxes[i], samples.place[i]
+            own = given[0]["boxes"][place] if len(given[0]["boxes"]) else torch.zeros_like(boxes)
+            coded = theirs.roi_heads.box_coder.encode([own], [boxes])
+            return [boxes], [place], [samples.labels[i]], coded
+
+        theirs.rpn.fg_bg_sampler = sampler
+        theirs.roi_heads.select_training_samples = select
+        expected.append(theirs([images[i]], [listed[i]]))
+    for name, loss in ours.items():
+        assert loss.dtype == torch.float64
+        mean = sum(one[name].item() for one in expected) / 3
+        assert loss.item() == pytest.approx(mean, rel=1e-6), name
+
+
+def test_labels_are_torchvisions(model):
+    images, targets = batch_of(2, ignore=False)
+    theirs, listed = torchvisions(model, SIDE), as_dicts(targets)
+    levels = list(model.dense["backbone"](images).values())
+    anchors = theirs.rpn.anchor_generator(ImageList(images, [(SIDE, SIDE)] * 2), levels)
+    assert torch.equal(torch.cat(model.scan(images)[1]), anchors[0])
+    expected, boxes = theirs.rpn.assign_targets_to_anchors(anchors, listed)
+    labels, place = label_anchors(anchors[0], targets)
+    assert torch.equal(labels, torch.stack(expected).long())
+    positive = labels == 1
+    assert positive.sum() > 5
+    for i in range(2):
+        own = targets.boxes[i][place[i]]
+        assert torch.equal(own[positive[i]], boxes[i][positive[i]])
+
+    corner = torch.rand(2, 200, 2) * 60
+    boxes = torch.cat([corner, corner + 4 + torch.rand(2, 200, 2) * 30], 2)
+    places, expected = theirs.roi_heads.assign_targets_to_proposals(
+        list(boxes), [t["boxes"] for t in listed], [t["labels"] for t in listed]
+    )
+    labels, place = label_boxes(boxes, targets)
+    assert torch.equal(labels, torch.stack(expected))
+    assert torch.equal(place[labels > 0], torch.stack(places)[labels > 0])
+    assert (labels > 0).any()
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_detections_are_torchvisions(classes):
+    torch.manual_seed(classes)
+    model = build_model("resnet18", classes, norm="group", proposals=80).eval()
+    for part in (model.dense["head"], model.roi_heads["box_predictor"]):
+        for layer in part.modules():
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                torch.nn.init.normal_(layer.weight, std=0.05)
+    images, _ = batch_of(2)
+    with torch.inference_mode():
+        detections, masks = model(images)
+        expected = detect_with(torchvisions(model, SIDE).eval(), images)
+        predicted = predict(model, images)
+    for i, theirs in enumerate(expected):
+        count = len(theirs["scores"])
+        assert count == (detections.scores[i] > 0).sum() > 5
+        for name in ("boxes", "scores", "labels"):
+            ours = getattr(detections, name)[i, :count]
+            torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(predicted[i][name], ours, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(masks[i, :count], theirs["masks"][:, 0], rtol=0, atol=1e-4)
+        assert predicted[i]["masks"].shape == (count, SIDE, SIDE)
+        assert not detections.boxes[i, count:].any()
+
+
+# --- Its parts -----------------------------------------------------------------------------------
+
+
+def clusters(seed, count, spread):
+    """Random boxes around a few points, many of which overlap; some have no area."""
+    torch.manual_seed(seed)
+    centre = torch.rand(max(1, count // 8), 2) * 100
+    centre = centre[torch.randint(len(centre), (count,))] + torch.randn(count, 2) * spread
+    half = torch.rand(count, 2) * 12
+    half[torch.rand(count) < 0.05] = 0
+    boxes = torch.cat([centre - half, centre + half], 1)
+    return boxes.round() if seed % 2 else boxes  # whole pixels: an IoU can equal the threshold
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(0, 300),
+    spread=st.sampled_from([0.5, 3, 20]),
+    threshold=st.sampled_from([0.5, 0.7]),
+    block=st.sampled_from([None, 16, 1000]),
+)
+def test_suppression_is_torchvisions(seed, count, spread, threshold, block):
+    boxes = clusters(seed, count, spread)
+    exists = torch.rand(count) < 0.9
+    kept = suppress(boxes[None], exists[None], threshold, block)[0]
+    ranks = torch.arange(count)[exists]
+    expected = ranks[nms(boxes[exists], -ranks.float(), threshold)]
+    assert torch.equal(kept.nonzero()[:, 0], expected)
+
+
+def test_suppression_decides_a_chain_as_long_as_its_rounds():
+    """Each box overlaps only its neighbours in the row, so every second one stays."""
+    start = torch.arange(ROUNDS) * 2.0
+    boxes = torch.stack([start, start * 0, start + 10, start * 0 + 10], 1)
+    kept = suppress(boxes[None], torch.ones(1, ROUNDS, dtype=torch.bool), 0.6)[0]
+    assert kept.tolist() == [True, False] * (ROUNDS // 2)
+
+
+@pytest.fixture(params=["rows", "canvas"])
+def way(request, monkeypatch):
+    """RoIAlign as on a CPU, and as on a GPU and in an exported model."""
+    monkeypatch.setattr(align, "as_rows", lambda features: request.param == "rows")
+    return request.param
+
+
+@pytest.mark.parametrize("size", [(256, 192), (100, 100), (64, 64)])
+@pytest.mark.parametrize("bins", [7, 14])
+def test_roi_align_is_torchvisions_and_so_is_its_gradient(way, size, bins):
+    """Boxes of all sizes, also at the border; sides of 100 pixels make levels of 25, 13, 7, 4."""
+    torch.manual_seed(0)
+    shapes = [[-(-side // step) for side in size] for step in (4, 8, 16, 32)]
+    levels = [torch.randn(2, 5, *shape, requires_grad=True) for shape in shapes]
+    corner = torch.rand(2, 200, 2) * torch.tensor(size).flip(0)
+    boxes = torch.cat([corner, corner + 5 + torch.rand(2, 200, 2) ** 2 * 400], 2)
+    boxes[:, ::7, :2] = 0
+    high = torch.tensor([*size[::-1]] * 2)
+    boxes = boxes.clamp(torch.zeros(4), high)
+    boxes[..., :2] = boxes[..., :2].minimum(boxes[..., 2:] - 5)
+    named = dict(zip(FINEST, levels, strict=True))
+    theirs = MultiScaleRoIAlign(FINEST, bins, 2)(named, list(boxes), [size] * 2)
+    ours = align.Pyramid(levels, size).pool(as_rois(boxes), bins)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    pull = torch.randn_like(theirs)
+    expected = torch.autograd.grad(theirs, levels, pull)
+    found = torch.autograd.grad(ours, levels, pull)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-3)
+
+
+def test_boxes_of_no_size_are_pooled(way):
+    """They stand where there is no box."""
+    levels = [torch.ones(1, 1, 64 // s, 64 // s) for s in (4, 8, 16, 32)]
+    pooled = align.Pyramid(levels, (64, 64)).pool(torch.zeros(3, 5), 7)
+    torch.testing.assert_close(pooled, torch.ones(3, 1, 7, 7))
+
+
+def test_the_sampler_takes_what_there_is_and_the_same_again():
+    labels = torch.tensor([1] * 40 + [0] * 400 + [-1] * 60).repeat(3, 1)
+    chance = uniform(torch.tensor([7, 7, 8]), 500, 1, 0)
+    places, exists = sample(labels, chance, 64, 16)
+    chosen = labels.gather(1, places)
+    assert exists.all()
+    assert chosen[0].tolist() == [1] * 16 + [0] * 48
+    assert torch.equal(places[0], places[1])
+    assert not torch.equal(places[0], places[2])
+    assert all(len(set(own.tolist())) == 64 for own in places)
+    few = torch.tensor([[1] * 3 + [0] * 20 + [-1] * 477])
+    places, exists = sample(few, chance[:1], 64, 16)
+    assert exists.tolist() == [[True] * 23 + [False] * 41]
+    assert few.gather(1, places)[0, :23].tolist() == [1] * 3 + [0] * 20
+    counts = torch.zeros(500)
+    for key in range(300):
+        places, _ = sample(labels[:1], uniform(torch.tensor([key]), 500, 1, 0), 64, 16)
+        counts[places[0]] += 1
+    assert counts[40:440].min() > 10  # each is chosen sometimes: 36 times of 300 on average
+
+
+@given(real=st.lists(st.booleans(), min_size=1, max_size=30))
+def test_only_the_real_stand_in(real):
+    real = torch.tensor(real)
+    own = stand_ins(real)
+    assert torch.equal(own[real], torch.arange(len(real))[real])
+    if real.any():
+        assert real[own].all()
+        times = torch.bincount(own, minlength=len(real))[real]
+        assert times.max() - times.min() <= 1
+
+
+def test_boxes_on_ignored_ground_are_no_negatives():
+    _, targets = batch_of(2)
+    ground = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
+    ground[:, :, 48:] = True
+    boxes = torch.tensor([[0, 0, 40, 40], [50, 0, 90, 40], [40, 0, 50, 10], [44, 0, 58, 10.0]])
+    assert ignored(boxes.expand(2, -1, -1), ground)[1].tolist() == [False, True, False, True]
+    targets.boxes[:] = 0
+    targets.boxes[:, 0], targets.labels[:, 0] = boxes[0], 1
+    targets = targets._replace(ids=-ground.to(torch.int16))
+    assert label_anchors(boxes, targets)[0].tolist() == [[1, -1, 0, -1]] * 2
+    assert label_boxes(boxes.expand(2, -1, -1), targets)[0].tolist() == [[1, -1, 0, -1]] * 2
+
+
+# --- What it must not do on a GPU ----------------------------------------------------------------
+
+
+def test_the_network_waits_for_nothing_and_predict_once(model):
+    """`tests/test_speedups.py` has the training step."""
+    images, _ = batch_of(2)
+    model.eval()
+    with torch.inference_mode():
+        predict(model, images)
+        assert census(lambda: model(images)) == {}
+        found = census(lambda: predict(model, images))
+    assert [(name, count) for (name, _), count in found.items()] == [("Tensor.tolist", 1)]
+
+
+def test_a_step_that_reads_a_value_is_seen(fake, monkeypatch):
+    monkeypatch.setattr(
+        losses, "_box_loss", lambda codes, wanted, positive: codes.sum() * positive.sum().item()
+    )
+    _, step = training_step("mask", Process(0, 1, CPU), Speedups(), 64, "resnet18")
+    with pytest.raises(DataDependentOutputException):
+        step(noise_tiles(2, 96, CPU))
+
+
+def test_the_canvas_reads_nothing_back(fake, monkeypatch):
+    """A whole step with the RoIAlign of a GPU, backward pass and optimizer included."""
+    monkeypatch.setattr(align, "as_rows", lambda features: False)
+    settings = Speedups(amp_dtype=torch.bfloat16, channels_last=True, grad_accum=2)
+    _, step = training_step("mask", Process(0, 1, CPU), settings, 64, "resnet18")
+    assert step(noise_tiles(4, 96, CPU)).shape == ()
