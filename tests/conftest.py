@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.commands import training
+from helpers.cpu_graph import CpuGraph
 
-from common import augment
+from common import augment, graphs
 from preprocessing import preprocess
 from rareplanes import sample
 
@@ -81,3 +82,17 @@ def fake(monkeypatch):
     monkeypatch.setattr(nn.Module, "to", lambda self, *args, **kwargs: self)
     with FakeTensorMode() as mode:
         yield mode
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    """CUDA graphs that record and replay on the CPU; the list of those made."""
+    made = []
+
+    def make():
+        made.append(CpuGraph())
+        return made[-1]
+
+    monkeypatch.setattr(graphs, "CudaGraph", make)
+    monkeypatch.setattr(graphs, "own_stream", lambda device: None)
+    return made

@@ -1,5 +1,7 @@
 """Mask R-CNN in fixed shapes computes what torchvision's does, and its step waits for nothing."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers.instances import (
@@ -18,6 +20,7 @@ from torchvision.ops import MultiScaleRoIAlign, nms
 
 from benchmarks.lib.synthetic import noise_tiles, training_step
 from benchmarks.syncs import census
+from common import graphs
 from common.augment import uniform
 from common.distributed import Process
 from common.speedups import Speedups
@@ -289,3 +292,26 @@ def test_the_canvas_reads_nothing_back(fake, monkeypatch):
     settings = Speedups(amp_dtype=torch.bfloat16, channels_last=True, grad_accum=2)
     _, step = training_step("mask", Process(0, 1, CPU), settings, 64, "resnet18")
     assert step(noise_tiles(4, 96, CPU)).shape == ()
+
+
+@pytest.mark.parametrize(("norm", "grad_accum"), [("batch", 1), ("group", 2)])
+def test_a_captured_step_has_the_gradients_of_an_eager_one(standin, monkeypatch, norm, grad_accum):
+    """And BatchNorm's statistics, although some boxes are there twice to fill their places."""
+    monkeypatch.setattr(graphs, "Graphed", partial(graphs.Graphed, warmup=1))
+    process = Process(0, 1, CPU)
+    settings = Speedups(grad_accum=grad_accum, cuda_graphs=True)
+    graphed, captured_step = training_step("mask", process, settings, 64, "resnet18", norm=norm)
+    settings = Speedups(grad_accum=grad_accum)
+    eager, eager_step = training_step("mask", process, settings, 64, "resnet18", norm=norm)
+    for _ in range(2):
+        captured_step(noise_tiles(2, 96, CPU))
+    eager.load_state_dict(graphed.state_dict())
+    last = noise_tiles(2, 96, CPU)
+    captured_step(last)
+    eager_step(last)
+    assert [(graph.captures, graph.replays) for graph in standin] == [(1, 2)]
+    for name, parameter in eager.named_parameters():
+        found = graphed.get_parameter(name).grad
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+    for (name, found), expected in zip(graphed.named_buffers(), eager.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, msg=name)

@@ -38,20 +38,6 @@ def thin(monkeypatch):
     monkeypatch.setitem(fcn.BACKBONES, "resnet50", thin_fcn)
 
 
-@pytest.fixture
-def standin(monkeypatch):
-    """CUDA graphs that record and replay on the CPU; the list of those made."""
-    made = []
-
-    def make():
-        made.append(CpuGraph())
-        return made[-1]
-
-    monkeypatch.setattr(graphs, "CudaGraph", make)
-    monkeypatch.setattr(graphs, "own_stream", lambda device: None)
-    return made
-
-
 @pytest.mark.parametrize("name", LIGHT)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_whole_step_reads_nothing_back(fake, name, dtype):
