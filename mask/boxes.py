@@ -99,9 +99,9 @@ def suppress(boxes: Tensor, exists: Tensor, threshold: float, block: int | None 
 
     A block of boxes first loses those that a kept box of an earlier block overlaps. Within the
     block, all are kept at first, and then each round keeps those that overlap no kept one of a
-    higher rank. After k rounds the first k of any chain of overlapping boxes are decided; a round
-    that changes nothing is the last that is needed. Sorted boxes of a trained network need about
-    ten, so after `ROUNDS` the result is that of `torchvision.ops.nms`.
+    higher rank. After k rounds the first k boxes of any chain, in which each overlaps the next, are
+    decided. Random boxes, up to 2,000 in one block, needed at most eleven rounds; with `ROUNDS` the
+    result is that of `torchvision.ops.nms`.
 
     Args:
         boxes: [B,N,4], sorted by falling score.
@@ -122,9 +122,10 @@ def suppress(boxes: Tensor, exists: Tensor, threshold: float, block: int | None 
             free = free & (iou(own, kept_boxes).amax(-1) <= threshold)
         overlaps = (iou(own, own) > threshold).tril(-1).float()
         own_kept = free
-        for _ in range(ROUNDS):
-            beaten = (overlaps @ own_kept[..., None].float())[..., 0] > 0
-            own_kept = free & ~beaten
+        with torch.autocast(boxes.device.type, enabled=False):
+            for _ in range(ROUNDS):
+                beaten = (overlaps @ own_kept[..., None].float())[..., 0] > 0
+                own_kept = free & ~beaten
         kept = torch.cat([kept, own_kept], 1)
         kept_boxes = torch.cat([kept_boxes, own * own_kept[..., None]], 1)
     return kept

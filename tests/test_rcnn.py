@@ -116,18 +116,19 @@ def test_labels_are_torchvisions(model):
     assert (labels > 0).any()
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-def test_detections_are_torchvisions(classes):
+@pytest.mark.parametrize(("classes", "side"), [(2, 96), (4, 100)])
+def test_detections_are_torchvisions(classes, side):
+    """Also of tiles whose sides are no multiple of the pyramid's strides."""
     torch.manual_seed(classes)
     model = build_model("resnet18", classes, norm="group", proposals=80).eval()
     for part in (model.dense["head"], model.roi_heads["box_predictor"]):
         for layer in part.modules():
             if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
                 torch.nn.init.normal_(layer.weight, std=0.05)
-    images, _ = batch_of(2)
+    images, _ = batch_of(2, side)
     with torch.inference_mode():
         detections, masks = model(images)
-        expected = detect_with(torchvisions(model, SIDE).eval(), images)
+        expected = detect_with(torchvisions(model, side).eval(), images)
         predicted = predict(model, images)
     for i, theirs in enumerate(expected):
         count = len(theirs["scores"])
@@ -137,7 +138,7 @@ def test_detections_are_torchvisions(classes):
             torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(predicted[i][name], ours, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(masks[i, :count], theirs["masks"][:, 0], rtol=0, atol=1e-4)
-        assert predicted[i]["masks"].shape == (count, SIDE, SIDE)
+        assert predicted[i]["masks"].shape == (count, side, side)
         assert not detections.boxes[i, count:].any()
 
 
