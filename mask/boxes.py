@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LARGEST_GROWTH = math.log(1000 / 16)  # of a side; torchvision's limit
-BLOCK = (
-    256  # boxes that `suppress` decides at a time on a CPU, so that their IoUs stay in the cache
-)
+BLOCK = 64  # boxes that `suppress` decides at a time on a CPU: their IoUs stay in the cache
 ROUNDS = 16  # of the fixed point in `suppress`
 
 SAME_PROPOSAL, SAME_AIRCRAFT = 0.7, 0.5  # IoU of two boxes above which only the better one stays
@@ -107,8 +105,8 @@ def suppress(boxes: Tensor, exists: Tensor, threshold: float, block: int | None 
         boxes: [B,N,4], sorted by falling score.
         exists: bool [B,N].
         threshold: The largest IoU of two boxes that are kept.
-        block: Boxes in a block; by default `BLOCK` on a CPU, and all on a GPU, which is faster at
-            few large operators.
+        block: Boxes in a block; by default `BLOCK` on a CPU, and all on a GPU, where each operator
+            is a kernel to launch.
 
     Returns:
         bool [B,N]: kept, and exists.
@@ -127,7 +125,7 @@ def suppress(boxes: Tensor, exists: Tensor, threshold: float, block: int | None 
                 beaten = (overlaps @ own_kept[..., None].float())[..., 0] > 0
                 own_kept = free & ~beaten
         kept = torch.cat([kept, own_kept], 1)
-        kept_boxes = torch.cat([kept_boxes, own * own_kept[..., None]], 1)
+        kept_boxes = torch.cat([kept_boxes, torch.where(own_kept[..., None], own, 0)], 1)
     return kept
 
 
