@@ -105,6 +105,27 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
         help="group: for few tiles per process",
     )
     add("--weights-backbone", default="imagenet", help="imagenet, none or a file of weights")
+    add(
+        "--init-from",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="start from the weights of this file; layers whose size depends on the classes are "
+        "new if their number differs",
+    )
+    add(
+        "--lr-encoder",
+        type=number(float, 0),
+        default=1.0,
+        metavar="FACTOR",
+        help="the encoder (backbone) learns at FACTOR times --lr",
+    )
+    add(
+        "--freeze-encoder",
+        dest="lr_encoder",
+        action="store_const",
+        const=0.0,
+        help="the encoder keeps its weights and BatchNorm statistics: --lr-encoder 0",
+    )
 
     group = parser.add_argument_group("speed-ups", "DDP has no flag: start with torchrun.")
     switch = argparse.BooleanOptionalAction
@@ -135,7 +156,7 @@ def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int 
     Args:
         stride: Sides of a crop must be multiples of it.
         tile_size: Side of the smallest training tile, pixels.
-        min_batch: Tiles that the network's BatchNorm needs in a forward pass.
+        min_batch: Tiles that the network's BatchNorm needs in a forward pass, for any crop.
 
     Raises:
         UserError: The sentence ends with what to type instead.
@@ -151,11 +172,15 @@ def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int 
             f"--crop-size {args.crop_size} is not a multiple of {stride}, the network's stride; "
             f"use {max(stride, args.crop_size // stride * stride)}."
         )
+    if args.crop_size == stride:  # the deepest feature map has one pixel
+        min_batch = 2
     if args.batch_size < min_batch and args.norm == "batch":
         raise UserError(
-            f"--batch-size {args.batch_size} leaves one value per channel after this network's "
-            f"pooling, and one value has no variance; use -b {min_batch} or --norm group."
+            f"--batch-size {args.batch_size} leaves one value per channel in a layer of this "
+            f"network, and one value has no variance; use -b {min_batch} or --norm group."
         )
+    if args.init_from:
+        args.weights_backbone = "none"  # all weights come from that file
     _check_speedups(args, pick_device(args.device))
     is_new = not args.resume or (
         args.resume.name != "auto" and args.resume.parent != args.output_dir

@@ -1,13 +1,15 @@
-"""What a network gets before training: pretrained weights, another norm, another dropout."""
+"""What a network gets before training: weights, another norm or dropout, parts that stay."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from common.cli import UserError
+from common.run.average import averaged
 
 
 @contextmanager
@@ -44,12 +46,15 @@ def load_backbone(backbone: nn.Module, weights_backbone: str, name: str) -> None
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
         if "model" in weights:
-            saved = weights["model"]
+            saved = weights["model"] | averaged(weights.get("ema", {}))
             weights = {k[len(name) + 1 :]: saved[k] for k in saved if k.startswith(f"{name}.")}
+        own = backbone.state_dict()
+        # torchvision's backbones without a classifier have lost a level of their names.
+        prefix = "" if any(key.startswith("features.") for key in own) else "features."
         weights = {
-            key.removeprefix("features."): tensor
+            key.removeprefix(prefix): tensor
             for key, tensor in weights.items()
-            if not key.startswith(("fc.", "classifier."))
+            if key in own or not key.startswith(("fc.", "classifier."))
         }
         backbone.load_state_dict(weights)
     except Exception as error:
@@ -83,3 +88,30 @@ def with_dropout(probability: float | None, module: nn.Module) -> nn.Module:
         if isinstance(child, nn.Dropout) and probability is not None:
             child.p = probability
     return module
+
+
+def parameter_groups(
+    model: nn.Module, encoder: Any, lr: float, factor: float
+) -> list[dict[str, Any]]:
+    """The parameter groups of an optimizer: the `encoder` of `model` learns at `factor` times `lr`.
+
+    At 0 it is frozen: no gradient is computed for it. Call this before DDP wraps the model, because
+    DDP expects a gradient for every weight that is not frozen.
+    """
+    if factor == 1:
+        return [{"params": list(model.parameters())}]
+    if factor == 0:
+        encoder.requires_grad_(False)
+    inside = {id(parameter) for parameter in encoder.parameters()}
+    others = [p for p in model.parameters() if id(p) not in inside]
+    slow = [p for p in encoder.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    return [*groups, {"params": slow, "lr": factor * lr}] if slow else groups
+
+
+def training_mode(model: nn.Module) -> None:
+    """`model.train()`, but a BatchNorm with frozen weights uses its statistics and keeps them."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+            module.train(module.weight.requires_grad)

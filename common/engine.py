@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from common.backbones import training_mode
 from common.cli import UserError, progress, say
 from common.data import Batch
 from common.distributed import Process, average_buffers, check_equal, gather
@@ -132,7 +133,7 @@ def train_one_epoch(
         run.epoch, run.seen = run.epoch + 1, 0
         return
     sampler.set_epoch(run.epoch, first)
-    run.model.train()
+    training_mode(run.model)
     since, waited, logged = time.perf_counter(), 0.0, first
     # Without a terminal the log lines are enough.
     shown = process.is_main and sys.stderr.isatty()
@@ -178,6 +179,8 @@ def train_one_epoch(
             run.epoch, run.seen = run.epoch + 1, 0
         paused = time.perf_counter()
         yield
+        if not run.model.training:  # it has been scored
+            training_mode(run.model)
         since += time.perf_counter() - paused  # saving and scoring do not count as training
         run.clock.mark("data")
         if last:

@@ -165,6 +165,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Scores of the bare `model` over all tiles, each counted once over all processes.
 
+    Leaves `model` in evaluation mode.
     Writes `<split>_sheet.jpg`, a picture of some of them, into `folder`.
 
     Returns:
@@ -172,7 +173,6 @@ def evaluate(
     """
     tiles = batches.dataset
     assert isinstance(tiles, Tiles)
-    was_training = model.training
     model.eval()
     count = len(tiles.classes)
     matrix = torch.zeros(count, count, dtype=torch.int64, device=process.device)
@@ -189,7 +189,6 @@ def evaluate(
             sheet.add(*(tensor.cpu().numpy() for tensor in row))
         bar.update()
     bar.close()
-    model.train(was_training)
     split = tiles.folder.name
     sheet.write(folder / f"{split}_sheet.jpg", f"{len(sheet.rows)} of {len(tiles)} {split} tiles")
     return scores(all_reduce_sum(matrix), tiles.classes)

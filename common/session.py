@@ -17,7 +17,7 @@ from common import args as arguments
 from common.data import training_splits
 from common.distributed import Process, locked, process_group
 from common.loader import scoring_loader, training_loader
-from common.run import resume
+from common.run import checkpoint, resume
 from common.run.average import MovingAverage
 from common.run.checkpoint import Run
 from common.run.log import Clock
@@ -30,7 +30,7 @@ class Session:
 
     `eval_interval` is the number of steps between validations. `args` are the options as a
     checkpoint holds them. `settings` are the values that must be equal for a bit-exact run. `saved`
-    is the checkpoint to continue from.
+    is the checkpoint to continue from, `initial` the one whose weights to start from.
     """
 
     name: str
@@ -48,13 +48,22 @@ class Session:
     args: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     saved: dict[str, Any] | None = None
+    initial: dict[str, Any] | None = None
     clock: Clock = field(default_factory=Clock)
 
     def run(self, model: nn.Module, optimizer: Optimizer) -> Run:
         """All that a checkpoint saves of this training, at step 0; `fit` restores `saved`.
 
-        Seeds torch again, so that every rank has its own dropout.
+        Copies the weights of `initial` into `model`. Seeds torch again, so that every rank has its
+        own dropout.
+
+        Raises:
+            UserError: `initial` is of another network.
         """
+        if self.initial:
+            new = checkpoint.start_from(model, self.initial, self.classes, self.args)
+            fresh = f"; new, because the classes differ: {', '.join(new)}" if new else ""
+            self.process.print(f"starting from {self.args['init_from']!r}{fresh}.")
         torch.manual_seed(self.args["seed"] + self.process.rank)
         schedule = polynomial_schedule(optimizer, self.total_steps, self.warmup_steps)
         scaler = self.speedups.scaler(self.process.device)
@@ -98,6 +107,7 @@ def session(
     train_tiles, val_tiles = training_splits(args.data_path)
     arguments.check(args, stride, train_tiles.size, min_batch)
     saved = resume.find(args.resume, args.output_dir, name)
+    initial = checkpoint.load(args.init_from, name) if args.init_from else None
     with (
         process_group(args.device, args.cuda_graphs, args.dist_timeout) as process,
         locked(args.output_dir, process),
@@ -127,6 +137,7 @@ def session(
             plain,
             resume.settings(plain, process, train_tiles.folder),
             saved,
+            initial,
             clock or Clock(),
         )
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from common.args import train_parser
+from common.backbones import parameter_groups
 from common.cli import fraction
 from common.cli import run as run_main
 from common.engine import fit
@@ -36,9 +37,10 @@ def main(argv: list[str] | None = None) -> None:
         model = build_model(
             args.backbone, len(s.classes), args.weights_backbone, args.norm, args.dropout
         )
+        weights = parameter_groups(model, model.backbone, args.lr, args.lr_encoder)
         objective = place(model, loss_fn, s.process, s.speedups)
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
+            weights, lr=args.lr, weight_decay=args.weight_decay, fused=True
         )
         run = s.run(model, optimizer)
         step = make_step(objective, run, s.speedups, args.clip_grad_norm)

@@ -39,7 +39,6 @@ def evaluate(
     """
     tiles = batches.dataset
     assert isinstance(tiles, Tiles)
-    was_training = model.training
     model.eval()
     own: list[dict] = []
     sheet = Sheet(list(batches.batch_sampler or []), tiles.shows_aircraft)
@@ -56,7 +55,6 @@ def evaluate(
             sheet.add(image.numpy(), truth.numpy(), _numbered(shown))
         bar.update()
     bar.close()
-    model.train(was_training)
     everything = coco.gather(own, process)
     if not process.is_main:
         return {}

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import segmentation_models_pytorch as smp
+import timm
+import torch
 from segmentation_models_pytorch.encoders import encoders
 from torch import Tensor, nn
 
@@ -36,25 +38,37 @@ def build_model(
         decoder_channels: Channels of the five stages, at 1/16 to 1/1 of the input's resolution.
 
     Raises:
-        UserError: Unknown encoder, invalid width, no network for the weights, or a file that does
-            not fit.
+        UserError: Unknown or unsuitable encoder, invalid width, no network for the weights, or a
+            file that does not fit.
     """
-    if encoder not in encoders and not encoder.startswith("tu-"):
+    of_timm = encoder.startswith("tu-")
+    if encoder not in encoders and not (of_timm and timm.is_model(encoder[3:])):
         raise UserError(
             f"--encoder {encoder} is not known to segmentation_models_pytorch; use resnet18, "
-            "resnet34, mobilenet_v2, timm-… or tu-…."
+            "resnet34, mobilenet_v2, or tu- and the name of a network in timm."
         )
     fine = [type(c) is int and 0 < c <= WIDEST for c in decoder_channels]
     if fine != [True] * len(DECODER):
         raise UserError(f"--decoder-channels takes {len(DECODER)} numbers from 1 to {WIDEST}.")
     pretrained = "imagenet" if weights_backbone == "imagenet" else None
-    with imagenet_weights(weights_backbone, encoder):
-        model = smp.Unet(
-            encoder,
-            encoder_weights=pretrained,
-            decoder_channels=decoder_channels,
-            classes=num_classes,
-        )
+    try:
+        with imagenet_weights(weights_backbone, encoder):
+            model = smp.Unet(
+                encoder,
+                encoder_weights=pretrained,
+                decoder_channels=decoder_channels,
+                classes=num_classes,
+            )
+        if of_timm:  # some take a single size of images, and say so when they get another
+            with torch.inference_mode():
+                model.eval()(torch.zeros(1, 3, 2 * STRIDE, 2 * STRIDE))
+            model.train()
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160].rstrip(".")
+        raise UserError(
+            f"--encoder {encoder} cannot be the encoder of a UNet ({reason}); use a convolutional "
+            "network with five stages, such as resnet34 or tu-regnetx_002."
+        ) from error
     load_backbone(model.encoder, weights_backbone, "encoder")
     return normalised_by(norm, model)
 

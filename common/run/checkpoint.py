@@ -193,6 +193,48 @@ def load_weights(model: nn.Module, content: dict[str, Any]) -> None:
     _copy_weights(model, content["model"] | averaged(content.get("ema", {})))
 
 
+def start_from(
+    model: nn.Module, content: dict[str, Any], classes: list[str], args: dict[str, Any]
+) -> list[str]:
+    """Copy the weights of a checkpoint of the same network, perhaps for other classes.
+
+    Args:
+        content: What `load` returned.
+        classes: Of `model`, with the ground.
+        args: The options with which `model` was built.
+
+    Returns:
+        Names of the weights that stay as they are: a layer for each class, of another number.
+
+    Raises:
+        UserError: It is another network.
+    """
+    own, saved = model.state_dict(), content["model"] | averaged(content.get("ema", {}))
+    counts = len(classes), len(content["classes"])
+    new = [
+        name
+        for name, weight in own.items()
+        if isinstance(saved.get(name), Tensor)
+        and weight.shape != saved[name].shape
+        and _for_each_class(weight, counts[0]) == _for_each_class(saved[name], counts[1])
+    ]
+    try:
+        _copy_weights(model, saved | {name: own[name] for name in new})
+    except UserError as error:
+        options = ("encoder", "backbone", "decoder_channels", "norm")
+        given = {k: v for k, v in content["args"].items() if k in options and v != args.get(k)}
+        named = " ".join(f"--{k.replace('_', '-')} {v!s:.60}" for k, v in given.items())
+        remedy = f" It was trained with {named}; give the same." if given else ""
+        raise UserError(f"--init-from: {error}{remedy}") from None
+    return new
+
+
+def _for_each_class(weight: Tensor, count: int) -> tuple[int, ...]:
+    """The shape for a single class; the shape itself if it does not depend on the classes."""
+    rows, *rest = weight.shape or (1,)
+    return (rows // count, *rest) if rows % count == 0 else tuple(weight.shape)
+
+
 def _copy_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:
     own = model.state_dict()
     for name in own.keys() | saved.keys():

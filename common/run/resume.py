@@ -14,7 +14,7 @@ from common.run import checkpoint, checkpoint_file
 AUTO = Path("auto")
 # Options that do not change the training.
 FREE = {"config", "data_path", "output_dir", "resume", "test_only", "device", "workers"}
-FREE |= {"print_freq", "save_every", "dist_timeout"}
+FREE |= {"print_freq", "save_every", "dist_timeout", "init_from", "weights_backbone"}
 
 
 def find(wanted: Path | None, output_dir: Path, model_name: str) -> dict[str, Any] | None:
@@ -110,6 +110,11 @@ def restore(
             f"the run had a global batch of {wanted} on {before.get('world_size')} processes and "
             f"would continue with {now['global_batch']} on {now['world_size']}; choose -b and "
             f"--grad-accum so that their product is {wanted} / {now['world_size']}."
+        )
+    if "lr_encoder" in changed:
+        raise UserError(
+            f"the run had --lr-encoder {before['lr_encoder']!r:.20} and keeps it; to change it, "
+            "start a new run with --init-from this checkpoint."
         )
     run.restore(saved, process)
     if "training tiles" in changed or "seed" in changed:
