@@ -105,14 +105,15 @@ def suppress(boxes: Tensor, exists: Tensor, threshold: float, block: int | None 
         boxes: [B,N,4], sorted by falling score.
         exists: bool [B,N].
         threshold: The largest IoU of two boxes that are kept.
-        block: Boxes in a block; by default `BLOCK` on a CPU, and all on a GPU, where each operator
-            is a kernel to launch.
+        block: Boxes in a block; by default `BLOCK` on a CPU, and all on a GPU and in a compiled
+            step, where each operator is a kernel to launch and code to generate.
 
     Returns:
         bool [B,N]: kept, and exists.
     """
     count = boxes.shape[1]
-    block = block or (BLOCK if boxes.device.type == "cpu" else max(1, count))
+    in_blocks = boxes.device.type == "cpu" and not torch.compiler.is_compiling()
+    block = block or (BLOCK if in_blocks else max(1, count))
     kept, kept_boxes = exists[:, :0], boxes[:, :0]  # what is not kept has no area
     for start in range(0, count, block):
         own, free = boxes[:, start : start + block], exists[:, start : start + block]

@@ -32,7 +32,7 @@ BACKBONES = ("resnet50", "resnet50_v2", "resnet18", "mobilenet_v3_large")
 # half to nearly three times of each can match, so aircraft of 7 to 270 pixels.
 ANCHORS = (12, 24, 48, 96, 192)
 RATIOS = (0.7, 1.0, 1.4)  # height over width
-CHANNELS = 256  # of the pyramid's levels
+CHANNELS = 256  # of the pyramid's levels and the convolutions on them
 MASK_ROIS = 16
 
 
@@ -70,14 +70,14 @@ def build_model(
     load_backbone(pyramid.body, weights_backbone, "dense.backbone.body")
     boxes: nn.Module = TwoMLPHead(CHANNELS * 7**2, 1024)
     if v2:
-        boxes = FastRCNNConvFCHead((CHANNELS, 7, 7), [256] * 4, [1024], norm_layer=norm_layer)
+        boxes = FastRCNNConvFCHead((CHANNELS, 7, 7), [CHANNELS] * 4, [1024], norm_layer=norm_layer)
     model = MaskRCNN(
         pyramid,
         RPNHead(CHANNELS, len(RATIOS), conv_depth=2 if v2 else 1),
         boxes,
         FastRCNNPredictor(1024, num_classes),
-        MaskRCNNHeads(CHANNELS, [256] * 4, 1, norm_layer=norm_layer),
-        MaskRCNNPredictor(256, 256, num_classes),
+        MaskRCNNHeads(CHANNELS, [CHANNELS] * 4, 1, norm_layer=norm_layer),
+        MaskRCNNPredictor(CHANNELS, CHANNELS, num_classes),
         [[_anchor(side, ratio) for ratio in RATIOS] for side in ANCHORS],
         proposals,
         mask_rois,

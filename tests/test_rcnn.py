@@ -12,6 +12,7 @@ from helpers.instances import (
     detect_with,
     torchvisions,
 )
+from helpers.networks import THIN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException
@@ -25,6 +26,7 @@ from common.augment import uniform
 from common.distributed import Process
 from common.speedups import Speedups
 from mask import align, losses, rcnn
+from mask import model as mask
 from mask.boxes import ROUNDS, as_rois, ignored, sample, stand_ins, suppress
 from mask.losses import ANCHORS, POSITIVE_ANCHORS, label_anchors, label_boxes
 from mask.model import build_model, predict
@@ -299,6 +301,7 @@ def test_the_canvas_reads_nothing_back(fake, monkeypatch):
 def test_a_captured_step_has_the_gradients_of_an_eager_one(standin, monkeypatch, norm, grad_accum):
     """And BatchNorm's statistics, although some boxes are there twice to fill their places."""
     monkeypatch.setattr(graphs, "Graphed", partial(graphs.Graphed, warmup=1))
+    monkeypatch.setattr(mask, "CHANNELS", THIN)
     process = Process(0, 1, CPU)
     settings = Speedups(grad_accum=grad_accum, cuda_graphs=True)
     graphed, captured_step = training_step("mask", process, settings, 64, "resnet18", norm=norm)

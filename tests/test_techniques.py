@@ -15,7 +15,7 @@ import pytest
 import segmentation_models_pytorch as smp
 from helpers.commands import ENCODER, ROOT, TORCHRUN, run_script
 from helpers.cpu_graph import CpuGraph
-from helpers.networks import thin_fcn, train_thin
+from helpers.networks import THIN, thin_fcn, train_thin
 from torch import nn
 from torture import children
 
@@ -23,6 +23,7 @@ from benchmarks.lib.readme import part, write_part
 from common import graphs
 from common.run import checkpoint
 from fcn import model as fcn
+from mask import model as mask
 
 # A graph is captured after its warm-up and then replayed three times.
 STEPS, GRAPH_STEPS = 6, graphs.WARMUP_STEPS + 3
@@ -30,7 +31,7 @@ MODELS = {
     "FCN": ("fcn", ["--backbone", "resnet50", "--dropout", "0"]),  # narrow, see `thin`
     "DeepLabV3": ("DeepLabV3", ["--backbone", "mobilenet_v3_large", "--dropout", "0"]),
     "UNet": ("unet", ["--encoder", ENCODER]),
-    "Mask R-CNN": ("mask", ["--backbone", "resnet18", "--proposals", "24"]),
+    "Mask R-CNN": ("mask", ["--backbone", "resnet18", "--proposals", "40"]),
 }
 # Flags, and how far the losses of all steps may be from the plain run's: the mean distance as a
 # share of the mean loss. Later steps multiply a difference in rounding, so a single step shows more
@@ -67,9 +68,13 @@ def losses_and_score(output: Path) -> tuple[list[float], float]:
 
 @pytest.fixture(scope="module", autouse=True)
 def thin():
-    """A narrow FCN with one block per stage: with emulated bf16 a full step takes minutes."""
+    """A narrow FCN with one block per stage, and a narrow pyramid for Mask R-CNN.
+
+    With emulated bf16 a full step takes minutes.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(fcn.BACKBONES, "resnet50", thin_fcn)
+        patch.setattr(mask, "CHANNELS", THIN)
         yield
 
 

@@ -10,6 +10,9 @@ from torchvision.models.segmentation.fcn import FCN, FCNHead
 
 from common.run.checkpoint import Run
 from fcn import model as fcn
+from mask import model as mask
+
+THIN = 32  # channels of Mask R-CNN's pyramid and heads, which has 256
 
 
 class Thin(Bottleneck):
@@ -25,9 +28,10 @@ def thin_fcn(weights: None, weights_backbone: None, num_classes: int, aux_loss: 
 
 
 def train_thin(folder: str, words: list[str]) -> None:
-    """Run `folder`/train.py with a thin FCN, in a process that needs no other networks."""
+    """Run `folder`/train.py with thin networks, in a process that needs no others."""
     torch.set_num_threads(1)
     fcn.BACKBONES["resnet50"] = thin_fcn
+    mask.CHANNELS = THIN
     importlib.import_module(f"{folder}.train").main(words)
 
 
