@@ -32,9 +32,10 @@ from torch import Tensor
 from benchmarks.lib.environment import hardware, provenance, seconds
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
 from benchmarks.lib.results import median_interval
+from common.augment import normalise
 from common.cli import Parser, UserError, positive, progress, run
 from common.distributed import pick_device
-from common.predict.windows import blend
+from common.predict.windows import Tiling, blend
 from common.speedups import Speedups, has_native_bf16
 from mask.coco import evaluate
 from rareplanes.scene import instance_ids, read_xml, scene_files, scene_stems
@@ -116,6 +117,17 @@ def _preprocessing(data: Path) -> dict[str, Part]:
     return {"preprocessing": ("scenes", 1, ours, plain)}
 
 
+class Noise:
+    """A scene for `blend`, in memory."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.height, self.width = height, width
+        self.pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+    def read(self, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, None]:
+        return self.pixels[y : y + height, x : x + width], None
+
+
 def _inference(device: torch.device, args: argparse.Namespace) -> dict[str, Part]:
     torch.manual_seed(0)
     model = build_model(args.encoder, 2).to(device).eval()
@@ -125,7 +137,7 @@ def _inference(device: torch.device, args: argparse.Namespace) -> dict[str, Part
     fast.load_state_dict(model.state_dict())
     fast = fast.to(memory_format=speedups.layout)
     tiles = torch.rand(args.batch_size, 3, args.window, args.window, device=device)
-    scene = torch.rand(3, *args.scene, device=device)
+    scene = Noise(*args.scene)
 
     @torch.inference_mode()
     def quick(images: Tensor) -> Tensor:
@@ -137,7 +149,10 @@ def _inference(device: torch.device, args: argparse.Namespace) -> dict[str, Part
         return torch.cat([probabilities(model, image) for image in images.split(1)])
 
     def whole(way: Callable[[Tensor], Tensor], batch_size: int) -> Way:
-        return lambda: blend(scene, way, args.window, 0.25, batch_size)
+        def network(crops: Tensor) -> Tensor:
+            return way(normalise(crops.to(device)).contiguous())
+
+        return lambda: list(blend(scene, network, Tiling(args.window, 0.25, batch_size)))
 
     return {
         "inference, tiles": ("images", len(tiles), lambda: quick(tiles), lambda: slow(tiles)),

@@ -128,6 +128,19 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     )
 
     group = parser.add_argument_group("speed-ups", "DDP has no flag: start with torchrun.")
+    add_precision(group)
+    switch = argparse.BooleanOptionalAction
+    group.add_argument(
+        "--cuda-graphs", action=switch, default=False, help="launch the whole step at once"
+    )
+    group.add_argument(
+        "--sync-bn", action=switch, default=False, help="BatchNorm over the tiles of all processes"
+    )
+    return parser
+
+
+def add_precision(group: argparse._ActionsContainer) -> None:
+    """The speed-ups that training and prediction share."""
     switch = argparse.BooleanOptionalAction
     group.add_argument("--amp", action=switch, default=False, help="mixed precision")
     group.add_argument(
@@ -137,15 +150,8 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     )
     group.add_argument("--channels-last", action=switch, default=False, help="NHWC layout")
     group.add_argument(
-        "--cuda-graphs", action=switch, default=False, help="launch the whole step at once"
+        "--compile", action=switch, default=False, help="compile the network with torch.compile"
     )
-    group.add_argument(
-        "--compile", action=switch, default=False, help="compile model and loss with torch.compile"
-    )
-    group.add_argument(
-        "--sync-bn", action=switch, default=False, help="BatchNorm over the tiles of all processes"
-    )
-    return parser
 
 
 def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int = 1) -> None:
@@ -181,7 +187,7 @@ def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int 
         )
     if args.init_from:
         args.weights_backbone = "none"  # all weights come from that file
-    _check_speedups(args, pick_device(args.device))
+    check_speedups(args, pick_device(args.device))
     is_new = not args.resume or (
         args.resume.name != "auto" and args.resume.parent != args.output_dir
     )
@@ -193,7 +199,8 @@ def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int 
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
 
-def _check_speedups(args: argparse.Namespace, device: torch.device) -> None:
+def check_speedups(args: argparse.Namespace, device: torch.device) -> None:
+    """Refuse speed-ups that cannot work on `device`."""
     if args.amp_dtype and not args.amp:
         raise UserError(f"--amp-dtype {args.amp_dtype} does nothing without --amp; add --amp.")
     if args.cuda_graphs and not graphs.available(device):

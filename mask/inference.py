@@ -1,106 +1,157 @@
-"""Find and outline every aircraft in images of any size with a trained Mask R-CNN.
+"""Find and outline every aircraft in scenes of any size with a trained Mask R-CNN.
 
 python mask/inference.py runs/mask/model_best.pth data/test/images predictions
-python mask/inference.py runs/mask/model_best.pth photo.jpg predictions --score-threshold 0.7
+python mask/inference.py runs/mask/model_best.pth scene.tif maps --score-threshold 0.7
 """
 
+import argparse
 import json
+import shutil
 import sys
-from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 from pycocotools import mask as rle
 
-from common.augment import normalise
-from common.cli import UserError, fraction
+from common.cli import fraction, positive, say
 from common.cli import run as run_main
-from common.distributed import pick_device
-from common.io.files import write_atomic
-from common.io.pictures import outline, save
-from common.predict.folder import (
-    inference_parser,
-    list_images,
-    make_output_folder,
-    readable,
-    refuse,
-)
-from common.run import checkpoint
+from common.io.files import whole_file
+from common.io.pictures import Reduced, outline, save
+from common.io.raster import Scene, no_valid_pixel
+from common.predict.crops import Crops
+from common.predict.folder import each_scene, inference_parser, list_images, make_output_folder
+from common.predict.maps import feature_file
+from common.predict.network import load_network
+from common.predict.regions import Find
+from common.predict.windows import Network, Tiling
 from mask.model import NAME, from_checkpoint, predict
-from mask.scenes import Instance, detect
+from mask.scenes import Detected, detect
+
+MOST_PIXELS = (1 << 32) - 1  # COCO's run lengths are unsigned numbers of 32 bits
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = inference_parser("Find and outline every aircraft in images of any size.")
-    parser.add_argument("--score-threshold", type=fraction, default=0.5, help="drop lower scores")
+    parser = inference_parser("Find and outline every aircraft in scenes of any size.")
+    add = parser.add_argument
+    add("--score-threshold", type=fraction, default=0.5, help="drop lower scores")
+    add("--max-detections", type=positive, default=100, metavar="N", help="of one window")
     args = parser.parse(argv)
-    device = pick_device(args.device)
-    saved = checkpoint.load(args.model, NAME)
-    classes = saved["classes"]
-    model = checkpoint.rebuild(saved, from_checkpoint).to(device).eval()
+    model, network, classes = load_network(
+        args, NAME, from_checkpoint, predict, static_part=lambda model: model.dense
+    )
+    model.roi_heads.detections_per_img = args.max_detections
     paths = list_images(args.image_dir, args.index)
     make_output_folder(args)
-    bad: list[UserError] = []
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, (path, name, image) in enumerate(readable(paths, bad), start=1):
-        pixels = normalise(torch.from_numpy(image).to(device)[None])[0]
-        instances = detect(
-            pixels,
-            partial(predict, model),
-            args.window,
-            args.overlap,
-            args.batch_size,
-            args.score_threshold,
-        )
-        instances = [i for i in instances if i.mask.sum() >= args.min_area]
-        height, width = image.shape[:2]
-        overlay = f"{name}_overlay.jpg"
-        save(
-            outline(image, [(i.mask, i.x, i.y, i.label, i.score) for i in instances]),
-            args.prediction_dir / overlay,
-        )
-        images.append(
-            {
-                "id": number,
-                "file_name": path.name,
-                "width": width,
-                "height": height,
-                "overlay": overlay,
-            }
-        )
-        for instance in instances:
-            annotation = annotate(instance, height, width)
-            annotations.append({"id": len(annotations) + 1, "image_id": number} | annotation)
-    categories = [{"id": i, "name": name} for i, name in enumerate(classes[1:], start=1)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
+    images: list[str] = []
+    total = 0
     target = args.prediction_dir / "predictions.json"
-    write_atomic(target, (json.dumps(content) + "\n").encode())
+    with whole_file(target) as file, TemporaryFile(dir=args.prediction_dir) as annotations:
+
+        def predict_one(scene: Scene, name: str) -> None:
+            nonlocal total
+            image = {
+                "id": len(images) + 1,
+                "file_name": scene.path.name,
+                "width": scene.width,
+                "height": scene.height,
+                "overlay": f"{name}_overlay.jpg",
+            }
+            detected = predict_scene(scene, name, network, classes, args)
+            images.append(json.dumps(image))
+            for one in detected.instances:
+                total += 1
+                text = {"id": total, "image_id": image["id"]}
+                text |= annotate(one, scene.height, scene.width)
+                annotations.write(b",\n" * (total > 1) + json.dumps(text).encode())
+
+        refuse = each_scene(paths, args, predict_one)
+        categories = [{"id": i, "name": name} for i, name in enumerate(classes[1:], start=1)]
+        file.write(f'{{"images": [{", ".join(images)}], "annotations": ['.encode())
+        annotations.seek(0)
+        shutil.copyfileobj(annotations, file)
+        file.write(f'], "categories": {json.dumps(categories)}}}\n'.encode())
     print(
-        f"{len(annotations)} aircraft in {len(images)} images; overlays and predictions.json in "
+        f"{total} aircraft in {len(images)} images; overlays, maps and predictions.json in "
         f"{args.prediction_dir}"
     )
-    refuse(bad, paths)
+    refuse()
 
 
-def annotate(one: Instance, height: int, width: int) -> dict[str, Any]:
+def predict_scene(
+    scene: Scene, name: str, network: Network, classes: list[str], args: argparse.Namespace
+) -> Detected:
+    """Find the aircraft of a scene, and write its overlay and its map."""
+    picture = Reduced(scene.width, scene.height, args.overlay_size)
+    tiling = Tiling(args.window, args.overlap, args.batch_size)
+    most = args.max_detections
+    detected = detect(scene, network, tiling, args.score_threshold, most, picture)
+    if not detected.valid:
+        raise no_valid_pixel(scene.path)
+    if detected.full:
+        say(
+            f"{scene.path.name!r}: {detected.full} windows reached --max-detections {most}; with a "
+            "higher one, or a smaller --window, there may be more"
+        )
+    detected.instances = [one for one in detected.instances if one.area >= args.min_area]
+    crops = Crops(args.crops, lambda find: find.score)
+    with feature_file(args.prediction_dir / f"{name}.geojson", scene, classes) as features:
+        for one in detected.instances:
+            features.add(one)
+            crops.add(one)
+    small = [reduced(one, picture.factor) for one in detected.instances]
+    save(outline(picture.image(), small), args.prediction_dir / f"{name}_overlay.jpg")
+    if args.crops:
+        crops.write(scene, args.prediction_dir / f"{name}_crops.jpg")
+    return detected
+
+
+def reduced(one: Find, factor: int) -> tuple[np.ndarray, int, int, int, float]:
+    """A mask as `outline` takes it, on a picture that is `factor` times as small."""
+    x, y = one.x // factor, one.y // factor
+    after = [(-one.box[3]) % factor, (-one.box[2]) % factor]
+    mask = np.pad(one.mask, ((one.y % factor, after[0]), (one.x % factor, after[1])))
+    height, width = (side // factor for side in mask.shape)
+    blocks = mask.reshape(height, factor, width, factor)
+    return np.asarray(blocks.any((1, 3))), x, y, one.label, one.score
+
+
+def annotate(one: Find, height: int, width: int) -> dict[str, Any]:
     """An instance as a COCO annotation, its mask as run lengths of the whole image."""
-    whole = np.zeros((height, width), np.uint8, order="F")
     x1, y1, x2, y2 = one.box
-    whole[y1:y2, x1:x2] = one.mask
-    runs = rle.encode(whole)
-    return {
+    annotation = {
         "category_id": one.label,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": int(one.mask.sum()),
+        "area": one.area,
         "score": round(one.score, 5),
-        "segmentation": {"size": [height, width], "counts": runs["counts"].decode()},
         "iscrowd": 0,
     }
+    if height * width <= MOST_PIXELS:
+        counts = {"size": [height, width], "counts": run_lengths(one, height, width)}
+        runs = rle.frPyObjects(counts, height, width)
+        annotation["segmentation"] = counts | {"counts": runs["counts"].decode()}
+    return annotation
+
+
+def run_lengths(one: Find, height: int, width: int) -> list[int]:
+    """COCO's run lengths of a mask in an image, column by column, ground first.
+
+    They are made from the cut mask alone, so that their time does not depend on the image.
+    """
+    columns = np.pad(one.mask.T.astype(np.int8), ((0, 0), (1, 1)))
+    steps = np.diff(columns, axis=1)
+    starts, ends = (
+        (column + one.x) * height + row + one.y
+        for column, row in (np.nonzero(steps == step) for step in (1, -1))
+    )
+    # A run that reaches the image's bottom goes on at the top of the next column.
+    goes_on = np.flatnonzero(starts[1:] == ends[:-1])
+    places = np.stack([np.delete(starts, goes_on + 1), np.delete(ends, goes_on)], 1)
+    counts = np.diff(places.ravel(), prepend=0, append=height * width).tolist()
+    return counts if counts[-1] else counts[:-1]
 
 
 if __name__ == "__main__":

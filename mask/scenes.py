@@ -1,72 +1,90 @@
-"""Instances of an image of any size: found in overlapping windows, merged if a seam cut them."""
+"""Instances of a scene of any size: found in overlapping windows, merged if a seam cut them."""
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from common.predict.windows import grid
+from common.io.pictures import Reduced
+from common.predict.regions import Find
+from common.predict.windows import Network, Rows, Strip, Tiling, ahead, predicted, strips
 
-SAME = 0.5  # IoU in the area that two windows share, above which two masks are one aircraft
+SAME = 0.5  # overlap in the area that two windows share, above which two masks are one aircraft
+EDGE = 3  # pixels; a mask that comes so near its window's border was cut by it
+CELL = 256  # pixels; instances are compared with those that share a square of this side
+
+Box = tuple[int, int, int, int]  # x1, y1, x2, y2; the last two are exclusive
 
 
-@dataclass(frozen=True)
-class Instance:
-    """One aircraft: its mask cut to its own box, so that memory does not grow with the image."""
+@dataclass(frozen=True, eq=False)
+class Instance(Find):
+    """One aircraft, and the part of the scene that was looked at when it was found."""
 
-    label: int
-    score: float
-    x: int
-    y: int
-    mask: np.ndarray  # bool [h,w], its top left pixel is (x, y)
-    seen: tuple[int, int, int, int]  # x1, y1, x2, y2 of the window it was found in
+    seen: Box
 
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """x1, y1, x2, y2; the last two are exclusive."""
-        return self.x, self.y, self.x + self.mask.shape[1], self.y + self.mask.shape[0]
+
+@dataclass
+class Detected:
+    """What a scene shows.
+
+    Args:
+        instances: Best first.
+        valid: Whether the scene has a valid pixel.
+        full: Number of windows with as many detections as the network reports at most.
+    """
+
+    instances: list[Instance]
+    valid: bool = False
+    full: int = 0
 
 
 @torch.inference_mode()
 def detect(
-    image: Tensor,
-    predict: Callable[[Tensor], list[dict[str, Tensor]]],
-    window: int,
-    overlap: float,
-    batch_size: int,
+    scene: Rows,
+    network: Network,
+    tiling: Tiling,
     threshold: float,
-) -> list[Instance]:
-    """All instances of a whole image, best first.
+    most: int = 100,
+    picture: Reduced | None = None,
+) -> Detected:
+    """All instances of a whole scene.
 
     Args:
-        image: float [3,H,W], normalised, on the device; any H and W.
-        predict: [B,3,window,window] → B dicts as `mask.model.predict` returns them.
-        window: Side in pixels, a multiple of 32.
-        overlap: Share of a window that its neighbour covers too.
-        batch_size: Windows per forward pass.
+        network: Its results are dicts as `mask.model.predict` returns them.
         threshold: Detections that score less are left out.
+        most: The number of detections that the network reports at most.
+        picture: Gets the scene's rows as they are read.
     """
-    height, width = image.shape[1:]
-    image = F.pad(image, (0, max(0, window - width), 0, max(0, window - height)))
-    corners = list(grid(image.shape[1], image.shape[2], window, overlap))
-    instances: list[Instance] = []
-    for start in range(0, len(corners), batch_size):
-        part = corners[start : start + batch_size]
-        crops = torch.stack([image[:, y : y + window, x : x + window] for y, x in part])
-        for (y, x), detections in zip(part, predict(crops), strict=True):
-            instances += _instances(detections, x, y, window, threshold, height, width)
-    return merge(instances)
+
+    def shown() -> Iterator[Strip]:
+        for strip in strips(scene, tiling):
+            if picture is not None:
+                picture.add(strip.pixels[-strip.new :])
+            yield strip
+
+    detected = Detected([])
+    for strip, x, result in predicted(ahead(shown()), scene.width, network, tiling):
+        if result is not None:
+            found = list(_instances(result, strip, x, tiling.side, threshold))
+            detected.valid = True
+            detected.full += len(found) >= most
+            detected.instances += found
+    detected.instances = merge(detected.instances)
+    return detected
 
 
 def _instances(
-    found: dict[str, Tensor], x: int, y: int, window: int, threshold: float, height: int, width: int
+    found: dict[str, Tensor], strip: Strip, x: int, side: int, threshold: float
 ) -> Iterator[Instance]:
     kept = found["scores"] >= threshold
-    masks = found["masks"][kept].cpu().numpy()[:, : height - y, : width - x]
+    height, width = strip.pixels.shape[:2]
+    masks = found["masks"][kept].cpu().numpy()[:, :height, : width - x]
+    if strip.valid is not None:
+        masks = masks & strip.valid[:, x : x + side]
     labels, scores = found["labels"][kept].tolist(), found["scores"][kept].tolist()
     for mask, label, score in zip(masks, labels, scores, strict=True):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -74,8 +92,8 @@ def _instances(
             continue
         top, left = int(rows[0]), int(columns[0])
         cut = mask[top : rows[-1] + 1, left : columns[-1] + 1].copy()
-        seen = (x, y, x + window, y + window)
-        yield Instance(label, score, x + left, y + top, cut, seen)
+        seen = (x, strip.y, x + side, strip.y + side)
+        yield Instance(label, score, x + left, strip.y + top, cut, seen)
 
 
 def merge(found: list[Instance]) -> list[Instance]:
@@ -93,7 +111,7 @@ def merge(found: list[Instance]) -> list[Instance]:
             i = group[i]
         return i
 
-    for i, j in combinations(range(len(found)), 2):
+    for i, j in _overlapping([instance.box for instance in found]):
         if found[i].seen != found[j].seen and _same(found[i], found[j]):
             group[root(i)] = root(j)
     whole: dict[int, Instance] = {}
@@ -103,24 +121,52 @@ def merge(found: list[Instance]) -> list[Instance]:
     return sorted(whole.values(), key=lambda instance: -instance.score)
 
 
+def _overlapping(boxes: list[Box]) -> Iterator[tuple[int, int]]:
+    """Each pair of boxes with common pixels; the time is linear in the area at one density."""
+    cells: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, (x1, y1, x2, y2) in enumerate(boxes):
+        columns = range(x1 // CELL, (x2 - 1) // CELL + 1)
+        for cell in product(columns, range(y1 // CELL, (y2 - 1) // CELL + 1)):
+            cells[cell].append(i)
+    for cell, members in cells.items():
+        corners = np.array([boxes[i] for i in members])
+        for n, i in enumerate(members[:-1]):
+            low = np.maximum(corners[n, :2], corners[n + 1 :, :2])
+            high = np.minimum(corners[n, 2:], corners[n + 1 :, 2:])
+            # In several cells there may be the same two: the top left of what they share decides.
+            together = (low < high).all(1) & (low // CELL == cell).all(1)
+            for j in np.flatnonzero(together).tolist():
+                yield i, members[n + 1 + j]
+
+
 def _same(a: Instance, b: Instance) -> bool:
-    if a.label != b.label or not _area(_common(a.box, b.box)):
+    """Whether two windows found the same aircraft, judged by what both of them saw.
+
+    A mask that was cut by the border of its window is compared with the smaller of the two: of a
+    few pixels at the border, half are often in another place. Otherwise with the union of both.
+    """
+    if a.label != b.label:
         return False
-    both_see = _common(a.seen, b.seen)
+    around = min(a.x, b.x), min(a.y, b.y), max(a.box[2], b.box[2]), max(a.box[3], b.box[3])
+    both_see = _common(_common(a.seen, b.seen), around)
     first, second = _inside(a, both_see), _inside(b, both_see)
-    shared = np.logical_and(first, second).sum()
-    return bool(shared > SAME * np.logical_or(first, second).sum())
+    shared = np.count_nonzero(first & second)
+    sizes = np.count_nonzero(first), np.count_nonzero(second)
+    whole = min(sizes) if _is_cut(a) or _is_cut(b) else sum(sizes) - shared
+    return bool(shared > SAME * whole)
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int, int, int]:
+def _is_cut(instance: Instance) -> bool:
+    """Whether the mask reaches the border of its window."""
+    (x1, y1, x2, y2), seen = instance.box, instance.seen
+    return min(x1 - seen[0], y1 - seen[1], seen[2] - x2, seen[3] - y2) < EDGE
+
+
+def _common(a: Box, b: Box) -> Box:
     return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
 
 
-def _area(box: tuple[int, int, int, int]) -> int:
-    return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
-
-
-def _inside(instance: Instance, region: tuple[int, int, int, int]) -> np.ndarray:
+def _inside(instance: Instance, region: Box) -> np.ndarray:
     """The part of an instance's mask that lies in `region`, on a canvas of the region's size."""
     x1, y1, x2, y2 = region
     canvas = np.zeros((max(0, y2 - y1), max(0, x2 - x1)), bool)

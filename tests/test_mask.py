@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.commands import losses, training
 from helpers.instances import batch_of
+from helpers.rasters import Memory
 from helpers.scenes import random_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from torture import children, kills
 from benchmarks.lib.synthetic import noise_tiles
 from common.cli import UserError
 from common.distributed import process_group
+from common.predict.windows import Tiling
 from common.run import checkpoint
 from common.speedups import Speedups, place
 from mask import inference, train
@@ -223,23 +225,18 @@ def test_prediction_of_a_folder(masked, tiled, tmp_path):
 # --- Whole scenes from windows -------------------------------------------------------------------
 
 
-def finder(scene):
-    """A network that finds, in any window, exactly the blobs of `scene` [H,W] that it sees."""
-
-    def find(crops):
-        found = []
-        for crop in crops:
-            ids = crop[0].long()
-            numbers = [int(n) for n in ids.unique() if n > 0]
-            masks = (
-                torch.stack([ids == n for n in numbers]) if numbers else torch.zeros(0, *ids.shape)
-            )
-            scores = torch.tensor([0.9 - 0.01 * n for n in numbers])
-            labels = torch.ones(len(numbers), dtype=torch.long)
-            found.append({"masks": masks.bool(), "scores": scores, "labels": labels})
-        return found
-
-    return lambda crops: find(crops), torch.as_tensor(scene).float()[None].expand(3, -1, -1)
+def find(crops):
+    """A network that finds, in any window, exactly the blobs of numbered pixels that it sees."""
+    found = []
+    for crop in crops:
+        ids = torch.nn.functional.pad(crop[..., 0].long(), (0, 64 - crop.shape[1]))
+        ids = torch.nn.functional.pad(ids, (0, 0, 0, 64 - len(ids)))
+        numbers = [int(n) for n in ids.unique() if n > 0]
+        masks = torch.stack([ids == n for n in numbers]) if numbers else torch.zeros(0, *ids.shape)
+        scores = torch.tensor([0.9 - 0.01 * n for n in numbers])
+        labels = torch.ones(len(numbers), dtype=torch.long)
+        found.append({"masks": masks.bool(), "scores": scores, "labels": labels})
+    return found
 
 
 @pytest.mark.parametrize("size", [(100, 150), (64, 64), (40, 200), (333, 257)])
@@ -251,8 +248,8 @@ def test_an_aircraft_at_a_seam_comes_out_once_and_whole(size):
         h, w = rng.integers(6, 30, 2)
         part = scene[y : y + h, x : x + w]
         part[part == 0] = number
-    predict_, image = finder(scene)
-    found = detect(image, predict_, 64, 0.5, 3, 0.5)
+    pixels = np.repeat(scene[:, :, None], 3, 2)
+    found = detect(Memory(pixels), find, Tiling(64, 0.5, 3), 0.5).instances
     numbers = [n for n in np.unique(scene) if n]
     assert len(found) == len(numbers)
     painted = np.zeros_like(scene)

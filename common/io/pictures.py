@@ -91,6 +91,49 @@ def outline(
     return drawn
 
 
+class Reduced:
+    """An image that arrives in bands of rows, kept so small that its longest side fits `longest`.
+
+    Args:
+        width: Of the image, pixels.
+        height: Of the image, pixels.
+        longest: Side of the result.
+        smooth: Average the pixels, as for a photograph; else take one, as for class ids.
+    """
+
+    def __init__(self, width: int, height: int, longest: int, smooth: bool = True) -> None:
+        self.factor = -(-max(width, height) // longest)
+        self._how = cv2.INTER_AREA if smooth else cv2.INTER_NEAREST
+        self._rest: np.ndarray | None = None
+        self._parts: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray) -> None:
+        """Append uint8 [n,W,3] or [n,W]."""
+        if self._rest is not None:
+            rows = np.concatenate([self._rest, rows])
+        whole = len(rows) // self.factor * self.factor
+        self._rest = rows[whole:].copy()
+        if whole:
+            self._parts.append(self._small(rows[:whole]))
+
+    def image(self) -> np.ndarray:
+        """All of it; an incomplete row or column of blocks repeats its last pixels."""
+        if self._rest is not None and len(self._rest):
+            missing = self.factor - len(self._rest)
+            border = ((0, missing), *((0, 0),) * (self._rest.ndim - 1))
+            self._parts.append(self._small(np.pad(self._rest, border, "edge")))
+            self._rest = None
+        return np.concatenate(self._parts)
+
+    def _small(self, rows: np.ndarray) -> np.ndarray:
+        if self.factor == 1:
+            return rows
+        border = ((0, 0), (0, -rows.shape[1] % self.factor), *((0, 0),) * (rows.ndim - 2))
+        rows = np.pad(rows, border, "edge")
+        size = (rows.shape[1] // self.factor, len(rows) // self.factor)
+        return cv2.resize(rows, size, interpolation=self._how)
+
+
 class Sheet:
     """A contact sheet of some scored tiles, a row of image, truth and prediction for each.
 

@@ -1,25 +1,17 @@
-"""Semantic prediction over a folder of images: what every semantic inference.py runs."""
+"""What every inference.py shares: its options, the loop over a folder, the names of outputs."""
 
 import argparse
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
-import torch
+from common import args as arguments
+from common.cli import OF_THE_DISK, Parser, UserError, number, positive, say, whole
+from common.io.raster import SUFFIXES, Look, Scene, open_scene
 
-from common.augment import normalise
-from common.cli import Parser, UserError, number, positive, progress, whole
-from common.io.files import write_atomic
-from common.io.images import read_rgb
-from common.io.pictures import paint, save
-from common.predict.windows import Probabilities, blend
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 STRIDE = 32  # a multiple of the stride of every network
+LONGEST_NAME = 180  # bytes; a file system takes 255, with our endings and a temporary file's
 
 
 def inference_parser(description: str) -> Parser:
@@ -27,8 +19,8 @@ def inference_parser(description: str) -> Parser:
     parser = Parser(description=description)
     add = parser.add_argument
     add("model", type=Path, help="model_best.pth or checkpoint.pth of a training run")
-    add("image_dir", type=Path, help="a folder of PNG or JPEG images of any size, or one image")
-    add("prediction_dir", type=Path, help="where overlays, masks and predictions.json go")
+    add("image_dir", type=Path, help="a folder of rasters of any size, or one of them")
+    add("prediction_dir", type=Path, help="where overlays, masks, maps and predictions.json go")
     add(
         "-i",
         "--index",
@@ -53,8 +45,54 @@ def inference_parser(description: str) -> Parser:
         "--min-area",
         type=whole,
         default=16,
-        help="pixels; smaller regions are left out of the JSON",
+        help="pixels; smaller finds are left out of JSON and map",
     )
+    add(
+        "--overlay-size",
+        type=number(int, 16, 65_500),
+        default=4096,
+        metavar="PIXELS",
+        help="longest side of the overlay",
+    )
+    add(
+        "--crops",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="also draw a sheet of the N largest regions or surest aircraft",
+    )
+    group = parser.add_argument_group("how a raster becomes a picture")
+    add = group.add_argument
+    add(
+        "--bands",
+        type=positive,
+        nargs="+",
+        metavar="BAND",
+        help="three bands or one, from 1; default: red, green and blue, or the first three",
+    )
+    add(
+        "--stretch",
+        type=number(float, 0, 100),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="percentiles that become black and white; default: 2 98, and none for 8 bits",
+    )
+    add(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values that become black and white, instead of --stretch",
+    )
+    add(
+        "--gsd",
+        type=number(float, 0.001, 1000),
+        metavar="METRES",
+        help="resample to this ground resolution, that of the training",
+    )
+    arguments.add_precision(parser.add_argument_group("speed-ups"))
+    # What else `common.args.speedups` reads is for training only.
+    parser.set_defaults(channels_last=None, cuda_graphs=False, sync_bn=False, grad_accum=1)
     return parser
 
 
@@ -70,7 +108,7 @@ def window(text: str) -> int:
 
 
 def list_images(path: Path, index: int | None) -> list[Path]:
-    """The images of a folder sorted by name, or `path` itself if it is an image.
+    """The rasters of a folder sorted by name, or `path` itself if it is a file.
 
     Raises:
         UserError: Nothing is there, or `index` is beyond the last one.
@@ -79,74 +117,18 @@ def list_images(path: Path, index: int | None) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"there is no image or folder {str(path)!r}.")
-    images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(p for p in path.iterdir() if not p.is_dir() and not p.name.startswith("."))
+    images = [p for p in files if p.suffix.lower() in SUFFIXES]
     if not images:
-        raise UserError(f"{str(path)!r} holds no {', '.join(IMAGE_SUFFIXES)} files.")
+        raise UserError(f"{str(path)!r} holds no {', '.join(SUFFIXES)} files.")
     if index is None:
+        if others := [p.name for p in files if p.suffix.lower() not in SUFFIXES]:
+            names = ", ".join(map(repr, others[:3])) + (" …" if len(others) > 3 else "")
+            say(f"left out {len(others)} files that are no {', '.join(SUFFIXES)}: {names}")
         return images
     if index >= len(images):
         raise UserError(f"--index {index}: {str(path)!r} holds images 0 to {len(images) - 1}.")
     return [images[index]]
-
-
-@dataclass(frozen=True)
-class Region:
-    """One connected region of a class: a box [x, y, width, height], its area, its score."""
-
-    class_id: int
-    box: tuple[int, int, int, int]
-    area: int
-    score: float
-
-
-@torch.inference_mode()
-def predict_folder(
-    probabilities: Probabilities, classes: list[str], args: argparse.Namespace, device: torch.device
-) -> None:
-    """Predict every image and write `<name>_overlay.jpg`, `<name>_mask.png`, `predictions.json`.
-
-    Args:
-        probabilities: float [B,3,H,W], normalised → class probabilities [B,C,H,W].
-        classes: C names, index 0 the ground.
-        args: From `inference_parser`.
-        device: The device that `probabilities` computes on.
-    """
-    images = list_images(args.image_dir, args.index)
-    make_output_folder(args)
-    bad: list[UserError] = []
-    report: list[dict[str, Any]] = []
-    for path, name, image in readable(images, bad):
-        pixels = normalise(torch.from_numpy(image).to(device)[None])[0]
-        probability = blend(pixels, probabilities, args.window, args.overlap, args.batch_size)
-        confidence, mask = (tensor.cpu().numpy() for tensor in probability.max(0))
-        mask = mask.astype(np.uint8)
-        save(mask, args.prediction_dir / f"{name}_mask.png")
-        save(paint(image, mask), args.prediction_dir / f"{name}_overlay.jpg")
-        kept = regions(mask, confidence, args.min_area)
-        report.append(
-            {
-                "image": path.name,
-                "width": image.shape[1],
-                "height": image.shape[0],
-                "mask": f"{name}_mask.png",
-                "overlay": f"{name}_overlay.jpg",
-                "regions": [
-                    {
-                        "class": classes[region.class_id],
-                        "bbox": list(region.box),
-                        "area": region.area,
-                        "score": round(region.score, 4),
-                    }
-                    for region in kept
-                ],
-            }
-        )
-    target = args.prediction_dir / "predictions.json"
-    content = json.dumps({"classes": classes, "images": report}, indent=1) + "\n"
-    write_atomic(target, content.encode())
-    count = sum(len(entry["regions"]) for entry in report)
-    print(f"{count} regions in {len(report)} images; overlays, masks and JSON in {target.parent}")
-    refuse(bad, images)
 
 
 def make_output_folder(args: argparse.Namespace) -> None:
@@ -164,60 +146,73 @@ def make_output_folder(args: argparse.Namespace) -> None:
     args.prediction_dir.mkdir(parents=True, exist_ok=True)
 
 
-def readable(images: list[Path], bad: list[UserError]) -> Iterator[tuple[Path, str, np.ndarray]]:
-    """Each image with the name of its outputs and its pixels; errors of reading go to `bad`."""
-    for path, name in progress(output_names(images), desc="predict"):
-        try:
-            image = read_rgb(path)
-        except UserError as error:
-            bad.append(error)
-            continue
-        yield path, name, image
+def look(args: argparse.Namespace) -> Look:
+    """How rasters are read, from the options.
+
+    Raises:
+        UserError: The options contradict each other.
+    """
+    if args.bands and len(args.bands) not in (1, 3):
+        raise UserError(f"--bands takes three bands or one, not {len(args.bands)}.")
+    for flag, limits in (("--stretch", args.stretch), ("--range", args.range)):
+        if limits and not limits[0] < limits[1]:
+            raise UserError(f"{flag} {limits[0]:g} {limits[1]:g}: the first must be the lower one.")
+    if args.stretch and args.range:
+        raise UserError("--stretch and --range exclude each other; leave one of them out.")
+    return Look(args.bands, args.stretch, args.range, args.gsd)
 
 
-def refuse(bad: list[UserError], images: list[Path]) -> None:
-    """Raise the errors of reading, now that everything else is written."""
-    if len(images) == 1 and bad:
-        raise bad[0]
-    if bad:
-        raise UserError(
-            f"{len(bad)} of {len(images)} images could not be read and are not among the "
-            f"predictions: {' '.join(map(str, bad[:3]))}{' …' if len(bad) > 3 else ''}"
-        )
+def each_scene(
+    images: list[Path], args: argparse.Namespace, predict_one: Callable[[Scene, str], None]
+) -> Callable[[], None]:
+    """Call `predict_one(scene, name of its outputs)` for each raster.
 
-
-def regions(mask: np.ndarray, confidence: np.ndarray, min_area: int) -> list[Region]:
-    """The 8-connected regions of each class except the ground, largest first.
-
-    Args:
-        mask: uint8 [H,W], class ids.
-        confidence: float32 [H,W], probability of that class.
-        min_area: In pixels; smaller regions are left out.
+    An error of one scene does not stop the others.
 
     Returns:
-        Boxes as [x, y, width, height]; the score is the mean probability over the region. Aircraft
-        that touch are one region: telling them apart takes an instance model.
+        A function that raises what went wrong, to be called when everything else is written.
     """
-    kept = []
-    for class_id in np.unique(mask):
-        if class_id == 0:
-            continue
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(
-            (mask == class_id).astype(np.uint8), connectivity=8
-        )
-        sums = np.bincount(labels.ravel(), weights=confidence.ravel(), minlength=count)
-        for label in range(1, count):
-            x, y, w, h, area = (int(v) for v in stats[label])
-            if area >= min_area:
-                kept.append(Region(int(class_id), (x, y, w, h), area, float(sums[label] / area)))
-    return sorted(kept, key=lambda region: -region.area)
+    bad: list[UserError] = []
+    how = look(args)
+    for path, name in output_names(images):
+        try:
+            with open_scene(path, how) as scene:
+                if not scene.is_picture and scene.metres is None:
+                    say(f"{path.name!r} has no place on earth; its map is in pixels")
+                predict_one(scene, name)
+        except UserError as error:
+            bad.append(error)
+        except OSError as error:
+            if error.errno not in OF_THE_DISK:
+                raise
+            bad.append(UserError(f"{str(path)!r}: {error.strerror}: {str(error.filename)!r}."))
+
+    def refuse() -> None:
+        if len(images) == 1 and bad:
+            raise bad[0]
+        if bad:
+            raise UserError(
+                f"{len(bad)} of {len(images)} images could not be read and are not among the "
+                f"predictions: {' '.join(map(str, bad[:3]))}{' …' if len(bad) > 3 else ''}"
+            )
+
+    return refuse
 
 
 def output_names(images: list[Path]) -> list[tuple[Path, str]]:
     """Each image with the name of its outputs.
 
     `a.png` and `a.jpg` in one folder must not overwrite each other's prediction: if two images
-    share a stem, all outputs get the whole file name, which is unique.
+    share a stem, all outputs get the whole file name, which is unique. A name that would become too
+    long for the file system ends in a hash instead.
     """
     distinct = len({path.stem for path in images}) == len(images)
-    return [(path, path.stem if distinct else path.name) for path in images]
+    return [(path, _short(path.stem if distinct else path.name)) for path in images]
+
+
+def _short(name: str) -> str:
+    encoded = os.fsencode(name)
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:12]
+    return f"{encoded[: LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"

@@ -1,69 +1,194 @@
-"""Prediction on images of any size: overlapping windows, blended so that no seam shows."""
+"""Prediction on scenes of any size: overlapping windows, blended so that no seam shows.
 
-from collections.abc import Callable, Iterator
+A scene is read from the top to the bottom. Only the rows under one row of windows are in memory, so
+memory grows with the scene's width and not with its height.
+"""
 
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-Probabilities = Callable[[Tensor], Tensor]
+T = TypeVar("T")
+Network = Callable[[Tensor], Any]
+"""uint8 [B,h,w,3] on the CPU → one result for each of the B windows, all of one size."""
 
 
-def blend(
-    image: Tensor, probabilities: Probabilities, window: int, overlap: float, batch_size: int
-) -> Tensor:
-    """Class probabilities of a whole image, blended from those of its windows.
+class Rows(Protocol):
+    """What is read of a scene; `common.io.raster.Scene` is one."""
+
+    width: int
+    height: int
+
+    def read(
+        self, x: int, y: int, width: int, height: int
+    ) -> tuple[np.ndarray, np.ndarray | None]: ...
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How windows are laid over a scene.
 
     Args:
-        image: float [3,H,W], normalised, on the device; any H and W.
-        probabilities: [B,3,window,window] → [B,C,window,window].
-        window: Side in pixels, a multiple of the network's stride.
+        side: Of a window in pixels, a multiple of the network's stride.
         overlap: Share of a window that its neighbour covers too, 0 to below 1.
         batch_size: Windows per forward pass.
-
-    Returns:
-        float32 [C,H,W] on the image's device; every pixel's probabilities sum to 1.
     """
-    height, width = image.shape[1:]
-    image = F.pad(image, (0, max(0, window - width), 0, max(0, window - height)))
-    weight = _hill(window, image.device)
+
+    side: int
+    overlap: float
+    batch_size: int
+
+    def starts(self, length: int) -> list[int]:
+        """Where windows begin along `length` pixels: the fewest, evenly spread."""
+        stride = max(1, round(self.side * (1 - self.overlap)))
+        room = length - self.side
+        steps = -(-room // stride)
+        return [round(i * room / steps) for i in range(steps + 1)] if steps > 0 else [0]
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """The rows of a scene under one row of windows, from row `y` on.
+
+    The last `new` of them were not in the strip before.
+    """
+
+    y: int
+    new: int
+    pixels: np.ndarray  # uint8 [n,W,3]
+    valid: np.ndarray | None  # bool [n,W]; None: all
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Rows of a scene that no later window changes, from row `y` on."""
+
+    y: int
+    probability: Tensor  # float32 [C,n,W]
+    pixels: np.ndarray  # uint8 [n,W,3]
+    valid: np.ndarray | None  # bool [n,W]; None: all
+
+
+def strips(scene: Rows, tiling: Tiling) -> Iterator[Strip]:
+    """The rows under each row of windows; each pixel is read once."""
+    last: Strip | None = None
+    for y in tiling.starts(scene.height):
+        height = min(tiling.side, scene.height)
+        kept = len(last.pixels) - (y - last.y) if last else 0
+        pixels, valid = scene.read(0, y + kept, scene.width, height - kept)
+        if last is not None and kept:
+            if last.valid is not None or valid is not None:
+                parts = [_or_all(last.valid, last.pixels)[-kept:], _or_all(valid, pixels)]
+                valid = np.concatenate(parts)
+            pixels = np.concatenate([last.pixels[-kept:], pixels])
+        last = Strip(y, height - kept, pixels, valid)
+        yield last
+
+
+def _or_all(valid: np.ndarray | None, pixels: np.ndarray) -> np.ndarray:
+    return np.ones(pixels.shape[:2], bool) if valid is None else valid
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; while one is used, a thread makes the next."""
+    with ThreadPoolExecutor(1) as thread:
+        end: Any = object()
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item
+
+
+def predicted(
+    rows: Iterable[Strip], width: int, network: Network, tiling: Tiling
+) -> Iterator[tuple[Strip, int, Any]]:
+    """Each window's strip, its left edge and the network's result, from left to right.
+
+    A window without a valid pixel is not computed; its result is None. The next batch is started
+    before the results of this one are used, so that a GPU computes meanwhile.
+    """
+    windows = ((strip, x) for strip in rows for x in tiling.starts(width))
+    before: Iterator[tuple[Strip, int, Any]] = iter(())
+    while batch := list(islice(windows, tiling.batch_size)):
+        crops, shown = [], []
+        for strip, x in batch:
+            part = (slice(None), slice(x, x + tiling.side))
+            shown.append(strip.valid is None or bool(strip.valid[part].any()))
+            if shown[-1]:
+                crops.append(torch.from_numpy(strip.pixels[part]))
+        results = iter(network(torch.stack(crops)) if crops else ())
+        done = [
+            (strip, x, next(results) if s else None)
+            for (strip, x), s in zip(batch, shown, strict=True)
+        ]
+        yield from before
+        before = iter(done)
+    yield from before
+
+
+@torch.inference_mode()
+def blend(scene: Rows, network: Network, tiling: Tiling) -> Iterator[Band]:
+    """Class probabilities of a whole scene, blended from those of its windows, from the top down.
+
+    Args:
+        network: Its results are [C,side,side], of which what lies beyond the scene is cut off.
+
+    Yields:
+        Bands that cover the scene. Every pixel's probabilities sum to 1; they are 0 where all
+        windows around the pixel have no valid one.
+    """
+    side = tiling.side
+    across = _weights(tiling, scene.width)
+    down = _weights(tiling, scene.height)
+    ramp = _ramp(side)
+    hill = ramp[:, None] * ramp
     total: Tensor | None = None
-    norm = torch.zeros(image.shape[1:], device=image.device)
-    for corners in _batched(
-        list(grid(image.shape[1], image.shape[2], window, overlap)), batch_size
-    ):
-        crops = torch.stack([image[:, y : y + window, x : x + window] for y, x in corners])
-        predicted = probabilities(crops).float()
+    current: Strip | None = None
+
+    def finished(strip: Strip, count: int) -> Band:
+        norm = down[strip.y : strip.y + count, None] * across
         if total is None:
-            total = predicted.new_zeros(predicted.shape[1], *image.shape[1:])
-        for (y, x), probability in zip(corners, predicted, strict=True):
-            total[:, y : y + window, x : x + window] += probability * weight
-            norm[y : y + window, x : x + window] += weight
-    assert total is not None
-    return (total / norm)[:, :height, :width]
+            probability = torch.zeros(1, count, scene.width)
+        else:
+            probability = total[:, :count] / norm.to(total.device)
+        valid = None if strip.valid is None else strip.valid[:count]
+        return Band(strip.y, probability, strip.pixels[:count], valid)
+
+    for strip, x, result in predicted(ahead(strips(scene, tiling)), scene.width, network, tiling):
+        if current is not None and strip is not current:
+            count = strip.y - current.y
+            yield finished(current, count)
+            if total is not None:
+                total[:, : side - count] = total[:, count:].clone()
+                total[:, side - count :] = 0
+        current = strip
+        if result is None:
+            continue
+        result = result.float()
+        if total is None:
+            total = result.new_zeros(len(result), side, scene.width)
+            hill = hill.to(result.device)
+        height, width = len(strip.pixels), min(side, scene.width - x)
+        total[:, :height, x : x + width].addcmul_(result[:, :height, :width], hill[:height, :width])
+    assert current is not None
+    yield finished(current, len(current.pixels))
 
 
-def grid(height: int, width: int, window: int, overlap: float) -> Iterator[tuple[int, int]]:
-    """Top-left corners of the fewest evenly spread windows that overlap by at least `overlap`."""
-    stride = max(1, round(window * (1 - overlap)))
-    for y in _starts(height, window, stride):
-        for x in _starts(width, window, stride):
-            yield y, x
-
-
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    room = length - window
-    steps = -(-room // stride)
-    return [round(i * room / steps) for i in range(steps + 1)] if steps > 0 else [0]
-
-
-def _hill(window: int, device: torch.device) -> Tensor:
+def _ramp(side: int) -> Tensor:
     """Weight by distance to the window's edge: the middle has the most context."""
-    ramp = torch.arange(window, device=device) + 0.5
-    ramp = torch.minimum(ramp, window - ramp) / (window / 2)
-    return ramp[:, None] * ramp[None, :]
+    ramp = torch.arange(side) + 0.5
+    return torch.minimum(ramp, side - ramp) / (side / 2)
 
 
-def _batched(corners: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
-    for i in range(0, len(corners), size):
-        yield corners[i : i + size]
+def _weights(tiling: Tiling, length: int) -> Tensor:
+    """The sum of the windows' weights at each of `length` pixels, along one side."""
+    total = torch.zeros(max(length, tiling.side))
+    for start in tiling.starts(length):
+        total[start : start + tiling.side] += _ramp(tiling.side)
+    return total[:length]

@@ -1,0 +1,261 @@
+"""Reads rasters of any size by windows, as RGB of 8 bits: GeoTIFF, PNG, JPEG, JPEG 2000 (no torch).
+
+GDAL may open these formats only, and no file beside the named one: a hostile raster can name
+neither a URL nor another file.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from common.cli import UserError
+from common.io.files import open_file
+from common.io.georeference import metric, resampled
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2")
+# A file begins with → GDAL's driver. No other driver is ever asked.
+DRIVERS = {
+    b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
+    b"\0\0\0\x0cjP": "JP2OpenJPEG", b"\xffO\xffQ": "JP2OpenJPEG",
+}  # fmt: skip
+RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+GDAL = {
+    "GDAL_CACHEMAX": 256,  # MB; the default is a share of the machine's memory
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+}
+MAX_WIDTH = 1 << 20  # a row of windows is held in memory
+MAX_BLOCK = 1 << 31  # bytes that GDAL decodes at once
+# A blank tile of a TIFF takes 16 bytes for 262,144 pixels; a header that promises more is damaged.
+MAX_PIXELS_PER_BYTE, ALWAYS_READ = 100_000, 100_000_000
+# EXIF orientation → quarter turns anticlockwise, and whether left and right are then exchanged.
+TURNS = {
+    "2": (0, True), "3": (2, False), "4": (2, True),
+    "5": (3, True), "6": (3, False), "7": (1, True), "8": (1, False),
+}  # fmt: skip
+SAMPLE = 1024  # longest side of the overview whose percentiles are taken, pixels
+
+logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what it logs, it also raises
+warnings.simplefilter("ignore", NotGeoreferencedWarning)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a raster becomes RGB of 8 bits.
+
+    Args:
+        bands: Three bands or one, from 1. None: red, green and blue by their colour interpretation,
+            otherwise the first three, or the only one.
+        stretch: Percentiles of the whole scene that become 0 and 255, for each band. None: 2 and 98
+            for bands of more than 8 bits; 8 bits stay as they are.
+        limits: Values that become 0 and 255, instead of `stretch`.
+        gsd: Metres of ground that a pixel shall show; None leaves the pixels as they are.
+    """
+
+    bands: Sequence[int] | None = None
+    stretch: Sequence[float] | None = None
+    limits: Sequence[float] | None = None
+    gsd: float | None = None
+
+
+class Scene:
+    """An open raster. Use `open_scene`."""
+
+    def __init__(self, path: Path, dataset: Any, look: Look, is_picture: bool) -> None:
+        self.path, self.dataset, self.is_picture = path, dataset, is_picture
+        self.width, self.height = dataset.width, dataset.height
+        self.transform, self.crs = dataset.transform, dataset.crs
+        self.bands = _bands(path, dataset, look.bands)
+        flags = [dataset.mask_flag_enums[band - 1] for band in self.bands]
+        self._all_valid = all(MaskFlags.all_valid in flag for flag in flags)
+        alphas = [i for i, c in enumerate(dataset.colorinterp, start=1) if c == ColorInterp.alpha]
+        self._alpha = alphas[0] if alphas else None
+        self._palette = _palette(dataset, self.bands)
+        self._limits = self._stretch(look)
+
+    @cached_property
+    def metres(self) -> CRS | None:
+        """An equal-area projection around the scene's centre, in metres; None without a place."""
+        return metric(self.crs, self.transform, self.width, self.height)
+
+    def read(self, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """RGB of a part of the scene, uint8 [height,width,3], and which pixels are valid.
+
+        The second is bool [height,width], or None if all are. Invalid pixels are black.
+
+        Raises:
+            UserError: The file is damaged or cut short.
+        """
+        values, valid = self._values(Window(x, y, width, height), (height, width))
+        if self._palette is not None:
+            values = np.moveaxis(self._palette[values[0]], 2, 0)
+            values, opaque = values[:3], values[3] > 0
+            valid = valid & opaque if valid is not None else opaque
+        elif self._limits is not None:
+            low, high = (limit[:, None, None] for limit in self._limits)
+            with np.errstate(over="ignore"):
+                scaled = (np.nan_to_num(values).astype(np.float32) - low) * (255 / (high - low))
+            values = (scaled.clip(0, 255) + 0.5).astype(np.uint8)
+        pixels = np.empty((height, width, 3), np.uint8)
+        pixels[...] = np.moveaxis(values, 0, 2)  # one band is repeated
+        if valid is not None and valid.all():
+            valid = None
+        if valid is not None:
+            pixels[~valid] = 0
+        return pixels, valid
+
+    def _values(
+        self, window: Window, shape: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The bands' own values [B,*shape], and where they are valid."""
+        bands, valid = list(self.bands), None
+        how = {"window": window, "out_shape": (len(bands), *shape)}
+        with _damage_of(self.path):
+            values = self.dataset.read(bands, **how)
+            if self._alpha:  # GDAL's own mask knows the alpha of two and of four bands only
+                valid = self.dataset.read(self._alpha, window=window, out_shape=shape) > 0
+            elif not self._all_valid:
+                valid = self.dataset.read_masks(bands, **how).any(0)
+        if values.dtype.kind == "f":
+            finite = np.isfinite(values).all(0)
+            valid = finite if valid is None else valid & finite
+        return values, valid
+
+    def _stretch(self, look: Look) -> tuple[np.ndarray, np.ndarray] | None:
+        """The values of each band that become 0 and 255; None: no change."""
+        is_8_bit = all(self.dataset.dtypes[band - 1] == "uint8" for band in self.bands)
+        if self._palette is not None or (is_8_bit and not look.limits and not look.stretch):
+            return None
+        if look.limits:
+            low, high = (np.full(len(self.bands), limit, np.float32) for limit in look.limits)
+            return low, high
+        factor = max(1.0, max(self.width, self.height) / SAMPLE)
+        shape = max(1, round(self.height / factor)), max(1, round(self.width / factor))
+        values, valid = self._values(Window(0, 0, self.width, self.height), shape)
+        seen = values.reshape(len(values), -1) if valid is None else values[:, valid]
+        if seen.shape[1] == 0:
+            raise no_valid_pixel(self.path)
+        low, high = np.percentile(seen, look.stretch or (2, 98), axis=1).astype(np.float32)
+        return low, np.where(high > low, high, low + 1)
+
+
+@contextmanager
+def open_scene(path: Path, look: Look = Look()) -> Iterator[Scene]:
+    """Open a raster for reading by windows.
+
+    Raises:
+        UserError: It is missing or no raster, or `look` asks for what it does not have.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(open_file(path, "image", limit=1 << 50))
+        start, size = file.read(6), file.seek(0, 2)
+        drivers = [driver for head, driver in DRIVERS.items() if start.startswith(head)]
+        if not drivers:
+            raise UserError(f"image {str(path)!r} is no PNG, JPEG, GeoTIFF or JPEG 2000 file.")
+        try:
+            path.name.encode()
+            source: Any = path.absolute()
+        except UnicodeEncodeError:  # GDAL takes UTF-8 only
+            source = file
+        stack.enter_context(rasterio.Env(**GDAL))
+        with _damage_of(path):
+            dataset = stack.enter_context(rasterio.open(source, driver=drivers[0]))
+        _check(path, dataset, size)
+        dataset = _upright(path, dataset, stack)
+        if look.gsd is not None:
+            dataset = stack.enter_context(resampled(path, dataset, look.gsd))
+        yield Scene(path, dataset, look, drivers[0] in ("PNG", "JPEG"))
+
+
+@contextmanager
+def _damage_of(path: Path) -> Iterator[None]:
+    """Say in one sentence that GDAL could not read the file."""
+    try:
+        yield
+    except (RasterioError, ValueError):
+        raise UserError(f"image {str(path)!r} is damaged or truncated; fetch it again.") from None
+
+
+def no_valid_pixel(path: Path) -> UserError:
+    """The error for a scene that is nodata or transparent everywhere."""
+    return UserError(f"image {str(path)!r} has no valid pixel: all are nodata or transparent.")
+
+
+def _check(path: Path, dataset: Any, size: int) -> None:
+    """Refuse what cannot be read, or not in bounded memory and time."""
+    if any("complex" in dtype for dtype in dataset.dtypes):
+        raise UserError(f"image {str(path)!r} holds complex numbers; convert them to magnitudes.")
+    pixels = dataset.width * dataset.height
+    rows, columns = dataset.block_shapes[0]
+    block = rows * columns * np.dtype(dataset.dtypes[0]).itemsize * dataset.count
+    if dataset.width > MAX_WIDTH:
+        raise UserError(f"image {str(path)!r} is wider than {MAX_WIDTH:,} pixels.")
+    if pixels > max(ALWAYS_READ, MAX_PIXELS_PER_BYTE * size):
+        raise UserError(
+            f"image {str(path)!r} states {dataset.width}x{dataset.height} pixels, but has only "
+            f"{size} bytes; fetch it again."
+        )
+    if block > MAX_BLOCK and rows > 1:
+        raise UserError(
+            f"image {str(path)!r} is stored in blocks of {columns}x{rows} pixels; convert it with "
+            "`gdal_translate -of COG`."
+        )
+
+
+def _bands(path: Path, dataset: Any, wanted: Sequence[int] | None) -> tuple[int, ...]:
+    """The three bands that are read, or the one that is repeated."""
+    if wanted is None:
+        colours = list(dataset.colorinterp)
+        others = [i for i, c in enumerate(colours, start=1) if c != ColorInterp.alpha] or [1]
+        wanted = others[:3] if len(others) > 2 else others[:1]
+        if all(colour in colours for colour in RGB):
+            wanted = [1 + colours.index(colour) for colour in RGB]
+    for band in wanted:
+        if band > dataset.count:
+            raise UserError(
+                f"image {str(path)!r} has no band {band}; it has {dataset.count}, see --bands."
+            )
+    return tuple(wanted)
+
+
+def _palette(dataset: Any, bands: tuple[int, ...]) -> np.ndarray | None:
+    """RGBA of each value of a palette, uint8 [values,4]."""
+    if len(bands) > 1 or dataset.colorinterp[bands[0] - 1] != ColorInterp.palette:
+        return None
+    kind = np.dtype(dataset.dtypes[bands[0] - 1])
+    colours = np.zeros((np.iinfo(kind).max + 1, 4), np.uint8)
+    for value, colour in dataset.colormap(bands[0]).items():
+        colours[value] = colour
+    return colours
+
+
+def _upright(path: Path, dataset: Any, stack: ExitStack) -> Any:
+    """The dataset as every viewer shows it: one with an EXIF orientation is turned, in memory."""
+    tag = dataset.tags().get("EXIF_Orientation", "1").strip()
+    if tag not in TURNS or dataset.width * dataset.height > ALWAYS_READ:
+        return dataset
+    with _damage_of(path):
+        pixels = dataset.read()
+    quarters, mirrored = TURNS[tag]
+    pixels = np.rot90(pixels, quarters, (1, 2))
+    pixels = pixels[:, :, ::-1] if mirrored else pixels
+    count, height, width = pixels.shape
+    memory = stack.enter_context(rasterio.MemoryFile())
+    kind = {"driver": "GTiff", "dtype": pixels.dtype, "compress": "lzw"}
+    with memory.open(**kind, count=count, height=height, width=width) as copy:
+        copy.write(pixels)
+        copy.colorinterp = dataset.colorinterp
+    return stack.enter_context(memory.open())
