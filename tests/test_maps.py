@@ -1,13 +1,25 @@
 """Maps: regions of a scene that arrives in bands, their outlines, their place on earth."""
 
+import json
 from itertools import pairwise
 
 import cv2
 import numpy as np
+import pyogrio
+import pytest
+import rasterio
+import torch
+from helpers.rasters import raster
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from rasterio import Affine
+from rasterio.features import rasterize
+from rasterio.warp import transform
+from rio_cogeo.cogeo import cog_validate
 
-from common.predict import regions
+from common.cli import UserError
+from common.predict import regions, semantic
 from common.predict.maps import polygons
 from common.predict.regions import Find, Regions
 
@@ -88,3 +100,253 @@ def test_outlines_enclose_exactly_the_pixels(seed, count):
                     top, bottom = sorted((y1 - find.y, y2 - find.y))
                     inside[top:bottom, x1 - find.x :] ^= True
         assert np.array_equal(inside, find.mask)
+
+
+# --- Through predict_folder, with a network that takes red for aircraft --------------------------
+
+CLASSES = ["ground", "aircraft", "ship"]
+
+
+def red_or_green(crops):
+    """Probabilities of ground, aircraft (red) and ship (green)."""
+    kind = torch.where(crops[..., 0] > 100, 1, torch.where(crops[..., 1] > 100, 2, 0))
+    kind = torch.nn.functional.pad(kind, (0, 64 - kind.shape[2], 0, 64 - kind.shape[1]))
+    return torch.nn.functional.one_hot(kind, 3).permute(0, 3, 1, 2) * 0.7 + 0.1
+
+
+def predict(monkeypatch, source, target, *more):
+    """Run what every semantic inference.py runs, and return its report by the scene's name."""
+    monkeypatch.setattr(semantic, "load_network", lambda *_: (None, red_or_green, CLASSES))
+    words = ["model", source, target, "--window", 64, *more]
+    args = semantic.semantic_parser("").parse(list(map(str, words)))
+    semantic.predict_folder(args, "", None, None)
+    report = json.loads((target / "predictions.json").read_text())
+    return {entry["image"]: entry for entry in report["images"]}
+
+
+def scene_of(shapes, height=230, width=310):
+    """uint8 [3,H,W]; shapes are (band, polygon)."""
+    values = np.full((3, height, width), 40, np.uint8)
+    for band, polygon in shapes:
+        part = np.zeros((height, width), np.uint8)
+        cv2.fillPoly(part, [np.array(polygon)], 1)
+        values[band][part > 0] = 200
+    return values
+
+
+SHAPES = [
+    (0, [(20, 10), (130, 60), (60, 90)]),
+    (1, [(200, 30), (290, 40), (280, 200), (150, 210)]),
+    (0, [(30, 150), (90, 150), (90, 220), (30, 220)]),
+]
+PLACES = {
+    "utm": ("EPSG:32631", Affine(0.3, 0, 448_000.2, 0, -0.3, 5_411_000.7)),
+    "degrees": ("EPSG:4326", Affine(4e-6, 0, 2.35, 0, -3e-6, 48.86)),
+    "turned": (
+        "EPSG:32633",
+        Affine.translation(448_000, 5_411_000) @ Affine.rotation(33) @ Affine.scale(0.5, -0.4),
+    ),
+    "far south": ("EPSG:3031", Affine(10, 0, 1_500_000, 0, -10, -900_000)),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_map_lies_where_its_scene_does(monkeypatch, tmp_path, place):
+    crs, matrix = PLACES[place]
+    values = scene_of(SHAPES)
+    values[0, 180:190, 50:70] = 40  # a hole
+    path = raster(tmp_path / "a.tif", values, crs=crs, transform=matrix)
+    entry = predict(monkeypatch, path, tmp_path / "out", "--confidence")["a.tif"]
+    expected = np.where(values[0] > 100, 1, np.where(values[1] > 100, 2, 0))
+    with rasterio.open(tmp_path / "out/a_mask.tif") as file:
+        assert np.array_equal(file.read(1), expected)
+        assert file.crs == rasterio.CRS.from_string(crs)
+        assert file.transform.almost_equals(matrix, 1e-6)
+        assert file.colormap(1)[1][:3] == (225, 0, 152)
+    for name in ("a_mask.tif", "a_confidence.tif"):
+        valid, errors, warnings = cog_validate(tmp_path / "out" / name, strict=True)
+        assert (valid, errors, warnings) == (True, [], [])
+    with rasterio.open(tmp_path / "out/a_confidence.tif") as file:
+        np.testing.assert_allclose(file.read(1), 0.8, atol=1e-6)
+
+    meta, _, geometries, columns = pyogrio.raw.read(tmp_path / "out/a.geojson")
+    assert meta["crs"] == "EPSG:4326"
+    table = dict(zip(meta["fields"], columns, strict=True))
+    assert sorted(table["class"]) == ["aircraft", "aircraft", "ship"]
+    features = json.loads((tmp_path / "out/a.geojson").read_text())["features"]
+    assert len(geometries) == len(features)
+    painted = np.zeros(expected.shape, int)
+    for feature in features:
+        assert feature["geometry"]["type"] == "Polygon"
+        pixels = []
+        for i, ring in enumerate(feature["geometry"]["coordinates"]):
+            lon, lat = np.array(ring).T
+            assert (float(lon[:-1] @ lat[1:] - lon[1:] @ lat[:-1]) > 0) == (i == 0)
+            x, y = ~matrix @ np.array(transform("EPSG:4326", crs, lon, lat))
+            pixels.append(np.stack([x, y], 1))
+            assert np.abs(pixels[-1] - pixels[-1].round()).max() < 0.05  # of a pixel
+        shape = {"type": "Polygon", "coordinates": pixels}
+        kind = CLASSES.index(feature["properties"]["class"])
+        painted += rasterize([(shape, kind)], expected.shape)
+        # Area and extent on the ellipsoid, from a projection of our own choice.
+        centre = np.array(feature["geometry"]["coordinates"][0]).mean(0)
+        here = f"+proj=cea +lat_ts={centre[1]} +lon_0={centre[0]} +datum=WGS84"
+        area = 0.0
+        for ring in feature["geometry"]["coordinates"]:
+            x, y = np.array(transform("EPSG:4326", here, *np.array(ring).T))
+            x, y = x - x[0], y - y[0]
+            area += float(x[:-1] @ y[1:] - x[1:] @ y[:-1]) / 2
+        properties = feature["properties"]
+        assert properties["area_m2"] == pytest.approx(area, rel=2e-3)
+        assert properties["width_m"] <= properties["length_m"]
+        assert properties["score"] == 0.8
+        assert properties["source"] == "a.tif"
+    assert np.array_equal(painted, expected)
+    assert sorted(r["area"] for r in entry["regions"]) == sorted(
+        int(n)
+        for n in np.bincount(cv2.connectedComponents((expected > 0).astype(np.uint8))[1].ravel())[
+            1:
+        ]
+    )
+
+
+def test_length_and_width_are_those_of_the_aircraft(monkeypatch, tmp_path):
+    values = scene_of([(0, [(50, 50), (170, 110), (160, 130), (40, 70)])])
+    crs, matrix = PLACES["utm"]
+    predict(
+        monkeypatch, raster(tmp_path / "a.tif", values, crs=crs, transform=matrix), tmp_path / "o"
+    )
+    (feature,) = json.loads((tmp_path / "o/a.geojson").read_text())["features"]
+    assert feature["properties"]["length_m"] == pytest.approx(0.3 * 60 * 5**0.5, abs=0.3 * 2)
+    assert feature["properties"]["width_m"] == pytest.approx(0.3 * 10 * 5**0.5, abs=0.3 * 2)
+
+
+def test_without_a_place_maps_are_in_pixels(monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    raster(folder / "a.tif", scene_of(SHAPES))
+    raster(folder / "b.png", scene_of(SHAPES), "PNG")
+    raster(
+        folder / "c.tif",
+        scene_of(SHAPES),
+        crs='LOCAL_CS["hall",UNIT["metre",1]]',
+        transform=Affine(2, 0, 0, 0, -2, 9),
+    )
+    report = predict(monkeypatch, folder, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "'a.tif' has no place on earth; its map is in pixels" in said
+    assert "b.png" not in said
+    assert report["b.png"]["mask"] == "b_mask.png"
+    mask = np.asarray(Image.open(tmp_path / "out/b_mask.png"))
+    for name in "abc":
+        content = json.loads((tmp_path / f"out/{name}.geojson").read_text())
+        assert set(content) == {"type", "features"}
+        for feature in content["features"]:
+            assert {"area_px2", "length_px", "width_px"} < feature["properties"].keys()
+            ring = np.array(feature["geometry"]["coordinates"][0])
+            assert ring.dtype == int
+            assert ring.max(0).tolist() <= [310, 230]
+    assert {f["properties"]["area_px2"] for f in content["features"]} == {
+        r["area"] for r in report["c.tif"]["regions"]
+    }
+    assert len(np.unique(mask)) == 3
+
+
+def test_invalid_pixels_are_ground_in_every_output(monkeypatch, tmp_path):
+    values = np.concatenate([scene_of(SHAPES), np.full((1, 230, 310), 255, np.uint8)])
+    values[3, :, :60] = 0
+    values[0, :, :60] = 200  # red under the transparency
+    path = raster(tmp_path / "a.tif", values, colours=["red", "green", "blue", "alpha"])
+    predict(monkeypatch, path, tmp_path / "out", "--confidence")
+    with rasterio.open(tmp_path / "out/a_mask.tif") as mask:
+        assert not mask.read(1)[:, :60].any()
+    with rasterio.open(tmp_path / "out/a_confidence.tif") as confidence:
+        assert not confidence.read(1)[:, :60].any()
+        assert confidence.read(1)[:, 60:].all()
+
+
+def test_one_bad_scene_does_not_stop_the_others(monkeypatch, tmp_path):
+    folder, out = tmp_path / "scenes", tmp_path / "out"
+    folder.mkdir()
+    raster(folder / "a.tif", scene_of(SHAPES), compress="deflate")
+    data = (folder / "a.tif").read_bytes()
+    (folder / "cut.tif").write_bytes(data[: len(data) * 2 // 3])
+    raster(
+        folder / "empty.tif",
+        np.zeros((4, 90, 90), np.uint8),
+        colours=["red", "green", "blue", "alpha"],
+    )
+    raster(folder / "nodata.tif", np.zeros((1, 90, 90), np.uint16), nodata=0)
+    raster(folder / "one.tif", scene_of(SHAPES)[:1])
+    raster(folder / "wave.tif", np.ones((1, 9, 9), np.complex64))
+    (folder / "words.tif").write_text("no raster")
+    (folder / "z.png").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        predict(monkeypatch, folder, out)
+    assert "6 of 8 images" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    made = {path.name for path in out.iterdir()}
+    expected = {
+        f"{n}{end}" for n in ("a", "one") for end in ("_mask.tif", "_overlay.jpg", ".geojson")
+    }
+    assert made == expected | {"predictions.json"}
+    for name, sentence in (
+        ("cut.tif", "damaged or truncated"),
+        ("empty.tif", "no valid pixel"),
+        ("nodata.tif", "no valid pixel"),
+        ("wave.tif", "complex"),
+        ("words.tif", "is no PNG, JPEG"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            predict(monkeypatch, folder / name, tmp_path / "one")
+    with pytest.raises(UserError, match="no band 2; it has 1"):
+        predict(monkeypatch, folder / "one.tif", tmp_path / "one", "--bands", 1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--bands", 1, 2], "three bands or one"),
+        (["--stretch", 98, 2], "--stretch 98 2"),
+        (["--range", 5, 5], "--range 5 5"),
+        (["--range", 0, 5, "--stretch", 2, 98], "exclude each other"),
+        (["--gsd", 0.5], "no place on earth"),
+    ],
+)
+def test_mistakes_are_answered_by_one_sentence(monkeypatch, tmp_path, words, sentence):
+    path = raster(tmp_path / "a.tif", scene_of(SHAPES))
+    with pytest.raises(UserError, match=sentence):
+        predict(monkeypatch, path, tmp_path / "out", *words)
+
+
+def test_names_sizes_and_files_of_any_kind(monkeypatch, tmp_path, capsys):
+    folder, out = tmp_path / "scenes", tmp_path / "out"
+    folder.mkdir()
+    long = ["a" * 240 + ".png", "a" * 241 + ".png", "é" * 120 + ".png"]
+    for name in long:
+        raster(folder / name, scene_of(SHAPES), "PNG")
+    strip = np.zeros((3, 4, 66_000), np.uint8)
+    strip[0, :, 500:600] = 200
+    raster(folder / "strip.png", strip, "PNG")
+    (folder / "notes.txt").write_text("no image")
+    report = predict(monkeypatch, folder, out)
+    assert "left out 1 files" in capsys.readouterr().out
+    assert set(report) == {*long, "strip.png"}
+    assert len({entry["mask"] for entry in report.values()}) == 4
+    for entry in report.values():
+        size = (entry["width"], entry["height"])
+        assert Image.open(out / entry["mask"]).size == size
+        assert max(Image.open(out / entry["overlay"]).size) <= 4096
+    (region,) = report["strip.png"]["regions"]
+    assert region["bbox"] == [500, 0, 100, 4]
+
+
+def test_the_overlay_is_reduced_and_the_finds_are_on_a_sheet(monkeypatch, tmp_path):
+    path = raster(tmp_path / "a.tif", scene_of(SHAPES))
+    predict(monkeypatch, path, tmp_path / "out", "--overlay-size", 100, "--crops", 2)
+    overlay = np.asarray(Image.open(tmp_path / "out/a_overlay.jpg")).astype(int)
+    assert overlay.shape == (58, 78, 3)
+    magenta = (overlay[..., 0] > 150) & (overlay[..., 1] < 100) & (overlay[..., 2] > 80)
+    assert magenta[48, 15]
+    assert not magenta[:, 70:].any()
+    assert Image.open(tmp_path / "out/a_crops.jpg").size == (320, 160)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
@@ -39,7 +40,7 @@ def metric(crs: CRS | None, transform: Any, width: int, height: int) -> CRS | No
         return CRS.from_proj4(
             f"+proj=laea +lat_0={lat[0]} +lon_0={lon[0]} +datum=WGS84 +units=m +no_defs"
         )
-    except RasterioError:
+    except (RasterioError, CPLE_BaseError):  # unlike other errors, GDAL's own of PROJ come bare
         return None
 
 

@@ -235,8 +235,7 @@ def _palette(dataset: Any, bands: tuple[int, ...]) -> np.ndarray | None:
     """RGBA of each value of a palette, uint8 [values,4]."""
     if len(bands) > 1 or dataset.colorinterp[bands[0] - 1] != ColorInterp.palette:
         return None
-    kind = np.dtype(dataset.dtypes[bands[0] - 1])
-    colours = np.zeros((np.iinfo(kind).max + 1, 4), np.uint8)
+    colours = np.zeros((np.iinfo(dataset.dtypes[bands[0] - 1]).max + 1, 4), np.uint8)
     for value, colour in dataset.colormap(bands[0]).items():
         colours[value] = colour
     return colours
