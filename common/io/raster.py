@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -165,11 +166,9 @@ def open_scene(path: Path, look: Look = Look()) -> Iterator[Scene]:
         drivers = [driver for head, driver in DRIVERS.items() if start.startswith(head)]
         if not drivers:
             raise UserError(f"image {str(path)!r} is no PNG, JPEG, GeoTIFF or JPEG 2000 file.")
-        try:
-            path.name.encode()
-            source: Any = path.absolute()
-        except UnicodeEncodeError:  # GDAL takes UTF-8 only
-            source = file
+        # GDAL takes names in UTF-8 only, and under this one there is nothing beside the file.
+        source = Path(stack.enter_context(TemporaryDirectory()), "scene")
+        source.symlink_to(path.absolute())
         stack.enter_context(rasterio.Env(**GDAL))
         with _damage_of(path):
             dataset = stack.enter_context(rasterio.open(source, driver=drivers[0]))

@@ -143,6 +143,12 @@ def make_output_folder(args: argparse.Namespace) -> None:
             f"{str(args.prediction_dir)!r} holds the images, and predictions could overwrite them; "
             "name another folder for the predictions."
         )
+    try:
+        str(args.prediction_dir.resolve()).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the name {str(args.prediction_dir)!r} is not UTF-8, which GDAL needs; choose another."
+        ) from None
     args.prediction_dir.mkdir(parents=True, exist_ok=True)
 
 

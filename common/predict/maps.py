@@ -41,7 +41,7 @@ def raster_file(
         write(y, rows [n,W]).
     """
     with TemporaryDirectory(prefix=".", suffix=".tmp", dir=path.parent) as folder:
-        rows, whole = Path(folder, "rows.tif"), Path(folder, path.name[-20:])
+        rows, whole = Path(folder, "rows"), Path(folder, "whole")
         profile = {
             "driver": "GTiff",
             "dtype": dtype,
