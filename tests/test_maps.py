@@ -1,7 +1,9 @@
 """Maps: regions of a scene that arrives in bands, their outlines, their place on earth."""
 
 import json
+import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ from helpers.rasters import raster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as rle
 from rasterio import Affine
 from rasterio.features import rasterize
 from rasterio.warp import transform
@@ -22,6 +25,7 @@ from common.cli import UserError
 from common.predict import regions, semantic
 from common.predict.maps import polygons
 from common.predict.regions import Find, Regions
+from mask import inference
 
 
 def blobs(rng, height, width, classes=3):
@@ -350,3 +354,94 @@ def test_the_overlay_is_reduced_and_the_finds_are_on_a_sheet(monkeypatch, tmp_pa
     assert magenta[48, 15]
     assert not magenta[:, 70:].any()
     assert Image.open(tmp_path / "out/a_crops.jpg").size == (320, 160)
+
+
+# --- Instances: through mask/inference.py, with a network that finds numbered blobs ---------------
+
+
+def numbered(crops):
+    """What `mask.model.predict` returns, for blobs whose red is their number."""
+    found = []
+    for crop in crops:
+        ids = torch.nn.functional.pad(crop[..., 0].long(), (0, 64 - crop.shape[1]))
+        ids = torch.nn.functional.pad(ids, (0, 0, 0, 64 - len(ids)))
+        numbers = [int(n) for n in ids.unique() if n > 0]
+        masks = torch.stack([ids == n for n in numbers]) if numbers else torch.zeros(0, 64, 64) > 0
+        scores = torch.tensor([0.9 - 0.001 * n for n in numbers])
+        labels = torch.ones(len(numbers), dtype=torch.long)
+        found.append({"masks": masks, "scores": scores, "labels": labels})
+    return found
+
+
+def find_all(monkeypatch, source, target, *more):
+    """Run mask/inference.py, and return its report."""
+    heads = SimpleNamespace(detections_per_img=None)
+    model = SimpleNamespace(roi_heads=heads)
+    monkeypatch.setattr(
+        inference, "load_network", lambda *_, **__: (model, numbered, ["ground", "aircraft"])
+    )
+    words = ["model", source, target, "--window", 64, *more]
+    inference.main(list(map(str, words)))
+    return heads, json.loads((target / "predictions.json").read_text())
+
+
+def numbered_scene(height, width, count, seed=0):
+    rng = np.random.default_rng(seed)
+    ids = np.zeros((height, width), np.uint8)
+    for number in range(1, count + 1):
+        y, x = rng.integers(0, height - 12), rng.integers(0, width - 12)
+        part = ids[y : y + rng.integers(8, 30), x : x + rng.integers(8, 30)]
+        part[part == 0] = number
+    return ids
+
+
+def test_aircraft_become_coco_and_a_map(monkeypatch, tmp_path, capsys):
+    ids = numbered_scene(200, 280, 25)
+    crs, matrix = PLACES["turned"]
+    values = np.stack([ids, ids * 0, ids * 0])
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    raster(folder / "a.tif", values, crs=crs, transform=matrix)
+    raster(folder / "b.png", values, "PNG")
+    words = ("--overlap", 0.5, "--min-area", 0, "--crops", 4)
+    heads, report = find_all(monkeypatch, folder, tmp_path / "out", *words, "--max-detections", 3)
+    assert heads.detections_per_img == 3
+    assert re.search(r"'a.tif': \d+ windows reached --max-detections 3", capsys.readouterr().out)
+    assert [image["file_name"] for image in report["images"]] == ["a.tif", "b.png"]
+    assert [a["id"] for a in report["annotations"]] == list(
+        range(1, len(report["annotations"]) + 1)
+    )
+    for image, name in zip(report["images"], "ab", strict=True):
+        annotations = [a for a in report["annotations"] if a["image_id"] == image["id"]]
+        assert len(annotations) == len(np.unique(ids)) - 1
+        painted = np.zeros_like(ids)
+        for a in annotations:
+            number = round((0.9 - a["score"]) * 1000)
+            painted += rle.decode(a["segmentation"]) * np.uint8(number)
+            assert a["area"] == rle.area(a["segmentation"]) == (ids == number).sum()
+            assert a["bbox"] == [int(v) for v in rle.toBbox(a["segmentation"])]
+        assert np.array_equal(painted, ids)
+        features = json.loads((tmp_path / f"out/{name}.geojson").read_text())["features"]
+        assert len(features) == len(annotations)
+        if name == "a":
+            areas = sorted(f["properties"]["area_m2"] for f in features)
+            exact = sorted(0.2 * a["area"] for a in annotations)  # a pixel is 0.5 m by 0.4 m
+            np.testing.assert_allclose(areas, exact, rtol=2e-3)
+        assert Image.open(tmp_path / f"out/{name}_crops.jpg").size == (4 * 160, 160)
+    find_all(monkeypatch, folder, tmp_path / "out")
+    assert "--max-detections" not in capsys.readouterr().out
+
+
+@settings(deadline=None, max_examples=200)
+@given(seed=st.integers(0, 10_000), height=st.integers(1, 12), width=st.integers(1, 12))
+def test_run_lengths_of_a_cut_mask_are_those_of_the_image(seed, height, width):
+    rng = np.random.default_rng(seed)
+    whole = np.zeros((height, width), np.uint8, order="F")
+    y, x = rng.integers(0, height), rng.integers(0, width)
+    h, w = rng.integers(1, height - y + 1), rng.integers(1, width - x + 1)
+    mask = rng.random((h, w)) < rng.choice([0.3, 0.9, 1])
+    if not mask.any():
+        mask[0, 0] = True
+    whole[y : y + h, x : x + w] = mask
+    found = inference.annotate(Find(1, 0.5, int(x), int(y), mask), height, width)
+    assert found["segmentation"]["counts"] == rle.encode(whole)["counts"].decode()
