@@ -13,8 +13,7 @@ from common.io.pictures import Reduced
 from common.predict.regions import Find
 from common.predict.windows import Network, Rows, Strip, Tiling, ahead, predicted, strips
 
-SAME = 0.5  # overlap in the area that two windows share, above which two masks are one aircraft
-EDGE = 3  # pixels; a mask that comes so near its window's border was cut by it
+SAME = 0.5  # of the smaller mask, where two windows look; above it both are one aircraft
 CELL = 256  # pixels; instances are compared with those that share a square of this side
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2; the last two are exclusive
@@ -101,7 +100,8 @@ def merge(found: list[Instance]) -> list[Instance]:
 
     Boxes are not enough: the box of half an aircraft at a seam overlaps little with the box of the
     whole one. So the masks are compared only in the area that both windows share, where the half is
-    all there is.
+    all there is. Two instances that one window told apart are never merged, whatever a third one
+    covers: on a crowded apron that would make one of two neighbours.
     """
     group = list(range(len(found)))
 
@@ -111,9 +111,16 @@ def merge(found: list[Instance]) -> list[Instance]:
             i = group[i]
         return i
 
-    for i, j in _overlapping([instance.box for instance in found]):
-        if found[i].seen != found[j].seen and _same(found[i], found[j]):
-            group[root(i)] = root(j)
+    pairs = (
+        (_overlap(found[i], found[j]), i, j)
+        for i, j in _overlapping([instance.box for instance in found])
+    )
+    windows = [{instance.seen} for instance in found]
+    for _, i, j in sorted((pair for pair in pairs if pair[0] > SAME), reverse=True):
+        one, other = root(i), root(j)
+        if windows[one].isdisjoint(windows[other]):
+            group[one] = other
+            windows[other] |= windows[one]
     whole: dict[int, Instance] = {}
     for i, instance in enumerate(found):
         key = root(i)
@@ -139,27 +146,19 @@ def _overlapping(boxes: list[Box]) -> Iterator[tuple[int, int]]:
                 yield i, members[n + 1 + j]
 
 
-def _same(a: Instance, b: Instance) -> bool:
-    """Whether two windows found the same aircraft, judged by what both of them saw.
+def _overlap(a: Instance, b: Instance) -> float:
+    """What two masks share, of the smaller one, where both windows looked; 0 for other classes.
 
-    A mask that was cut by the border of its window is compared with the smaller of the two: of a
-    few pixels at the border, half are often in another place. Otherwise with the union of both.
+    Of the union, as in an IoU, would leave duplicates: of a few pixels at a window's border, half
+    are often in another place.
     """
-    if a.label != b.label:
-        return False
+    if a.label != b.label or a.seen == b.seen:
+        return 0.0
     around = min(a.x, b.x), min(a.y, b.y), max(a.box[2], b.box[2]), max(a.box[3], b.box[3])
     both_see = _common(_common(a.seen, b.seen), around)
     first, second = _inside(a, both_see), _inside(b, both_see)
-    shared = np.count_nonzero(first & second)
-    sizes = np.count_nonzero(first), np.count_nonzero(second)
-    whole = min(sizes) if _is_cut(a) or _is_cut(b) else sum(sizes) - shared
-    return bool(shared > SAME * whole)
-
-
-def _is_cut(instance: Instance) -> bool:
-    """Whether the mask reaches the border of its window."""
-    (x1, y1, x2, y2), seen = instance.box, instance.seen
-    return min(x1 - seen[0], y1 - seen[1], seen[2] - x2, seen[3] - y2) < EDGE
+    smaller = min(np.count_nonzero(first), np.count_nonzero(second))
+    return float(np.count_nonzero(first & second) / smaller) if smaller else 0.0
 
 
 def _common(a: Box, b: Box) -> Box:

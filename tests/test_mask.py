@@ -25,7 +25,7 @@ from common.distributed import process_group
 from common.predict.windows import Tiling
 from common.run import checkpoint
 from common.speedups import Speedups, place
-from mask import inference, train
+from mask import inference, scenes, train
 from mask.boxes import paste
 from mask.model import BACKBONES, build_model, from_checkpoint, loss_fn, predict
 from mask.scenes import Instance, detect, merge
@@ -271,6 +271,42 @@ def test_neighbours_stay_apart_and_classes_too():
     assert len(merge([a, other])) == 2
     (one,) = merge([Instance(1, 0.7, 36, 5, full, left), Instance(1, 0.8, 36, 5, full, right)])
     assert one.score == 0.8
+
+
+def test_a_sliver_at_a_window_s_border_is_no_second_aircraft():
+    """A mask of the next window that is a pixel off has an IoU below a half with a few pixels."""
+    left, right = (0, 0, 64, 64), (32, 0, 96, 64)
+    whole = np.ones((10, 20), bool)
+    sliver = np.ones((10, 2), bool)
+    (one,) = merge([Instance(1, 0.9, 15, 5, whole, left), Instance(1, 0.6, 32, 6, sliver, right)])
+    assert one.score == 0.9
+    assert one.box == (15, 5, 35, 16)
+
+
+def test_what_one_window_told_apart_stays_apart():
+    """Also if another window takes both for one aircraft."""
+    left, right = (0, 0, 64, 64), (32, 0, 96, 64)
+    small, both = np.ones((10, 10), bool), np.ones((10, 20), bool)
+    found = [Instance(1, 0.9, 36, 5, small, left), Instance(1, 0.8, 46, 5, small, left)]
+    found.append(Instance(1, 0.7, 36, 5, both, right))
+    assert [one.score for one in merge(found)] == [0.9, 0.8]
+
+
+def test_merging_does_not_compare_what_is_far_apart(monkeypatch):
+    """Ten times as many aircraft on ten times the ground are ten times as many comparisons."""
+    compared, counts, overlap = [], [], scenes._overlap
+    monkeypatch.setattr(scenes, "_overlap", lambda *two: compared.append(1) or overlap(*two))
+    for columns in (5, 50):
+        compared.clear()
+        found = [
+            Instance(1, 0.5, 40 * x + k, 40 * y, np.ones((30, 30), bool), (k, k, 9999, 999))
+            for x in range(columns)
+            for y in range(20)
+            for k in (0, 1)
+        ]
+        assert len(merge(found)) == columns * 20
+        counts.append(len(compared))
+    assert counts[1] == 10 * counts[0]
 
 
 @pytest.mark.parametrize(
