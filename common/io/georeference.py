@@ -69,3 +69,12 @@ def resampled(path: Path, dataset: Any, gsd: float) -> Any:
         height=max(1, round(height / down)),
         resampling=Resampling.nearest if is_palette else smooth,
     )
+
+
+def crs_to_pixels(points: np.ndarray, source: CRS, target: CRS, transform: Any) -> np.ndarray:
+    """Points [N,2] in the system `source` as pixels of an image that lies in `target`."""
+    x, y = (np.array(v) for v in reproject(source, target, *points.T))
+    scale = transform.a * transform.e - transform.b * transform.d
+    x, y = x - transform.c, y - transform.f
+    across = (transform.e * x - transform.b * y) / scale
+    return np.stack([across, (transform.a * y - transform.d * x) / scale], 1)

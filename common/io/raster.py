@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +23,7 @@ from rasterio.windows import Window
 from common.cli import UserError
 from common.io.files import open_file
 from common.io.georeference import metric, resampled
+from common.io.look import Look
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2")
 # A file begins with → GDAL's driver. No other driver is ever asked.
@@ -47,29 +47,11 @@ TURNS = {
     "2": (0, True), "3": (2, False), "4": (2, True),
     "5": (3, True), "6": (3, False), "7": (1, True), "8": (1, False),
 }  # fmt: skip
+AS_IT_IS = Look()
 SAMPLE = 1024  # longest side of the overview whose percentiles are taken, pixels
 
 logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what it logs, it also raises
 warnings.simplefilter("ignore", NotGeoreferencedWarning)
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a raster becomes RGB of 8 bits.
-
-    Args:
-        bands: Three bands or one, from 1. None: red, green and blue by their colour interpretation,
-            otherwise the first three, or the only one.
-        stretch: Percentiles of the whole scene that become 0 and 255, for each band. None: 2 and 98
-            for bands of more than 8 bits; 8 bits stay as they are.
-        limits: Values that become 0 and 255, instead of `stretch`.
-        gsd: Metres of ground that a pixel shall show; None leaves the pixels as they are.
-    """
-
-    bands: Sequence[int] | None = None
-    stretch: Sequence[float] | None = None
-    limits: Sequence[float] | None = None
-    gsd: float | None = None
 
 
 class Scene:
@@ -154,7 +136,7 @@ class Scene:
 
 
 @contextmanager
-def open_scene(path: Path, look: Look = Look()) -> Iterator[Scene]:
+def open_scene(path: Path, look: Look = AS_IT_IS) -> Iterator[Scene]:
     """Open a raster for reading by windows.
 
     Raises:

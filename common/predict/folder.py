@@ -8,7 +8,8 @@ from pathlib import Path
 
 from common import args as arguments
 from common.cli import OF_THE_DISK, Parser, UserError, number, positive, say, whole
-from common.io.raster import SUFFIXES, Look, Scene, open_scene
+from common.io.look import add_look_options, look_from
+from common.io.raster import SUFFIXES, Scene, open_scene
 
 STRIDE = 32  # a multiple of the stride of every network
 LONGEST_NAME = 180  # bytes; a file system takes 255, with our endings and a temporary file's
@@ -61,35 +62,7 @@ def inference_parser(description: str) -> Parser:
         metavar="N",
         help="also draw a sheet of the N largest regions or surest aircraft",
     )
-    group = parser.add_argument_group("how a raster becomes a picture")
-    add = group.add_argument
-    add(
-        "--bands",
-        type=positive,
-        nargs="+",
-        metavar="BAND",
-        help="three bands or one, from 1; default: red, green and blue, or the first three",
-    )
-    add(
-        "--stretch",
-        type=number(float, 0, 100),
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="percentiles that become black and white; default: 2 98, and none for 8 bits",
-    )
-    add(
-        "--range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="values that become black and white, instead of --stretch",
-    )
-    add(
-        "--gsd",
-        type=number(float, 0.001, 1000),
-        metavar="METRES",
-        help="resample to this ground resolution, that of the training",
-    )
+    add_look_options(parser)
     arguments.add_precision(parser.add_argument_group("speed-ups"))
     # What else `common.args.speedups` reads is for training only.
     parser.set_defaults(channels_last=None, cuda_graphs=False, sync_bn=False, grad_accum=1)
@@ -152,22 +125,6 @@ def make_output_folder(args: argparse.Namespace) -> None:
     args.prediction_dir.mkdir(parents=True, exist_ok=True)
 
 
-def look(args: argparse.Namespace) -> Look:
-    """How rasters are read, from the options.
-
-    Raises:
-        UserError: The options contradict each other.
-    """
-    if args.bands and len(args.bands) not in (1, 3):
-        raise UserError(f"--bands takes three bands or one, not {len(args.bands)}.")
-    for flag, limits in (("--stretch", args.stretch), ("--range", args.range)):
-        if limits and not limits[0] < limits[1]:
-            raise UserError(f"{flag} {limits[0]:g} {limits[1]:g}: the first must be the lower one.")
-    if args.stretch and args.range:
-        raise UserError("--stretch and --range exclude each other; leave one of them out.")
-    return Look(args.bands, args.stretch, args.range, args.gsd)
-
-
 def each_scene(
     images: list[Path], args: argparse.Namespace, predict_one: Callable[[Scene, str], None]
 ) -> Callable[[], None]:
@@ -179,7 +136,7 @@ def each_scene(
         A function that raises what went wrong, to be called when everything else is written.
     """
     bad: list[UserError] = []
-    how = look(args)
+    how = look_from(args)
     for path, name in output_names(images):
         try:
             with open_scene(path, how) as scene:

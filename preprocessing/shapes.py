@@ -1,0 +1,114 @@
+"""Polygons of a GeoJSON file from any source, checked before anything relies on them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
+
+from common.cli import UserError
+from common.io.coco import read_json, short
+from common.io.georeference import crs_to_pixels
+from common.io.raster import Scene
+
+Polygon = list[np.ndarray]
+"""An outer ring and its holes, float [N,2] each."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object: its class and its polygons, several for a MultiPolygon."""
+
+    name: str
+    polygons: list[Polygon]
+
+    @cached_property
+    def box(self) -> tuple[float, float, float, float]:
+        """x1, y1, x2, y2."""
+        corners = np.concatenate([polygon[0] for polygon in self.polygons])
+        return (*corners.min(0).tolist(), *corners.max(0).tolist())
+
+    @cached_property
+    def area(self) -> float:
+        """In square pixels."""
+        return sum(
+            abs(_area(ring)) * (-1 if i else 1)
+            for polygon in self.polygons
+            for i, ring in enumerate(polygon)
+        )
+
+
+def read_labels(path: Path, class_property: str | None) -> tuple[list[Shape], CRS]:
+    """The polygons of a GeoJSON file in its own coordinates, and their reference system.
+
+    Raises:
+        UserError: It is no GeoJSON, or a feature has no valid polygon or no class.
+    """
+    content = read_json(path)
+    features = content.get("features") if isinstance(content, dict) else None
+    if not isinstance(features, list) or not features:
+        raise UserError(f"{str(path)!r} is not a GeoJSON file with features.")
+    shapes = []
+    for number, feature in enumerate(features, start=1):
+        try:
+            geometry, properties = feature["geometry"], feature.get("properties") or {}
+            parts = geometry["coordinates"]
+            kinds = {"Polygon": [parts], "MultiPolygon": parts}
+            polygons = [[_ring(ring) for ring in polygon] for polygon in kinds[geometry["type"]]]
+            if not polygons or not all(polygons):
+                raise ValueError
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            raise UserError(
+                f"{str(path)!r}: feature {number} is no valid Polygon or MultiPolygon; remove it, "
+                "or repair it with QGIS's tool `Fix geometries`."
+            ) from None
+        name = properties.get(class_property) if class_property else "aircraft"
+        if not isinstance(name, str | int) or not 0 < len(str(name)) <= 100:
+            raise UserError(
+                f"{str(path)!r}: feature {number} has {short(name)} as its {class_property!r}; "
+                "give every feature a class of up to 100 letters."
+            )
+        shapes.append(Shape(str(name), polygons))
+    return shapes, _crs(path, content)
+
+
+def in_pixels(shapes: list[Shape], crs: CRS, scene: Scene) -> list[Shape]:
+    """The shapes in pixels of a scene, without those that have no place in its system.
+
+    Raises:
+        UserError: Nothing leads from one reference system to the other.
+    """
+    rings = [ring for shape in shapes for polygon in shape.polygons for ring in polygon]
+    points = crs_to_pixels(np.concatenate(rings), crs, scene.crs, scene.transform)
+    placed = iter(np.split(points, np.cumsum([len(ring) for ring in rings])[:-1]))
+    moved = [
+        Shape(shape.name, [[next(placed) for _ in polygon] for polygon in shape.polygons])
+        for shape in shapes
+    ]
+    return [shape for shape in moved if np.isfinite((*shape.box, shape.area)).all()]
+
+
+def _ring(points: Any) -> np.ndarray:
+    ring = np.array([(float(x), float(y)) for x, y, *_ in points])
+    if len(ring) < 4 or not np.isfinite(ring).all():
+        raise ValueError
+    return ring
+
+
+def _area(ring: np.ndarray) -> float:
+    x, y = (ring - ring[0]).T
+    return float(x[:-1] @ y[1:] - x[1:] @ y[:-1]) / 2
+
+
+def _crs(path: Path, content: dict[str, Any]) -> CRS:
+    """What QGIS and GDAL write as `crs`; RFC 7946 leaves WGS 84 only."""
+    named = content.get("crs")
+    try:
+        return CRS.from_user_input(named["properties"]["name"] if named else "OGC:CRS84")
+    except (CRSError, KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{str(path)!r} names an unknown reference system; save it in WGS 84 (EPSG:4326)."
+        ) from None
