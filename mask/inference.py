@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from pycocotools import mask as rle
 
-from common.cli import fraction, positive, say
+from common.cli import Parser, fraction, positive, say
 from common.cli import run as run_main
 from common.io.files import whole_file
 from common.io.pictures import Reduced, outline, save
@@ -34,12 +34,17 @@ from mask.scenes import Detected, detect
 MOST_PIXELS = (1 << 32) - 1  # COCO's run lengths are unsigned numbers of 32 bits
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = inference_parser("Find and outline every aircraft in scenes of any size.")
-    add = parser.add_argument
+def parser() -> Parser:
+    """The options of this script."""
+    options = inference_parser("Find and outline every aircraft in scenes of any size.")
+    add = options.add_argument
     add("--score-threshold", type=fraction, default=0.5, help="drop lower scores")
     add("--max-detections", type=positive, default=100, metavar="N", help="of one window")
-    args = parser.parse(argv)
+    return options
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse(argv)
     model, network, classes = load_network(
         args, NAME, from_checkpoint, predict, static_part=lambda model: model.dense
     )

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
+from rasterio.errors import CRSError, RasterioError
 
 from common.cli import UserError
 from common.io.coco import read_json, short
@@ -82,7 +84,13 @@ def in_pixels(shapes: list[Shape], crs: CRS, scene: Scene) -> list[Shape]:
         UserError: Nothing leads from one reference system to the other.
     """
     rings = [ring for shape in shapes for polygon in shape.polygons for ring in polygon]
-    points = crs_to_pixels(np.concatenate(rings), crs, scene.crs, scene.transform)
+    try:
+        points = crs_to_pixels(np.concatenate(rings), crs, scene.crs, scene.transform)
+    except (RasterioError, CPLE_BaseError):
+        raise UserError(
+            f"nothing leads from the labels' reference system to that of {str(scene.path)!r}; save "
+            "the labels in WGS 84 (EPSG:4326)."
+        ) from None
     placed = iter(np.split(points, np.cumsum([len(ring) for ring in rings])[:-1]))
     moved = [
         Shape(shape.name, [[next(placed) for _ in polygon] for polygon in shape.polygons])
@@ -107,7 +115,8 @@ def _crs(path: Path, content: dict[str, Any]) -> CRS:
     """What QGIS and GDAL write as `crs`; RFC 7946 leaves WGS 84 only."""
     named = content.get("crs")
     try:
-        return CRS.from_user_input(named["properties"]["name"] if named else "OGC:CRS84")
+        with rasterio.Env():  # what GDAL says goes into the error, not on the screen
+            return CRS.from_user_input(named["properties"]["name"] if named else "OGC:CRS84")
     except (CRSError, KeyError, TypeError, ValueError):
         raise UserError(
             f"{str(path)!r} names an unknown reference system; save it in WGS 84 (EPSG:4326)."

@@ -13,6 +13,7 @@ from PIL import Image
 from torture.coco_files import hostile_coco
 from torture.contained import several
 from torture.images import hostile_image
+from torture.rasters import hostile_raster
 from torture.xmls import hostile_xml
 
 from common.cli import UserError
@@ -99,6 +100,12 @@ def test_fuzzed_scene_descriptions(tmp_path):
 def test_fuzzed_images(tmp_path):
     outcomes = several(hostile_image, range(1_000), tmp_path)
     assert {"flip refused", "chunk read", "pixels refused", "other refused"} <= outcomes
+
+
+def test_fuzzed_rasters_and_labels(tmp_path):
+    outcomes = several(hostile_raster, range(300), tmp_path)
+    assert {"flip read", "flip refused", "number refused", "cut refused"} <= outcomes
+    assert {"labels read", "labels refused"} <= outcomes
 
 
 def test_fuzzed_coco_files(tmp_path):

@@ -40,7 +40,7 @@ def metric(crs: CRS | None, transform: Any, width: int, height: int) -> CRS | No
         return CRS.from_proj4(
             f"+proj=laea +lat_0={lat[0]} +lon_0={lon[0]} +datum=WGS84 +units=m +no_defs"
         )
-    except (RasterioError, CPLE_BaseError):  # unlike other errors, GDAL's own of PROJ come bare
+    except (RasterioError, CPLE_BaseError):
         return None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError  # some of GDAL's errors come bare
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -123,16 +124,20 @@ class Scene:
         if self._palette is not None or (is_8_bit and not look.limits and not look.stretch):
             return None
         if look.limits:
-            low, high = (np.full(len(self.bands), limit, np.float32) for limit in look.limits)
-            return low, high
+            return _limits(np.repeat(np.array([look.limits]).T, len(self.bands), 1))
         factor = max(1.0, max(self.width, self.height) / SAMPLE)
         shape = max(1, round(self.height / factor)), max(1, round(self.width / factor))
         values, valid = self._values(Window(0, 0, self.width, self.height), shape)
         seen = values.reshape(len(values), -1) if valid is None else values[:, valid]
         if seen.shape[1] == 0:
             raise no_valid_pixel(self.path)
-        low, high = np.percentile(seen, look.stretch or (2, 98), axis=1).astype(np.float32)
-        return low, np.where(high > low, high, low + 1)
+        return _limits(np.percentile(seen, look.stretch or (2, 98), axis=1))
+
+
+def _limits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Limits [2,B] as float32; further than 1e30 apart, a difference would not be finite."""
+    low, high = values.clip(-1e30, 1e30).astype(np.float32)
+    return low, np.where(high > low, high, low + np.maximum(1, np.abs(low) * 1e-6))
 
 
 @contextmanager
@@ -154,11 +159,12 @@ def open_scene(path: Path, look: Look = AS_IT_IS) -> Iterator[Scene]:
         stack.enter_context(rasterio.Env(**GDAL))
         with _damage_of(path):
             dataset = stack.enter_context(rasterio.open(source, driver=drivers[0]))
-        _check(path, dataset, size)
-        dataset = _upright(path, dataset, stack)
-        if look.gsd is not None:
-            dataset = stack.enter_context(resampled(path, dataset, look.gsd))
-        yield Scene(path, dataset, look, drivers[0] in ("PNG", "JPEG"))
+            _check(path, dataset, size)
+            dataset = _upright(dataset, stack)
+            if look.gsd is not None:
+                dataset = stack.enter_context(resampled(path, dataset, look.gsd))
+            scene = Scene(path, dataset, look, drivers[0] in ("PNG", "JPEG"))
+        yield scene
 
 
 @contextmanager
@@ -166,7 +172,7 @@ def _damage_of(path: Path) -> Iterator[None]:
     """Say in one sentence that GDAL could not read the file."""
     try:
         yield
-    except (RasterioError, ValueError):
+    except (RasterioError, CPLE_BaseError, ValueError):
         raise UserError(f"image {str(path)!r} is damaged or truncated; fetch it again.") from None
 
 
@@ -222,13 +228,12 @@ def _palette(dataset: Any, bands: tuple[int, ...]) -> np.ndarray | None:
     return colours
 
 
-def _upright(path: Path, dataset: Any, stack: ExitStack) -> Any:
+def _upright(dataset: Any, stack: ExitStack) -> Any:
     """The dataset as every viewer shows it: one with an EXIF orientation is turned, in memory."""
     tag = dataset.tags().get("EXIF_Orientation", "1").strip()
     if tag not in TURNS or dataset.width * dataset.height > ALWAYS_READ:
         return dataset
-    with _damage_of(path):
-        pixels = dataset.read()
+    pixels = dataset.read()
     quarters, mirrored = TURNS[tag]
     pixels = np.rot90(pixels, quarters, (1, 2))
     pixels = pixels[:, :, ::-1] if mirrored else pixels

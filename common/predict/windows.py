@@ -22,9 +22,10 @@ Network = Callable[[Tensor], Any]
 class Rows(Protocol):
     """What is read of a scene; `common.io.raster.Scene` is one."""
 
-    width: int
-    height: int
-
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
     def read(
         self, x: int, y: int, width: int, height: int
     ) -> tuple[np.ndarray, np.ndarray | None]: ...

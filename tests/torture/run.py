@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
 
 from multinode.hosts import why_not
 from multinode.scenarios import scenario
-from torture import checkpoints, coco_files, images, kills, xmls
+from torture import checkpoints, coco_files, images, kills, rasters, xmls
 from torture.contained import hundred
 
 from benchmarks.lib.environment import provenance
@@ -52,6 +52,9 @@ PARTS: dict[str, Part] = {
         partial(hundred, coco_files.hostile_coco), 200, "fuzzed COCO files", 100
     ),
     "hundreds of images": Part(partial(hundred, images.hostile_image), 500, "fuzzed images", 100),
+    "hundreds of rasters": Part(
+        partial(hundred, rasters.hostile_raster), 20, "fuzzed rasters and GeoJSON files", 100
+    ),
     "two hosts": Part(scenario, 60, "trainings on two hosts, six things happening to them"),
 }
 
