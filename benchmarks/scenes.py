@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
 def table(rows: list[dict[str, str]]) -> str:
     """The results in Markdown."""
     heads = {
-        "memory": ("scene", {"seconds": "s", "per_mpx": "s per Mpx", "memory_mb": "MB more"}),
+        "memory": ("scene", {"seconds": "s of CPU", "per_mpx": "per Mpx", "memory_mb": "MB more"}),
         "overhead": ("model", {"seconds": "s", "ratio": "of the bare network's time"}),
         "join": ("detections", {"seconds": "s of CPU"}),
         "seams": (

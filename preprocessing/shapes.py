@@ -57,6 +57,7 @@ def read_labels(path: Path, class_property: str | None) -> tuple[list[Shape], CR
     for number, feature in enumerate(features, start=1):
         try:
             geometry, properties = feature["geometry"], feature.get("properties") or {}
+            name = properties.get(class_property) if class_property else "aircraft"
             parts = geometry["coordinates"]
             kinds = {"Polygon": [parts], "MultiPolygon": parts}
             polygons = [[_ring(ring) for ring in polygon] for polygon in kinds[geometry["type"]]]
@@ -67,7 +68,6 @@ def read_labels(path: Path, class_property: str | None) -> tuple[list[Shape], CR
                 f"{str(path)!r}: feature {number} is no valid Polygon or MultiPolygon; remove it, "
                 "or repair it with QGIS's tool `Fix geometries`."
             ) from None
-        name = properties.get(class_property) if class_property else "aircraft"
         if not isinstance(name, str | int) or not 0 < len(str(name)) <= 100:
             raise UserError(
                 f"{str(path)!r}: feature {number} has {short(name)} as its {class_property!r}; "

@@ -131,13 +131,13 @@ class Scene:
         seen = values.reshape(len(values), -1) if valid is None else values[:, valid]
         if seen.shape[1] == 0:
             raise no_valid_pixel(self.path)
-        return _limits(np.percentile(seen, look.stretch or (2, 98), axis=1))
+        return _limits(np.percentile(seen.astype(float), look.stretch or (2, 98), axis=1))
 
 
 def _limits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Limits [2,B] as float32; further than 1e30 apart, a difference would not be finite."""
+    """Limits [2,B] as float32, so far apart that 255 divided by the difference is finite."""
     low, high = values.clip(-1e30, 1e30).astype(np.float32)
-    return low, np.where(high > low, high, low + np.maximum(1, np.abs(low) * 1e-6))
+    return low, np.maximum(high, low + np.maximum(1e-30, np.abs(low) * 1e-6, dtype=np.float32))
 
 
 @contextmanager
