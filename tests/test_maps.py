@@ -1,7 +1,9 @@
 """Maps: regions of a scene that arrives in bands, their outlines, their place on earth."""
 
 import json
+import os
 import re
+import subprocess
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -305,6 +307,35 @@ def test_one_bad_scene_does_not_stop_the_others(monkeypatch, tmp_path):
             predict(monkeypatch, folder / name, tmp_path / "one")
     with pytest.raises(UserError, match="no band 2; it has 1"):
         predict(monkeypatch, folder / "one.tif", tmp_path / "one", "--bands", 1, 2, 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+@pytest.mark.parametrize("kilobytes", [40, 120, 200])
+def test_a_full_disk_leaves_no_half_file(monkeypatch, tmp_path, kilobytes):
+    """Whatever is written when the disk becomes full: rows, overviews, map or overlay."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not allow mounting")
+    try:
+        rng = np.random.default_rng(0)
+        values = (rng.random((3, 600, 700)) < 0.4).astype(np.uint8) * 200
+        path = raster(tmp_path / "a.tif", values)
+        with pytest.raises((UserError, OSError)) as caught:
+            predict(monkeypatch, path, disk / "out", "--min-area", 0)
+        assert "\n" not in str(caught.value)
+        left = [p for p in (disk / "out").rglob("*") if p.is_file()]
+        for file in left:
+            if file.suffix == ".tif":
+                with rasterio.open(file) as mask:
+                    assert mask.read(1).shape == (600, 700)
+            elif file.suffix in (".json", ".geojson"):
+                json.loads(file.read_text())
+            else:
+                Image.open(file).load()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize(
