@@ -135,7 +135,7 @@ def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     unet = build_unet("resnet18", 2).eval().to(memory_format=layout)
     rcnn = build_mask("resnet18", 2, proposals=200).eval().to(memory_format=layout)
     # Random weights find nothing certain: the ten best of each window stand for aircraft.
-    rcnn.roi_heads.score_thresh, rcnn.roi_heads.detections_per_img = 0.0, 10
+    rcnn.least_score, rcnn.most_detections = 0.0, 10
     cases = {
         "UNet, resnet18": (
             unet,

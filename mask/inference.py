@@ -45,10 +45,8 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse(argv)
-    model, network, classes = load_network(
-        args, NAME, from_checkpoint, predict, static_part=lambda model: model.dense
-    )
-    model.roi_heads.detections_per_img = args.max_detections
+    model, network, classes = load_network(args, NAME, from_checkpoint, predict)
+    model.most_detections = args.max_detections
     paths = list_images(args.image_dir, args.index)
     make_output_folder(args)
     images: list[str] = []

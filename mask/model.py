@@ -135,7 +135,7 @@ def loss_fn(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
 
 
 def predict(model: Any, images: Tensor) -> list[dict[str, Tensor]]:
-    """Detections above a score of 0.05, best first, at most 100 per image.
+    """Detections above `model.least_score`, best first, at most `model.most_detections` per image.
 
     Waits for the device once, for the number of detections: only these are outlined.
 

@@ -38,8 +38,6 @@ from mask.boxes import (
 from mask.losses import Samples, box_losses, choose, mask_loss, rpn_losses
 from mask.targets import Targets
 
-LEAST_SCORE, DETECTIONS = 0.05, 100  # per image
-
 
 class MaskRCNN(nn.Module):
     """Images float [B,3,H,W], normalised → five losses; in eval mode detections and their masks.
@@ -53,6 +51,7 @@ class MaskRCNN(nn.Module):
     """
 
     cells: Tensor
+    least_score, most_detections = 0.05, 100  # of an image
 
     def __init__(
         self,
@@ -164,12 +163,12 @@ class MaskRCNN(nn.Module):
         scores = logits.softmax(1)[:, 1:].unflatten(0, (batch, count)).mT
         codes = codes[:, 1:].unflatten(0, (batch, count)).transpose(1, 2)
         boxes = clip(decode(codes, proposals.boxes[:, None], BOX_WEIGHTS), _size(images))
-        fine = (scores > LEAST_SCORE) & wide(boxes, 1e-2) & proposals.exists[:, None]
+        fine = (scores > self.least_score) & wide(boxes, 1e-2) & proposals.exists[:, None]
         scores, rank = torch.where(fine, scores, 0).flatten(0, 1).sort(1, descending=True)
         boxes = taken(boxes.flatten(0, 1), rank)
         kept = suppress(boxes, scores > 0, SAME_AIRCRAFT)
         scores = torch.where(kept, scores, 0).view(batch, -1)
-        best, place = scores.topk(min(DETECTIONS, scores.shape[1]), 1)
+        best, place = scores.topk(min(self.most_detections, scores.shape[1]), 1)
         boxes = torch.where((best > 0)[..., None], taken(boxes.view(batch, -1, 4), place), 0)
         return pyramid, Detections(boxes, best, place // count + 1)
 

@@ -406,14 +406,13 @@ def numbered(crops):
 
 def find_all(monkeypatch, source, target, *more):
     """Run mask/inference.py, and return its report."""
-    heads = SimpleNamespace(detections_per_img=None)
-    model = SimpleNamespace(roi_heads=heads)
+    model = SimpleNamespace(most_detections=None)
     monkeypatch.setattr(
         inference, "load_network", lambda *_, **__: (model, numbered, ["ground", "aircraft"])
     )
     words = ["model", source, target, "--window", 64, *more]
     inference.main(list(map(str, words)))
-    return heads, json.loads((target / "predictions.json").read_text())
+    return model, json.loads((target / "predictions.json").read_text())
 
 
 def numbered_scene(height, width, count, seed=0):
@@ -435,8 +434,8 @@ def test_aircraft_become_coco_and_a_map(monkeypatch, tmp_path, capsys):
     raster(folder / "a.tif", values, crs=crs, transform=matrix)
     raster(folder / "b.png", values, "PNG")
     words = ("--overlap", 0.5, "--min-area", 0, "--crops", 4)
-    heads, report = find_all(monkeypatch, folder, tmp_path / "out", *words, "--max-detections", 3)
-    assert heads.detections_per_img == 3
+    model, report = find_all(monkeypatch, folder, tmp_path / "out", *words, "--max-detections", 3)
+    assert model.most_detections == 3
     assert re.search(r"'a.tif': \d+ windows reached --max-detections 3", capsys.readouterr().out)
     assert [image["file_name"] for image in report["images"]] == ["a.tif", "b.png"]
     assert [a["id"] for a in report["annotations"]] == list(

@@ -20,7 +20,6 @@ def load_network(
     name: str,
     from_checkpoint: Callable[[dict[str, Any]], nn.Module],
     predict: Callable[[nn.Module, Tensor], Any],
-    static_part: Callable[[Any], nn.Module] = lambda model: model,
 ) -> tuple[Any, Network, list[str]]:
     """The model of `args.model`, a function that predicts windows with it, and its classes.
 
@@ -28,7 +27,6 @@ def load_network(
         args: From `common.predict.folder.inference_parser`.
         name: The model's `NAME`.
         predict: (model, float [B,3,side,side], normalised) → one result for each window.
-        static_part: The part of the model that `--compile` compiles.
     """
     device = pick_device(args.device)
     arguments.check_speedups(args, device)
@@ -39,7 +37,7 @@ def load_network(
     model = checkpoint.rebuild(saved, from_checkpoint).to(device).eval()
     model = model.to(memory_format=speedups.layout)  # type: ignore[call-overload]
     if args.compile:
-        static_part(model).compile()
+        predict = torch.compile(predict)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all windows have one size
 
