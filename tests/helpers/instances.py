@@ -50,6 +50,7 @@ def torchvisions(model, side):
         rpn_post_nms_top_n_train=model.proposals,
         rpn_pre_nms_top_n_test=model.proposals,
         rpn_post_nms_top_n_test=model.proposals,
+        box_batch_size_per_image=model.samples,
         box_roi_pool=MultiScaleRoIAlign(FINEST, output_size=7, sampling_ratio=2),
         box_head=model.roi_heads["box_head"],
         box_predictor=model.roi_heads["box_predictor"],
