@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
             row = EMPTY | {"part": part} | values | hardware(CPU) | provenance(__file__, argv)
             rows.append({key: str(value) for key, value in row.items()})
             print(", ".join(f"{k} {v}" for k, v in row.items() if k in EMPTY and v != ""))
-    write_rows(args.output, rows)
+        write_rows(args.output, rows)
     if args.write_readme:
         write_part(README, "scenes", table(rows))
 
@@ -76,7 +76,7 @@ def table(rows: list[dict[str, str]]) -> str:
     """The results in Markdown."""
     heads = {
         "memory": ("scene", {"seconds": "s of CPU", "per_mpx": "per Mpx", "memory_mb": "MB more"}),
-        "overhead": ("model", {"seconds": "s", "ratio": "of the bare network's time"}),
+        "overhead": ("model", {"seconds": "s of CPU", "ratio": "of the bare network's"}),
         "join": ("detections", {"seconds": "s of CPU"}),
         "seams": (
             "windows joined by, on",
@@ -114,7 +114,7 @@ def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 class Timed:
-    """A network that adds up the time of its forward passes alone."""
+    """A network that adds up the CPU time of its forward passes alone."""
 
     def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Any]) -> None:
         self.model, self.call, self.seconds = model, call, 0.0
@@ -122,9 +122,9 @@ class Timed:
     @torch.inference_mode()
     def __call__(self, crops: Tensor) -> Any:
         images = normalise(crops).contiguous(memory_format=torch.channels_last)
-        since = time.perf_counter()
+        since = time.process_time()
         result = self.call(self.model, images)
-        self.seconds += time.perf_counter() - since
+        self.seconds += time.process_time() - since
         return result
 
 
@@ -132,9 +132,9 @@ def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """From file to files, against the networks alone on the same windows."""
     torch.manual_seed(0)
     layout = torch.channels_last
-    unet = build_unet("resnet18", 2).eval().to(memory_format=layout)
+    unet: Any = build_unet("resnet18", 2).eval().to(memory_format=layout)
     rcnn = build_mask("resnet18", 2, proposals=200).eval().to(memory_format=layout)
-    # Random weights find nothing certain: the ten best of each window stand for aircraft.
+    # Random weights draw noise: here a hundredth of the ground, and the ten best of each window.
     rcnn.least_score, rcnn.most_detections = 0.0, 10
     cases = {
         "UNet, resnet18": (
@@ -147,16 +147,20 @@ def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     }
     with TemporaryDirectory() as folder:
         mosaic(args.data_path, Path(folder, "scene.tif"), args.scene)
+        with open_scene(Path(folder, "scene.tif")) as scene, torch.inference_mode():
+            crop = torch.from_numpy(scene.read(0, 0, 512, 512)[0])[None]
+            ground, aircraft = unet(normalise(crop))[0]
+            unet.segmentation_head[0].bias[0] += (aircraft - ground).flatten().quantile(0.99)
         for case, (model, call, whole, parser) in cases.items():
             options = parser.parse(["model", "", folder])
             options.score_threshold = 0.0
             network = Timed(model, call)
             ratios, times = [], []
             for turn in progress(range(args.rounds + 1), desc=case):
-                network.seconds, since = 0.0, time.perf_counter()
+                network.seconds, since = 0.0, time.process_time()
                 with open_scene(Path(folder, "scene.tif")) as scene:
                     whole(scene, "out", network, CLASSES, options)
-                taken = time.perf_counter() - since
+                taken = time.process_time() - since
                 if turn:  # the first warms up
                     ratios.append(taken / network.seconds)
                     times.append(taken)

@@ -4,7 +4,7 @@ import pytest
 from helpers.commands import ROOT, run_forked
 from torture import run as torture
 
-from benchmarks import loader, operators, overhead, parts
+from benchmarks import loader, operators, overhead, parts, scenes
 from benchmarks.lib.readme import README, part, read_rows, write_part
 
 
@@ -15,6 +15,7 @@ from benchmarks.lib.readme import README, part, read_rows, write_part
         ("operators", operators.table),
         ("overhead", overhead.sentence),
         ("parts", parts.table),
+        ("scenes", scenes.table),
     ],
 )
 def test_the_readme_shows_the_committed_numbers(name, show):
@@ -39,6 +40,22 @@ def test_the_parts_are_measured_beside_the_plain_way(tiled, tmp_path):
     assert float(rows["preprocessing"]["ratio_low"]) > 3  # else the table of colours is useless
     for row in rows.values():
         assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
+
+
+def test_scenes_are_measured_beside_the_network(tiled, tmp_path):
+    output = tmp_path / "scenes.csv"
+    scenes.main(
+        ["--data-path", str(tiled), "--parts", "memory", "join", "seams", "-o", str(output)]
+        + ["--sides", "700", "--counts", "60", "--aprons", "1"]
+    )
+    rows = read_rows(output)
+    assert [row["part"] for row in rows[:2]] == ["memory", "join"]
+    assert 0 < float(rows[0]["memory_mb"]) < 600
+    ours = [row for row in rows if row["case"].startswith("ours")]
+    assert len(ours) == 3
+    for row in ours:
+        assert 0.9 * int(row["aircraft"]) <= int(row["found"]) <= int(row["aircraft"])
+        assert int(row["whole"]) <= int(row["found"])
 
 
 def test_the_operators_are_measured_in_each_layout_and_precision(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import cv2
 import numpy as np
 import pytest
+import rasterio
 import torch
 from helpers.commands import ENCODER, ROOT, TORCHRUN, losses, run_forked, run_script, training
 from helpers.scenes import decode
@@ -201,6 +202,44 @@ def test_prediction_of_a_folder(trained, tiled, tmp_path):
     assert [entry["image"] for entry in one["images"]] == ["small.png"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "tolerance"),
+    [
+        (["--no-channels-last", "-b", "1"], 1e-4),
+        (["--amp", "--amp-dtype", "bf16"], 0.15),
+        (["--compile"], 1e-4),
+        (["--tta"], None),
+    ],
+)
+def test_speed_ups_change_the_time_and_not_the_prediction(
+    trained, tiled, tmp_path, monkeypatch, flags, tolerance
+):
+    compile_ = torch.nn.Module.compile
+    compiled = []
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",  # traced only; compiling the code takes a minute
+        lambda self: compiled.append(1) or compile_(self, backend="aot_eager"),
+    )
+    maps = []
+    for target, more in (("plain", []), ("fast", flags)):
+        words = [
+            str(trained / "checkpoint.pth"),
+            str(tiled / "test/images"),
+            str(tmp_path / target),
+        ]
+        words += ["-i", "0", "--device", "cpu", "--window", "64", "--confidence", *more]
+        inference.main(words)
+        (path,) = (tmp_path / target).glob("*_confidence.tif")
+        with rasterio.open(path) as file:
+            maps.append(file.read(1))
+    assert bool(compiled) == ("--compile" in flags)
+    if tolerance:
+        np.testing.assert_allclose(*maps, atol=tolerance)
+    assert compiled or not np.array_equal(*maps)
+
+
 def test_predict_gives_class_ids():
     model = build_model(ENCODER, 4).eval()
     found = predict(model, torch.randn(2, 3, 64, 96))
@@ -291,6 +330,8 @@ def test_prediction_mistakes(trained, tmp_path):
         ([model, str(tmp_path / "bad"), out], "damaged or truncated"),
         ([model, str(tmp_path / "bad"), out, "-i", "3"], "images 0 to 0"),
         ([model, str(tmp_path / "bad"), out, "--window", "100"], "not a multiple of 32"),
+        ([model, str(tmp_path / "bad"), out, "--amp-dtype", "bf16"], "add --amp"),
+        ([model, str(tmp_path / "bad"), out + "\udcff"], "is not UTF-8"),
     ):
         with pytest.raises(UserError) as caught:
             inference.main([*words, "--device", "cpu"])

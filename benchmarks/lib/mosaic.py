@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from common.augment import normalise
 from common.cli import keep_freed_memory
+from common.io.images import image_size, read_rgb
 from common.io.raster import open_scene
 from common.predict import semantic
-from rareplanes.scene import read_scene_image, scene_stems
+from rareplanes.scene import scene_files, scene_stems
 
 
 def one_layer(folder: Path) -> tuple[float, float]:
@@ -49,10 +50,9 @@ def _resident(name: str) -> float:
 def mosaic(data: Path, path: Path, side: int) -> None:
     """A GeoTIFF of `side` x `side` pixels out of sample scenes."""
     stems = scene_stems(data / "train")[:8]
-    part = 1024
-    images = [
-        read_scene_image(data / "train", stem, (1920, 1080))[:part, :part, ::-1] for stem in stems
-    ]
+    files = [scene_files(data / "train", stem)[0] for stem in stems]
+    part = min(1024, *image_size(files[0]))
+    images = [read_rgb(file)[:part, :part] for file in files]
     profile: dict[str, Any] = {"driver": "GTiff", "count": 3, "dtype": "uint8", "tiled": True}
     profile |= {"compress": "jpeg", "photometric": "ycbcr", "crs": "EPSG:32631"}
     profile |= {"transform": rasterio.Affine(0.3, 0, 448_000, 0, -0.3, 5_411_000)}
