@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.cli import progress
+
 T = TypeVar("T")
 Network = Callable[[Tensor], Any]
 """uint8 [B,h,w,3] on the CPU → one result for each of the B windows, all of one size."""
@@ -79,7 +81,7 @@ class Band:
 def strips(scene: Rows, tiling: Tiling) -> Iterator[Strip]:
     """The rows under each row of windows; each pixel is read once."""
     last: Strip | None = None
-    for y in tiling.starts(scene.height):
+    for y in progress(tiling.starts(scene.height), desc="predict", unit="row of windows"):
         height = min(tiling.side, scene.height)
         kept = len(last.pixels) - (y - last.y) if last else 0
         pixels, valid = scene.read(0, y + kept, scene.width, height - kept)
