@@ -7,8 +7,9 @@ uint8, a quarter of the bytes of float32. There `augment.py` crops, turns and no
 import copy
 import math
 import os
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from common.cli import UserError
 from common.io.coco import is_id, read_coco
-from common.io.tiles import IGNORE, INDEX, Packed, Pngs, mask_dtype
+from common.io.tiles import IGNORE, INDEX, Packed, Pngs, airport_of, mask_dtype
 
 
 class Batch(NamedTuple):
@@ -88,6 +89,33 @@ class Tiles(Dataset):
 
     def shows_aircraft(self, index: int) -> bool:
         return bool(self.instances[index])
+
+    def airports(self) -> tuple[list[str], list[int]]:
+        """The known airports, and of each tile the place of its airport; unknown: their number."""
+        names = [airport_of(image) for image in self.images]
+        known = sorted({name for name in names if name is not None})
+        place = {name: i for i, name in enumerate(known)}
+        return known, [len(known) if name is None else place[name] for name in names]
+
+    def summary(self) -> dict[str, Any]:
+        """How much is in the set, as plain values; an aircraft counts in each tile that shows it.
+
+        Returns:
+            `folder`, `tiles`, `size` (pixels), `scenes`, `tiles_with_aircraft`, `aircraft` (by
+            class), and `airports`, the number of tiles of each known one.
+        """
+        aircraft = Counter(self.classes[c] for classes in self.instances for c in classes)
+        known, place = self.airports()
+        tiles_of = Counter(place)
+        return {
+            "folder": str(self.folder),
+            "tiles": len(self),
+            "size": self.size,
+            "scenes": len({str(image.get("scene")) for image in self.images}),
+            "tiles_with_aircraft": sum(map(bool, self.instances)),
+            "aircraft": {name: aircraft[name] for name in self.classes[1:]},
+            "airports": {name: tiles_of[i] for i, name in enumerate(known)},
+        }
 
     def spread(self, count: int | None) -> "Tiles":
         """A set of `count` of these tiles, spread evenly; all of them for None or a larger count.

@@ -16,9 +16,10 @@ from common.data import Batch
 from common.distributed import Process, average_buffers, check_equal, gather
 from common.io import files
 from common.loader import GlobalBatches, loader_deaths, names, prefetch
-from common.run import checkpoint, heartbeat, nonfinite, resume, signals
+from common.run import checkpoint, heartbeat, machine, nonfinite, record, report, resume, signals
 from common.run.checkpoint import Run
 from common.run.log import Log, curves, describe, memory
+from common.semantic import DEFINITION
 from common.session import Session
 from common.speedups import Step
 
@@ -34,12 +35,14 @@ def fit(
     prepare: Prepare,
     score: Score,
     select: str = "mIoU",
+    definition: str = DEFINITION,
 ) -> None:
     """Train to `session.total_steps`, from `session.saved` if there is one; validate and save.
 
     Writes `checkpoint.pth` (latest; the one before it is kept), `model_best.pth` (highest
     `select`; the last state if there is nothing to validate on), `log.jsonl` (a line per log
-    line and per score), `curves.png` and what `score` writes into `session.output_dir`.
+    line and per score), `curves.png`, `run.json` and `report.html` (all of it on a page), and what
+    `score` writes into `session.output_dir`.
 
     Args:
         session: The data, this process, and how often to log, validate and save.
@@ -48,6 +51,7 @@ def fit(
         prepare: (batch on the device, epoch) → (images, targets) of `step`.
         score: (bare model, batches, process, speed-ups, folder) → its scores over the batches.
         select: The score that chooses the best checkpoint; higher is better.
+        definition: What the scores are, in a sentence.
 
     Raises:
         UserError: The processes disagree about data or steps, or too many losses are not finite.
@@ -64,6 +68,8 @@ def fit(
     )
     if process.is_main:
         files.sweep(session.output_dir)
+        scores = {"select": select, "definition": definition, "from_step": run.step}
+        record.begin(session.output_dir, session.facts() | scores)
     latest = session.output_dir / checkpoint.LATEST
     run.tally.sums = run.tally.sums.to(process.device)
     log = Log(session.output_dir / "log.jsonl", process, run.step)
@@ -90,6 +96,7 @@ def fit(
         run.save([*best, latest], process)
         if process.is_main:
             curves(log.path, session.output_dir / "curves.png")
+            report.refresh(session.output_dir)
             if unscored:
                 print(f"nothing to validate on: {checkpoint.BEST} is the last state.", flush=True)
 
@@ -164,6 +171,7 @@ def train_one_epoch(
                 **skipped,
                 "images_per_s": images_per_step * (number - logged) / (now - since),
                 "data_share": waited / (now - since),
+                "memory_mib": machine.peak_mib(process.device),
             }
             log.write(**line)
             if process.is_main:

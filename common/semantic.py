@@ -1,9 +1,12 @@
 """What the semantic models share: targets, loss, predicted classes and scores."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +16,7 @@ from common.augment import normalise, random_view
 from common.cli import progress
 from common.data import Batch, Tiles
 from common.distributed import Process, all_reduce_sum
+from common.io.extremes import Extremes
 from common.io.pictures import Sheet
 from common.io.tiles import IGNORE
 from common.loader import prefetch
@@ -21,8 +25,11 @@ from common.speedups import Speedups
 Prepare = Callable[[Batch, int], tuple[Tensor, Tensor]]
 DEFINITION = (
     "IoU = TP / (TP + FP + FN) from one confusion matrix over all pixels of the set; "
-    "a class absent from truth and prediction is left out of the mean"
+    "a class absent from truth and prediction is left out of the mean; recall.size = share of the "
+    "pixels of small (areas up to 32², in pixels of the tile), medium (up to 96²) and large "
+    "aircraft that are predicted as their class"
 )
+SIZES = {"small": 32**2, "medium": 96**2, "large": math.inf}  # COCO's, the largest area of each
 # Weight of an aircraft class's pixels; ground pixels weigh 1 and are about forty times as many.
 AIRCRAFT_WEIGHT = 2.0
 # Weight of the auxiliary head, which reads the backbone's last but one stage and is not used in
@@ -104,28 +111,53 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 def confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Count pixels by (true class, predicted class).
+    """Count the pixels of each image by (true class, predicted class).
 
     Args:
         predicted: uint8 or int64 [B,H,W], values below `num_classes`.
         target: int64 [B,H,W], `IGNORE` where a pixel does not count.
 
     Returns:
-        int64 [num_classes, num_classes], rows are the truth.
+        int64 [B,num_classes,num_classes], rows are the truth.
     """
-    cells = num_classes * num_classes
+    images, cells = len(target), num_classes * num_classes
+    first = torch.arange(images, device=target.device)[:, None, None] * cells
     # Ignored pixels go to an extra cell, which is cut off below. A boolean mask would have to read
     # its length back from the device.
-    cell = torch.where(target == IGNORE, cells, target * num_classes + predicted.long())
-    counts = torch.bincount(cell.flatten(), minlength=cells + 1)
-    return counts[:cells].view(num_classes, num_classes)
+    cell = first + target * num_classes + predicted
+    cell = torch.where(target == IGNORE, images * cells, cell)
+    counts = torch.bincount(cell.flatten(), minlength=images * cells + 1)
+    return counts[:-1].view(images, num_classes, num_classes)
+
+
+def recalled(batch: Batch, right: Tensor) -> Tensor:
+    """Count the aircraft's pixels, and those that are right, by the aircraft's size in `SIZES`.
+
+    There is no IoU by size: a pixel that is wrongly called aircraft belongs to none of them.
+
+    Args:
+        batch: The labels.
+        right: bool [B,H,W], whether a pixel is predicted as its class.
+
+    Returns:
+        int64 [len(SIZES), 2].
+    """
+    tiles, ids = batch.classes.shape
+    first = torch.arange(tiles, device=right.device)[:, None, None] * ids
+    cell = 2 * (first + batch.ids) + right
+    counts = torch.bincount(cell.flatten(), minlength=2 * tiles * ids).view(tiles, ids, 2)
+    counts *= ((batch.classes > 0) & (batch.classes != IGNORE))[..., None]
+    area, hits = counts.sum(2).flatten(), counts[..., 1].flatten()
+    limits = torch.tensor(list(SIZES.values())[:-1], device=right.device)
+    size = torch.bucketize(area, limits)  # 0 up to the first limit
+    return area.new_zeros(len(SIZES), 2).index_add_(0, size, torch.stack([area, hits], 1))
 
 
 def scores(matrix: Tensor, classes: list[str]) -> dict[str, float]:
     """IoU and Dice per class, their means over the classes that occur, and pixel accuracy.
 
     Args:
-        matrix: int64 [C,C] from `confusion`, summed over batches and processes.
+        matrix: int64 [C,C] from `confusion`, summed over images and processes.
         classes: C names, index 0 is the ground.
 
     Returns:
@@ -165,30 +197,60 @@ def evaluate(
 ) -> dict[str, float]:
     """Scores of the bare `model` over all tiles, each counted once over all processes.
 
-    Leaves `model` in evaluation mode.
-    Writes `<split>_sheet.jpg`, a picture of some of them, into `folder`.
+    Writes into `folder` `<split>_sheet.jpg`, a picture of some of them, and `<split>_tiles.json`,
+    the best and the worst. Leaves `model` in evaluation mode.
 
     Returns:
-        What `scores` gives, on all processes.
+        On all processes what `scores` gives, `recall.size.<size>` for the sizes in `SIZES` that
+        occur, and if there are several airports `mIoU.airport.<name>` and, without the ground,
+        `IoU.<class>.airport.<name>`, from the tiles of one airport.
     """
     tiles = batches.dataset
     assert isinstance(tiles, Tiles)
     model.eval()
-    count = len(tiles.classes)
-    matrix = torch.zeros(count, count, dtype=torch.int64, device=process.device)
+    count, device = len(tiles.classes), process.device
+    airports, place = tiles.airports()
+    of_tile = torch.tensor(place, device=device)
+    # One for each airport, and a last one for tiles of unknown airports.
+    matrices = torch.zeros(len(airports) + 1, count, count, dtype=torch.int64, device=device)
+    sizes = torch.zeros(len(SIZES), 2, dtype=torch.int64, device=device)
     sheet = Sheet(list(batches.batch_sampler or []), tiles.shows_aircraft)
+    extremes = Extremes(tiles.images)
     bar = progress(total=len(batches), desc="score", enabled=process.is_main)
-    for number, batch in enumerate(prefetch(batches, process.device)):
+    for number, batch in enumerate(prefetch(batches, device)):
         images = normalise(batch.images).contiguous(memory_format=speedups.layout)
-        with speedups.autocast(process.device):
+        with speedups.autocast(device):
             predicted = predict(model, images)
         target = semantic_target(batch)
-        matrix += confusion(predicted, target, count)
-        for i in sheet.chosen(number) if process.is_main else []:
-            row = batch.images[i], target[i].to(torch.uint8), predicted[i]
-            sheet.add(*(tensor.cpu().numpy() for tensor in row))
+        counts = confusion(predicted, target, count)
+        matrices.index_add_(0, of_tile[batch.tile], counts)
+        sizes += recalled(batch, predicted == target)
+        row = partial(_row, batch.images, target, predicted)
+        if process.is_main:
+            for i in sheet.chosen(number):
+                sheet.add(*row(i))
+            # `confusion` has waited for the device already.
+            hits = counts.diagonal(dim1=1, dim2=2)[:, 1:].sum(1)
+            union = counts.sum((1, 2)) - counts[:, 0, 0]
+            extremes.offer(batch.tile.tolist(), torch.stack([hits, union], 1).tolist(), row)
         bar.update()
     bar.close()
     split = tiles.folder.name
     sheet.write(folder / f"{split}_sheet.jpg", f"{len(sheet.rows)} of {len(tiles)} {split} tiles")
-    return scores(all_reduce_sum(matrix), tiles.classes)
+    if process.is_main:
+        extremes.write(folder / f"{split}_tiles.json")
+    all_reduce_sum(matrices)
+    found = scores(matrices.sum(0), tiles.classes)
+    for name, (pixels_of_size, right) in zip(SIZES, all_reduce_sum(sizes).tolist(), strict=True):
+        if pixels_of_size:
+            found[f"recall.size.{name}"] = right / pixels_of_size
+    for name, matrix in zip(airports if len(airports) > 1 else [], matrices, strict=False):
+        for score, value in scores(matrix, tiles.classes).items():
+            if score == "mIoU" or score.removeprefix("IoU.") in tiles.classes[1:]:
+                found[f"{score}.airport.{name}"] = value
+    return found
+
+
+def _row(images: Tensor, targets: Tensor, predicted: Tensor, i: int) -> tuple[np.ndarray, ...]:
+    """Image, truth and prediction of a tile of a batch, as `Sheet.add` takes them."""
+    return tuple(t[i].to(torch.uint8).cpu().numpy() for t in (images, targets, predicted))

@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from common import args as arguments
-from common.data import training_splits
+from common.data import Tiles, training_splits
 from common.distributed import Process, locked, process_group
 from common.loader import scoring_loader, training_loader
-from common.run import checkpoint, resume
+from common.run import checkpoint, machine, resume
 from common.run.average import MovingAverage
 from common.run.checkpoint import Run
 from common.run.log import Clock
@@ -80,6 +80,24 @@ class Session:
             clock=self.clock,
             average=None if decay is None else MovingAverage(model, decay),
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What the training is made of, as plain values for `run.json`."""
+        sets = [b.dataset for b in (self.batches, self.val_batches) if b]
+        return {
+            "model": self.name,
+            "classes": self.classes,
+            "started": machine.now(),
+            "total_steps": self.total_steps,
+            "settings": self.args | self.settings,
+            "data": {
+                tiles.folder.name: tiles.summary()
+                | {"fingerprint": resume.fingerprint(tiles.folder)}
+                for tiles in sets
+                if isinstance(tiles, Tiles)
+            },
+            **machine.facts(self.process.device),
+        }
 
 
 @contextmanager

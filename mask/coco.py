@@ -24,6 +24,7 @@ from common.data import Tiles
 from common.distributed import Process
 from common.io.coco import read_coco
 from common.io.files import write_atomic
+from common.io.tiles import airport_of
 from mask.results_file import read_results, read_truth
 
 DEFINITION = (
@@ -203,11 +204,11 @@ def _run(
 
 
 def _airports(images: list[dict[str, Any]]) -> dict[str, list[int]]:
-    """Image ids of each airport; a scene that is its own airport has an unknown place."""
+    """Image ids of each known airport."""
     airports: dict[str, list[int]] = {}
     for image in images:
-        if image.get("airport") != image.get("scene"):
-            airports.setdefault(image["airport"], []).append(image["id"])
+        if (name := airport_of(image)) is not None:
+            airports.setdefault(name, []).append(image["id"])
     return airports
 
 

@@ -1,6 +1,7 @@
 """Average precision of Mask R-CNN over a split, and a sheet of its predictions."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from common.augment import normalise
 from common.cli import progress
-from common.data import Tiles
+from common.data import Batch, Tiles
 from common.distributed import Process
+from common.io.extremes import Extremes
 from common.io.pictures import Sheet
 from common.io.tiles import IGNORE
 from common.loader import prefetch
@@ -31,8 +33,8 @@ def evaluate(
 ) -> dict[str, float]:
     """COCO's scores of the bare `model` over all tiles, each seen once over all processes.
 
-    Writes the predictions, `<split>_predictions.json`, and a picture of some of them,
-    `<split>_sheet.jpg`, into `folder`.
+    Writes into `folder` the predictions, `<split>_predictions.json`, a picture of some of them,
+    `<split>_sheet.jpg`, and the best and the worst tiles, `<split>_tiles.json`.
 
     Returns:
         On rank 0 what `mask.coco.score` returns; {} on other ranks.
@@ -42,17 +44,19 @@ def evaluate(
     model.eval()
     own: list[dict] = []
     sheet = Sheet(list(batches.batch_sampler or []), tiles.shows_aircraft)
+    extremes = Extremes(tiles.images)
     bar = progress(total=len(batches), desc="score", enabled=process.is_main)
     for number, batch in enumerate(prefetch(batches, process.device)):
         images = normalise(batch.images).contiguous(memory_format=speedups.layout)
         with speedups.autocast(process.device):
             predictions = predict(model, images)
         own += coco.results(predictions, batch.tile.tolist(), tiles)
-        for i in sheet.chosen(number) if process.is_main else []:
-            truth = torch.where(batch.ids[i] == tiles.ignore, 0, batch.ids[i] % IGNORE)
-            shown = predictions[i]["masks"][predictions[i]["scores"] > 0.5]
-            image, truth = batch.images[i].cpu(), truth.to(torch.uint8).cpu()
-            sheet.add(image.numpy(), truth.numpy(), _numbered(shown))
+        if process.is_main:
+            row = partial(_row, batch, predictions, tiles.ignore)
+            for i in sheet.chosen(number):
+                sheet.add(*row(i))
+            pixels = [_overlap(batch, predictions, tiles.ignore, i) for i in range(len(images))]
+            extremes.offer(batch.tile.tolist(), pixels, row)
         bar.update()
     bar.close()
     everything = coco.gather(own, process)
@@ -60,6 +64,7 @@ def evaluate(
         return {}
     split = tiles.folder.name
     sheet.write(folder / f"{split}_sheet.jpg", f"{len(sheet.rows)} of {len(tiles)} {split} tiles")
+    extremes.write(folder / f"{split}_tiles.json")
     coco.write(everything, folder / f"{split}_predictions.json")
     return coco.score(everything, tiles)
 
@@ -67,6 +72,24 @@ def evaluate(
 def test(args: argparse.Namespace) -> None:
     """What `--test-only` does."""
     score.test(args, NAME, from_checkpoint, evaluate, coco.DEFINITION)
+
+
+def _row(batch: Batch, predictions: list, ignore: int, i: int) -> tuple[np.ndarray, ...]:
+    """Image, truth and prediction of a tile of a batch, as `Sheet.add` takes them."""
+    truth = torch.where(batch.ids[i] == ignore, 0, batch.ids[i] % IGNORE).to(torch.uint8)
+    return *(t.cpu().numpy() for t in (batch.images[i], truth)), _numbered(_sure(predictions[i]))
+
+
+def _sure(prediction: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The masks that are drawn: those with a score above 0.5."""
+    return prediction["masks"][prediction["scores"] > 0.5]
+
+
+def _overlap(batch: Batch, predictions: list, ignore: int, i: int) -> tuple[int, int]:
+    """Pixels of aircraft in both truth and prediction, and in either; classes do not matter."""
+    counted = batch.ids[i] != ignore
+    truth, found = (batch.ids[i] > 0) & counted, _sure(predictions[i]).any(0) & counted
+    return int((truth & found).sum()), int((truth | found).sum())
 
 
 def _numbered(masks: torch.Tensor) -> np.ndarray:

@@ -19,6 +19,7 @@ from common.cli import run as run_main
 from common.engine import fit
 from common.session import session
 from common.speedups import make_step, place
+from mask.coco import DEFINITION
 from mask.evaluate import evaluate, test
 from mask.model import BACKBONES, MASK_ROIS, NAME, STRIDE, build_model, loss_fn
 from mask.targets import MAX_AIRCRAFT, training_views, warn_of_crowds
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         step = make_step(objective, run, s.speedups, args.clip_grad_norm)
         warn_of_crowds(s.batches, args.max_aircraft, s.process)
         views = training_views(args.crop_size, args.seed, args.scale_jitter, args.max_aircraft)
-        fit(s, run, step, views, evaluate, select="mask_AP")
+        fit(s, run, step, views, evaluate, "mask_AP", DEFINITION)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from unet.model import build_model, from_checkpoint, loss_fn, predict
 def test_training_leaves_a_run_that_can_be_read(trained):
     found = {path.name for path in trained.iterdir()}
     written = {"checkpoint.pth", "checkpoint.previous.pth", "model_best.pth", "log.jsonl"}
-    assert found == written | {"curves.png", "val_sheet.jpg", ".lock"}
+    written |= {"curves.png", "val_sheet.jpg", "val_tiles.json", "run.json", "report.html"}
+    assert found == written | {".lock"}
     assert len(losses(trained)) == 8
     content = checkpoint.load(trained / "checkpoint.pth", "unet")
     assert content["step"] == 8

@@ -6,11 +6,11 @@ from itertools import combinations
 
 import torch
 
-from benchmarks.lib.environment import cores
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.techniques import FIRST, FLAGS, PLAIN
 from common import graphs
 from common.cli import UserError
+from common.run.machine import cores
 
 SHARE = "share"
 

@@ -127,6 +127,16 @@ def mask_dtype(aircraft: list[int]) -> np.dtype:
     return np.dtype(np.uint8 if max(aircraft, default=0) <= 254 else np.uint16)
 
 
+def airport_of(image: dict[str, Any]) -> str | None:
+    """The airport of a tile in a split's COCO file.
+
+    None where it is unknown: `coco.py` makes each image an airport of its own, so that validation
+    never shows ground of a training image.
+    """
+    airport = image.get("airport")
+    return None if airport is None or airport == image.get("scene") else str(airport)
+
+
 def tile_paths(folder: Path, name: str) -> tuple[Path, Path]:
     """Paths of a tile's image and mask, from the image's name."""
     return folder / "images_tiled" / name, folder / "masks_tiled" / f"{Path(name).stem}_mask.png"

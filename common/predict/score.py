@@ -16,7 +16,7 @@ from common.cli import UserError
 from common.data import scoring_split
 from common.distributed import Process, process_group
 from common.loader import loader_deaths, scoring_loader
-from common.run import checkpoint, resume
+from common.run import checkpoint, machine, record, report, resume
 from common.run.log import describe
 from common.speedups import Speedups
 
@@ -59,6 +59,13 @@ def test(
         result = score(model, batches, process, speedups, folder)
         if process.is_main:
             (folder / f"{split}_scores.json").write_text(json.dumps(result, indent=1) + "\n")
+            scored = {
+                "checkpoint": args.resume.name,
+                "step": saved.get("step"),
+                "when": machine.now(),
+            }
+            record.tested(folder, split, scored)
+            report.refresh(folder)
             process.print(f"{split}: {describe(result)}\n({definition})")
             process.print(f"wrote {split}_scores.json and {split}_sheet.jpg into {str(folder)!r}")
 

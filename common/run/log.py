@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 INK, BLUE = "#222222", "#0072B2"
+MAIN = ("mIoU", "mask_AP")
 
 
 class Clock:
@@ -58,17 +59,15 @@ def curves(log: Path, path: Path) -> None:
     """Draw a run's `log.jsonl`: the loss of the steps and the validation scores."""
     lines = read_log(log)
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    scored = [line for line in lines if "loss" not in line]
+    scored = [line for line in lines if "lr" not in line]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", dpi=140)
     if losses:
         axes[0].plot(*zip(*losses, strict=True), color=BLUE, linewidth=1.4)
     axes[0].set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    main = ("mIoU", "mask_AP")
-    shown = (*main, "mask_AP50", "box_AP")
-    names = [n for n in (scored[-1] if scored else {}) if n.startswith("IoU.") or n in shown]
+    names = headline(scored[-1]) if scored else []
     for name in names:
         points = [(line["step"], line[name]) for line in scored if name in line]
-        style = {"color": INK, "linewidth": 2.0} if name in main else {"linewidth": 1.2}
+        style = {"color": INK, "linewidth": 2.0} if name in MAIN else {"linewidth": 1.2}
         axes[1].plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, **style)
     axes[1].set(xlabel="step", ylabel="validation score", ylim=(0, 1))
     if names:
@@ -81,8 +80,16 @@ def curves(log: Path, path: Path) -> None:
     plt.close(figure)
 
 
+def headline(scores: dict[str, float]) -> list[str]:
+    """The names of the scores that are drawn over the steps."""
+    shown = (*MAIN, "mask_AP50", "box_AP")
+    return [n for n in scores if n in shown or (n.startswith("IoU.") and ".airport." not in n)]
+
+
 def describe(scores: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    """Scores as a line; those of the airports, which may be many, are in the files alone."""
+    shown = {name: value for name, value in scores.items() if ".airport." not in name}
+    return "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
 
 
 def memory(device: torch.device) -> str:

@@ -1,0 +1,102 @@
+"""Where a run takes place: the processor, the commit, the versions, the memory."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "numpy")
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """The machine, the checkout, the versions and the command, as plain values."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "command": command(),
+        "commit": commit(),
+        "machine": {"cpu": cpu(), "cores": cores()} | ({"gpu": gpu} if gpu else {}),
+        "versions": {"python": platform.python_version()} | _versions(),
+    }
+
+
+def now() -> str:
+    """Date and time of day, for a person."""
+    return time.strftime("%Y-%m-%d %H:%M %Z")
+
+
+def command() -> str:
+    """The command of this process, to be typed in the checkout."""
+    script = Path(sys.argv[0]).resolve()
+    inside = script.is_relative_to(ROOT)
+    words = [str(script.relative_to(ROOT) if inside else sys.argv[0]), *sys.argv[1:]]
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return shlex.join(["python", *words])
+    hosts = os.environ.get("GROUP_WORLD_SIZE", "1")
+    launcher = ["torchrun"] + ([f"--nnodes={hosts}"] if hosts != "1" else [])
+    each = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+    return shlex.join([*launcher, f"--nproc-per-node={each}", *words])
+
+
+def cpu() -> str:
+    return cpuinfo("model name") or platform.processor() or "unknown"
+
+
+def cpuinfo(key: str) -> str:
+    """The first value of `key` in Linux's description of the processor; '' elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((s.split(":")[1].strip() for s in lines if s.startswith(key)), "")
+
+
+def cores() -> int:
+    """Number of CPU cores that we may use: OMP_NUM_THREADS if it is set."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdecimal():
+        return int(os.environ["OMP_NUM_THREADS"])
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def commit() -> str:
+    """The checkout's commit, '' without git; changed results files do not make it dirty."""
+    results = (":!benchmarks/results", ":!tests/torture/results.csv")
+    changed = _git("status", "--porcelain", "--", ".", *results)
+    return _git("rev-parse", "--short", "HEAD") + ("+dirty" if changed else "")
+
+
+def _git(*words: str) -> str:
+    line = ["git", "-C", str(ROOT), *words]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found | ({"torch": str(torch.__version__)})  # with the CUDA release it is built for
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory so far, MiB: allocated on a GPU, resident of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,312 @@
+"""`report.html` and `compare.py`: what a run's folder says about the run."""
+
+import json
+import re
+import resource
+import shlex
+import shutil
+import signal
+from functools import partial
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from helpers.commands import training
+from hypothesis import given
+from hypothesis import strategies as st
+from torture import children
+
+from benchmarks import compare
+from common.cli import UserError
+from common.io.extremes import Extremes
+from common.run import checkpoint, page, record, report
+from mask import train as train_mask
+from unet import inference, train
+
+# All that a page consists of.
+TAGS = """
+html head meta title style body main h1 h2 h3 p div span b br i pre table tr th td
+details summary figure figcaption img svg text line polyline circle
+"""
+ATTRIBUTES = """
+lang charset name content class style src alt title viewbox role points
+aria-label x y x1 x2 y1 y2 cx cy r text-anchor
+"""
+VOID = {"meta", "br", "img", "line", "circle", "polyline"}
+
+
+class Page(HTMLParser):
+    """The texts of a page by tag, its pictures, and whether all that was opened is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.texts, self.open, self.sources = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        assert tag in TAGS.split()
+        assert {name for name, _ in attrs} <= set(ATTRIBUTES.split())
+        self.sources += [value for name, value in attrs if name == "src"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in VOID
+        self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip() and self.open:
+            self.texts.append((self.open[-1], data))
+
+    def of(self, tag):
+        return [text for name, text in self.texts if name == tag]
+
+
+def read(folder):
+    parsed = Page((folder / "report.html").read_text())
+    assert parsed.open == []
+    return parsed
+
+
+@pytest.fixture(scope="module")
+def scored(trained, tiled, tmp_path_factory):
+    """A copy of `trained` whose test split has been scored."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("scored") / "run")
+    words = ["--data-path", tiled, "--test-only", "--resume", folder / "model_best.pth"]
+    train.main(list(map(str, [*words, "-b", 4, "-j", 0, "--device", "cpu"])))
+    return folder
+
+
+def test_the_scores_on_the_page_are_those_of_the_files(scored):
+    shown = read(scored)
+    log = [json.loads(line) for line in (scored / "log.jsonl").read_text().splitlines()]
+    best = checkpoint.load(scored / "model_best.pth")["best"]
+    (chosen,) = [line for line in log if line.get("mIoU") == best]
+    tested = json.loads((scored / "test_scores.json").read_text())
+    values = [v for k, v in chosen.items() if k not in ("step", "epoch")] + list(tested.values())
+    known = {f"{value:.4f}" for value in values}
+    found = {cell for cell in shown.of("td") if re.fullmatch(r"\d\.\d{4}", cell)}
+    assert found == known
+    assert any(".airport." in name for name in tested)
+    assert any(".size." in name for name in tested)
+
+
+def test_the_page_says_what_the_run_is_made_of(scored, tiled):
+    shown = read(scored)
+    said = " ".join(text for _, text in shown.texts)
+    facts = json.loads((scored / "run.json").read_text())
+    settings = checkpoint.load(scored / "checkpoint.pth")["settings"]
+    assert settings["training tiles"] in said
+    for value in (facts["command"], facts["commit"], facts["machine"]["cpu"], settings["torch"]):
+        assert value in said
+    for split in ("train", "val"):
+        coco = json.loads((tiled / split / "instances_tiled.json").read_text())
+        aircraft = [a for a in coco["annotations"] if not a["iscrowd"]]
+        summary = facts["data"][split]
+        assert summary["tiles"] == len(coco["images"])
+        assert summary["aircraft"] == {"aircraft": len(aircraft)}
+        assert summary["tiles_with_aircraft"] == len({a["image_id"] for a in aircraft})
+        airports = {image["airport"] for image in coco["images"]}
+        assert set(summary["airports"]) == airports <= set(shown.of("td"))
+    assert all(source.startswith("data:image/jpeg;base64,") for source in shown.sources)
+    assert len(shown.sources) >= 3 * 8
+    assert "http" not in (scored / "report.html").read_text()
+
+
+def test_the_commands_on_the_page_work(scored, tiled, tmp_path):
+    predict, score, _ = read(scored).of("pre")
+    words = shlex.split(predict)
+    assert words[:2] == ["python", "unet/inference.py"]
+    words[words.index("IMAGES")] = str(tiled / "test/images")
+    words[-1] = str(tmp_path / "predictions")
+    inference.main([*words[2:], "-i", "0", "--device", "cpu"])
+    assert (tmp_path / "predictions/predictions.json").is_file()
+    words = shlex.split(score)
+    assert words[:2] == ["python", "unet/train.py"]
+    (scored / "test_scores.json").unlink()
+    train.main([*words[2:], "-b", "4", "-j", "0", "--device", "cpu"])
+    assert (scored / "test_scores.json").is_file()
+
+
+def test_an_airport_scores_as_its_tiles_alone(scored, tiled_copy):
+    whole = json.loads((scored / "test_scores.json").read_text())
+    index = tiled_copy / "test/instances_tiled.json"
+    coco = json.loads(index.read_text())
+    airport = coco["images"][0]["airport"]
+    coco["images"] = [image for image in coco["images"] if image["airport"] == airport]
+    kept = {image["id"] for image in coco["images"]}
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in kept]
+    index.write_text(json.dumps(coco))
+    model = shutil.copy(scored / "model_best.pth", tiled_copy)
+    words = ["--data-path", tiled_copy, "--test-only", "--resume", model, "-b", 4, "-j", 0]
+    train.main(list(map(str, [*words, "--device", "cpu"])))
+    alone = json.loads((tiled_copy / "test_scores.json").read_text())
+    for name in ("mIoU", "IoU.aircraft"):
+        assert whole[f"{name}.airport.{airport}"] == pytest.approx(alone[name], abs=1e-6)
+    assert not any(".airport." in name for name in alone)
+    assert not (tiled_copy / "report.html").exists()  # no run was there
+
+
+HOSTILE = "<script>alert(1)</script>\"' onerror=x &amp; </td>"
+
+
+def test_hostile_names_are_shown_as_they_are(few, tmp_path):
+    data = shutil.copytree(few, tmp_path / "data")
+    for split in ("train", "val"):
+        index = data / split / "instances_tiled.json"
+        coco = json.loads(index.read_text())
+        coco["categories"][0]["name"] = f"class {HOSTILE}"
+        for number, image in enumerate(coco["images"]):
+            image["airport"] = f"airport {number % 2} {HOSTILE}"
+        index.write_text(json.dumps(coco))
+    output = tmp_path / "<img src=x> '&'"
+    train.main(training(data, output, "--max-steps", 1))
+    shown = read(output)
+    said = " ".join(text for _, text in shown.texts)
+    for text in (f"class {HOSTILE}", f"airport 0 {HOSTILE}", "<img src=x> '&'"):
+        assert text in said
+
+
+@given(st.text(min_size=1), st.floats(0, 1), st.integers(1, 10**6))
+def test_every_part_of_a_page_escapes_its_texts(text, value, step):
+    drawn = page.chart(text, {text: [(0, value), (step, value)], f"{text} 2": [(step, 0.5)]})
+    parts = [page.element("p", text), page.table([[text, value]], [text, ""], "text"), drawn]
+    parts += [page.cards([(text, text)]), page.pictures({"image": text}, text)]
+    parts.append(page.folded(text, page.element("p", text)))
+    assert Page(page.document(text, parts)).open == []
+
+
+def test_a_run_without_validation_has_a_page(few, tmp_path):
+    data = shutil.copytree(few, tmp_path / "data")
+    shutil.rmtree(data / "val")
+    train.main(training(data, tmp_path / "run", "--max-steps", 1))
+    said = " ".join(read(tmp_path / "run").of("p"))
+    assert "There is no val/ to score; model_best.pth is the last state." in said
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_run(few, tmp_path, capsys):
+    (tmp_path / "run/report.html").mkdir(parents=True)
+    train.main(training(few, tmp_path / "run", "--max-steps", 2, "--eval-steps", 1))
+    assert capsys.readouterr().out.count("report.html was not written: IsADirectoryError") == 2
+    assert checkpoint.load(tmp_path / "run/checkpoint.pth")["step"] == 2
+
+
+def refresh_with_little_space(folder, killed):
+    """Write the page where no file exceeds 10 kB; if `killed`, the kernel ends the writer there."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL if killed else signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    report.refresh(folder)
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_page_cut_short_leaves_the_one_before(scored, tmp_path, killed):
+    folder = shutil.copytree(scored, tmp_path / "run")
+    before = (folder / "report.html").read_bytes()
+    child = children.start(partial(refresh_with_little_space, folder, killed), tmp_path / "log")
+    assert children.end(child) == (-signal.SIGXFSZ if killed else 0)
+    assert (folder / "report.html").read_bytes() == before
+    said = (tmp_path / "log").read_text()
+    assert ("report.html was not written: OSError" in said) == (not killed)
+
+
+def rows(text):
+    """Cells of a Markdown table by the name in front."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    return {name: cells for name, *cells in lines[2:]}
+
+
+def test_compared_runs_show_the_settings_that_differ_and_no_others(
+    trained, tiled, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    words = ["--lr", "3e-3", "--ema", "0.9", "--max-steps", 8]
+    train.main(training(tiled, other, *words))
+    capsys.readouterr()
+    compare.main([str(trained), str(other)])
+    shown = rows(capsys.readouterr().out)
+    names = list(shown)
+    assert set(names[: names.index("steps")]) == {"lr", "ema"}
+    assert shown["lr"] == ["0.001", "0.003"]
+    assert shown["ema"] == ["None", "0.9"]
+    bests = [checkpoint.load(folder / "checkpoint.pth")["best"] for folder in (trained, other)]
+    assert shown["validation mIoU"] == [f"{best:.4f}" for best in bests]
+    for folder, speed, memory in zip(
+        (trained, other), shown["images_per_s"], shown["memory_mib"], strict=True
+    ):
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        speeds = [line["images_per_s"] for line in lines if "lr" in line]
+        assert float(speed) == pytest.approx(np.median(speeds), abs=0.051)
+        assert float(memory) == pytest.approx(
+            max(line.get("memory_mib", 0) for line in lines), abs=0.051
+        )
+    compare.main([str(trained), str(trained)])
+    assert next(iter(rows(capsys.readouterr().out))) == "steps"
+
+
+def test_compare_wants_the_folders_of_trainings(trained, tmp_path):
+    with pytest.raises(UserError, match=r"has no run\.json; give the output folder"):
+        compare.main([str(trained), str(tmp_path)])
+    (tmp_path / "run.json").write_text('{"model": 1')
+    with pytest.raises(UserError, match="is not JSON"):
+        compare.main([str(tmp_path)])
+
+
+def test_a_continued_run_keeps_what_was_tested_and_says_where_it_continued(scored, tiled, tmp_path):
+    folder = shutil.copytree(scored, tmp_path / "run")
+    train.main(training(tiled, folder, "--resume", "--max-steps", 9))
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["from_step"] == 8
+    assert facts["tests"]["test"]["step"] == 8
+    shown = read(folder)
+    assert any("It continued at step 8." in text for text in shown.of("p"))
+    assert any("step 9 of 9, finished" in text for text in shown.of("p"))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=30),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+def test_the_kept_tiles_are_the_first_of_all_in_order(pixels, count, batch):
+    pixels = [(min(pair), max(pair)) for pair in pixels]
+    images = [{"file_name": str(n)} for n in range(len(pixels))]
+    found = Extremes(images, count)
+    picture = np.zeros((2, 2), np.uint8)
+    for first in range(0, len(pixels), batch):
+        places = list(range(first, min(first + batch, len(pixels))))
+        found.offer(places, [pixels[n] for n in places], lambda _: (picture,) * 3)
+    there = [n for n, (_, union) in enumerate(pixels) if union]
+    worst = sorted(there, key=lambda n: (pixels[n][0] - pixels[n][1], n))
+    best = sorted(there, key=lambda n: (-pixels[n][0] / pixels[n][1], -pixels[n][1], n))
+    assert [one.name for one in found.worst] == [str(n) for n in worst[:count]]
+    assert [one.name for one in found.best] == [str(n) for n in best[:count]]
+    assert found.offered == len(pixels)
+
+
+def test_a_mask_run_has_scores_by_size_and_pictures(few, tmp_path):
+    train_mask.main(training(few, tmp_path / "run", "--max-steps", 1, model="mask"))
+    shown = read(tmp_path / "run")
+    assert len(shown.sources) == 3 * 2
+    assert {"small", "medium"} & set(shown.of("td"))
+    assert "validation mask_AP" in shown.of("th")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("mIoU", ("", "", "mIoU")),
+        ("IoU.Boeing 737.8", ("class", "IoU", "Boeing 737.8")),
+        ("IoU.aircraft.airport.St. John's", ("airport", "IoU.aircraft", "St. John's")),
+        ("mask_AP.airport.Oslo", ("airport", "mask_AP", "Oslo")),
+        ("recall.size.large", ("size", "recall", "large")),
+        ("mask_APs", ("size", "mask_AP", "small")),
+        ("box_ARl", ("size", "box_AR", "large")),
+        ("box_AR100", ("", "", "box_AR100")),
+    ],
+)
+def test_what_a_score_is_of(name, parts):
+    assert record.split_name(name) == parts
