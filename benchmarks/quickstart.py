@@ -117,6 +117,7 @@ Aircraft IoU {score:.3f} on 8 scenes of which the training saw nothing.
 {parts}: {sum(took.values()):.0f} s in all.
 
 Look at
+  {RUN}/report.html        the run on a page: scores, curves, best and worst tiles
   {RUN}/test_sheet.jpg     tiles: image, truth, prediction
   {RUN}/curves.png         loss and validation score over the steps
   {RUN}/predictions/       a whole scene with its aircraft, its mask, a JSON

@@ -97,7 +97,7 @@ def test_the_scores_on_the_page_are_those_of_the_files(scored):
 
 def test_the_page_says_what_the_run_is_made_of(scored, tiled):
     shown = read(scored)
-    said = " ".join(text for _, text in shown.texts)
+    said = " ".join(text.replace(" \\\n    ", " ") for _, text in shown.texts)
     facts = json.loads((scored / "run.json").read_text())
     settings = checkpoint.load(scored / "checkpoint.pth")["settings"]
     assert settings["training tiles"] in said
@@ -118,7 +118,7 @@ def test_the_page_says_what_the_run_is_made_of(scored, tiled):
 
 
 def test_the_commands_on_the_page_work(scored, tiled, tmp_path):
-    predict, score, _ = read(scored).of("pre")
+    predict, score, _ = (text.replace("\\\n", "") for text in read(scored).of("pre"))
     words = shlex.split(predict)
     assert words[:2] == ["python", "unet/inference.py"]
     words[words.index("IMAGES")] = str(tiled / "test/images")
@@ -132,7 +132,7 @@ def test_the_commands_on_the_page_work(scored, tiled, tmp_path):
     assert (scored / "test_scores.json").is_file()
 
 
-def test_an_airport_scores_as_its_tiles_alone(scored, tiled_copy):
+def test_an_airport_scores_as_its_tiles_alone(scored, tiled_copy, capsys):
     whole = json.loads((scored / "test_scores.json").read_text())
     index = tiled_copy / "test/instances_tiled.json"
     coco = json.loads(index.read_text())
@@ -148,7 +148,9 @@ def test_an_airport_scores_as_its_tiles_alone(scored, tiled_copy):
     for name in ("mIoU", "IoU.aircraft"):
         assert whole[f"{name}.airport.{airport}"] == pytest.approx(alone[name], abs=1e-6)
     assert not any(".airport." in name for name in alone)
-    assert not (tiled_copy / "report.html").exists()  # no run was there
+    # A checkpoint without its run has no page.
+    assert not (tiled_copy / "report.html").exists()
+    assert "report.html" not in capsys.readouterr().out
 
 
 HOSTILE = "<script>alert(1)</script>\"' onerror=x &amp; </td>"
@@ -176,7 +178,7 @@ def test_every_part_of_a_page_escapes_its_texts(text, value, step):
     drawn = page.chart(text, {text: [(0, value), (step, value)], f"{text} 2": [(step, 0.5)]})
     parts = [page.element("p", text), page.table([[text, value]], [text, ""], "text"), drawn]
     parts += [page.cards([(text, text)]), page.pictures({"image": text}, text)]
-    parts.append(page.folded(text, page.element("p", text)))
+    parts += [page.folded(text, page.element("p", text)), page.command([text, text])]
     assert Page(page.document(text, parts)).open == []
 
 

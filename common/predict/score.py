@@ -59,13 +59,9 @@ def test(
         result = score(model, batches, process, speedups, folder)
         if process.is_main:
             (folder / f"{split}_scores.json").write_text(json.dumps(result, indent=1) + "\n")
-            scored = {
-                "checkpoint": args.resume.name,
-                "step": saved.get("step"),
-                "when": machine.now(),
-            }
-            record.tested(folder, split, scored)
-            report.refresh(folder)
+            scored = {"checkpoint": args.resume.name, "step": saved.get("step")}
+            if record.tested(folder, split, scored | {"when": machine.now()}):
+                report.refresh(folder)
             process.print(f"{split}: {describe(result)}\n({definition})")
             process.print(f"wrote {split}_scores.json and {split}_sheet.jpg into {str(folder)!r}")
 

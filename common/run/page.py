@@ -1,6 +1,7 @@
 """The parts of an HTML page: whatever they are given is escaped here."""
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -33,12 +34,12 @@ table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabu
 th, td { padding: .32rem 1.4rem .32rem 0; text-align: right; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 th { font-weight: 500; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 7rem; }
 .text td { text-align: left; overflow-wrap: anywhere; }
 .text td:first-child { color: var(--soft); white-space: nowrap; }
 pre { background: var(--panel); border-radius: .6rem; padding: .9rem 1.1rem; margin: .5rem 0;
   font: .85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
+  overflow-x: auto; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 2rem; }
 figure { margin: 0 0 1.25rem; }
 .row { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: .5rem; }
@@ -67,6 +68,16 @@ def document(title: str, body: Iterable[str]) -> str:
 def element(tag: str, text: Any, kind: str = "") -> str:
     """An element with text in it; `kind` is its class."""
     return f"<{tag}{f' class={kind!r}' if kind else ''}>{escape(str(text))}</{tag}>"
+
+
+def command(words: Iterable[str], width: int = 88) -> str:
+    """A command to copy, in lines of whole words."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        if lines[-1] and len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return element("pre", " \\\n    ".join(lines))
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = (), kind: str = "") -> str:
@@ -116,7 +127,7 @@ def chart(title: str, curves: dict[str, Points], top: float | None = None, most:
         return ""
     width, height, left, right, above, below = 460, 250, 46, 12, 12, 34
     last = max(points[-1][0] for points in curves.values()) or 1
-    highest = top or max(value for points in curves.values() for _, value in points) or 1
+    highest = top or max(0, *(value for points in curves.values() for _, value in points)) or 1
     tick = _round(highest / 4)
     highest = top or tick * math.ceil(highest / tick)
 
@@ -133,9 +144,8 @@ def chart(title: str, curves: dict[str, Points], top: float | None = None, most:
         line = f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at}" y2="{at}"/>'
         label = f'<text x="{left - 8}" y="{at + 4}" text-anchor="end">{n * tick:g}</text>'
         parts += [line, label]
-    for n in range(5):
-        step = round(last * n / 4)
-        anchor = ("start", "middle", "middle", "middle", "end")[n]
+    for step in sorted({round(last * n / 4) for n in range(5)}):
+        anchor = {0: "start", last: "end"}.get(step, "middle")
         at = height - below + 18
         parts.append(f'<text x="{x(step)}" y="{at}" text-anchor="{anchor}">{step}</text>')
     keys = []

@@ -59,11 +59,15 @@ def begin(folder: Path, facts: dict[str, Any]) -> None:
     _write(folder / FACTS, {"tests": before.get("tests", {}), **facts})
 
 
-def tested(folder: Path, split: str, facts: dict[str, Any]) -> None:
-    """Note in `run.json`, if there is one, which checkpoint a split was scored with."""
+def tested(folder: Path, split: str, facts: dict[str, Any]) -> bool:
+    """Note in `run.json` with which checkpoint a split was scored; whether there is a `run.json`.
+
+    There is none beside a checkpoint that was copied out of its run's folder.
+    """
     known = read_object(folder / FACTS)
-    if known:  # else the checkpoint was copied out of its run's folder
+    if known:
         _write(folder / FACTS, known | {"tests": known.get("tests", {}) | {split: facts}})
+    return bool(known)
 
 
 def read(folder: Path) -> Record:

@@ -8,12 +8,16 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from common.cli import UserError
 from common.io.files import write_atomic
 from common.run import page
 from common.run.log import headline
 from common.run.record import Record, Scores, read, read_object, split_name
 
 PAGE = "report.html"
+# A full disk, or files that are not as expected. Not RuntimeError: the death of a loader process is
+# raised as one wherever the program is, and must end the run.
+FAILURES = (OSError, UserError, ArithmeticError, LookupError, TypeError, ValueError)
 TITLES = {
     "": "All",
     "class": "By class",
@@ -23,10 +27,10 @@ TITLES = {
 
 
 def refresh(folder: Path) -> None:
-    """Write `report.html`, completely or not at all; a failure costs a line, never the run."""
+    """Write `report.html`, completely or not at all; a failure is printed and ends no run."""
     try:
         write_atomic(folder / PAGE, render(read(folder)).encode("utf-8", "replace"))
-    except Exception as error:  # whatever it is, the training is worth more than its page
+    except FAILURES as error:
         print(f"{PAGE} was not written: {type(error).__name__}: {error}", flush=True)
 
 
@@ -70,7 +74,7 @@ def _cards(run: Record) -> list[tuple[str, str]]:
     if "images_per_s" in speed:
         found.append(("images/s", f"{speed['images_per_s']:.1f}"))
     if "memory_mib" in speed:
-        found.append(("MiB at most", f"{speed['memory_mib']:.0f}"))
+        found.append(("MiB of memory at most", f"{speed['memory_mib']:.0f}"))
     return found
 
 
@@ -85,7 +89,7 @@ def _scores(run: Record) -> list[str]:
         notes.append(f"{split}: {of['checkpoint']} of step {of['step']}, scored {of['when']}.")
     if not columns:
         notes.append("There is no val/ to score; model_best.pth is the last state.")
-    parts = ["<h2>Scores</h2>", page.element("p", " ".join(notes))]
+    parts = ["<h2>Scores</h2>", *(page.element("p", note, "soft") for note in notes)]
     for kind, title in TITLES.items():
         cells: dict[str, dict[str, float]] = {}
         for column, scores in columns.items():
@@ -139,12 +143,15 @@ def _data(run: Record) -> list[str]:
         [split, f"{of['folder']} · tiles of {of['size']} pixels · fingerprint {of['fingerprint']}"]
         for split, of in splits.items()
     ]
-    unknown = "The data do not say which airport a scene shows."
     note = "An aircraft is counted in each tile that shows a part of it."
+    if run.facts["settings"].get("eval_tiles"):
+        note += " Of val the tiles are counted that validations score."
+    if not names:
+        note += " The data do not say which airport a scene shows."
     return [
         "<h2>Data</h2>",
         page.table(rows, header),
-        page.element("p", note if names else f"{note} {unknown}", "soft"),
+        page.element("p", note, "soft"),
         page.folded(f"Tiles of {len(names)} airports", page.table(airports, ["", *splits])),
         page.folded("Folders and fingerprints", page.table(where, kind="text")),
     ]
@@ -161,8 +168,10 @@ def _how(run: Record) -> list[str]:
     machine += [[key, value] for key, value in facts["versions"].items()]
     measured = []
     if "images_per_s" in speed:
-        measured.append(["images/s, median of the log lines", f"{speed['images_per_s']:.1f}"])
-        measured.append(["share of it spent waiting for data", f"{speed['data_share']:.1%}"])
+        measured.append(
+            ["images/s in training, median of the log lines", f"{speed['images_per_s']:.1f}"]
+        )
+        measured.append(["share of the time spent waiting for data", f"{speed['data_share']:.1%}"])
     if "memory_mib" in speed:
         measured.append(["most memory of the first process, MiB", f"{speed['memory_mib']:.0f}"])
     settings = [[key, _plain(value)] for key, value in sorted(facts["settings"].items())]
@@ -170,14 +179,13 @@ def _how(run: Record) -> list[str]:
     return [
         "<h2>Use it</h2>",
         page.element("p", "Find the aircraft in other images:", "soft"),
-        page.element("pre", shlex.join(predict)),
+        page.command(predict),
         page.element("p", "Score the test split, which also adds it to this page:", "soft"),
-        page.element("pre", shlex.join(score)),
+        page.command(score),
         "<h2>How it was trained</h2>",
-        page.element("pre", facts["command"]),
+        page.command(shlex.split(facts["command"])),
         page.element("p", since, "soft"),
-        page.table(measured, kind="text"),
-        page.table(machine, kind="text"),
+        page.table(measured + machine, kind="text"),
         page.folded("All settings", page.table(settings, kind="text")),
     ]
 
