@@ -215,13 +215,12 @@ def test_prediction_of_a_folder(trained, tiled, tmp_path):
 def test_speed_ups_change_the_time_and_not_the_prediction(
     trained, tiled, tmp_path, monkeypatch, flags, tolerance
 ):
-    compile_ = torch.nn.Module.compile
-    compiled = []
+    compile_, compiled = torch.compile, []
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(
-        torch.nn.Module,
+        torch,
         "compile",  # traced only; compiling the code takes a minute
-        lambda self: compiled.append(1) or compile_(self, backend="aot_eager"),
+        lambda predict: compiled.append(1) or compile_(predict, backend="aot_eager"),
     )
     maps = []
     for target, more in (("plain", []), ("fast", flags)):
