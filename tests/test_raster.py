@@ -209,3 +209,22 @@ def test_no_file_beside_the_named_one_is_opened(tmp_path):
         assert scene.metres is None
         assert scene.transform.is_identity
     assert read_all(path)[1].all()
+
+
+@pytest.mark.parametrize("hidden", ["nodata", "alpha"])
+def test_resampling_keeps_what_is_not_valid(tmp_path, hidden):
+    values = np.full((4, 200, 200), 90, np.uint8)
+    values[3] = 255
+    values[:, :100] = 0
+    place = {"crs": "EPSG:32631", "transform": rasterio.Affine(0.3, 0, 500_000, 0, -0.3, 5e6)}
+    if hidden == "alpha":
+        path = raster(
+            tmp_path / "a.tif", values, colours=["red", "green", "blue", "alpha"], **place
+        )
+    else:
+        path = raster(tmp_path / "a.tif", values[:3], nodata=0, **place)
+    pixels, valid = read_all(path, gsd=0.6)
+    assert not valid[:49].any()
+    assert valid[51:].all()
+    assert (pixels[51:] == 90).all()
+    assert not pixels[:49].any()

@@ -148,7 +148,8 @@ def each_scene(
         except OSError as error:
             if error.errno not in OF_THE_DISK:
                 raise
-            bad.append(UserError(f"{str(path)!r}: {error.strerror}: {str(error.filename)!r}."))
+            what = error.filename or "while writing"
+            bad.append(UserError(f"{str(path)!r}: {error.strerror}: {str(what)!r}."))
 
     def refuse() -> None:
         if len(images) == 1 and bad:
