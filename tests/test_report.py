@@ -312,3 +312,18 @@ def test_a_mask_run_has_scores_by_size_and_pictures(few, tmp_path):
 )
 def test_what_a_score_is_of(name, parts):
     assert record.split_name(name) == parts
+
+
+def test_two_processes_score_as_one(scored, tiled, tmp_path):
+    folder = shutil.copytree(scored, tmp_path / "run")
+    (folder / "test_scores.json").unlink()
+    words = ["--data-path", tiled, "--test-only", "--resume", folder / "model_best.pth"]
+    words = list(map(str, [*words, "-b", 4, "-j", 0, "--device", "cpu"]))
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    ranks = children.start_ranks(partial(train.main, words), logs)
+    assert [children.end(rank) for rank in ranks] == [0, 0]
+    alone, both = (json.loads((f / "test_scores.json").read_text()) for f in (scored, folder))
+    assert both == pytest.approx(alone, abs=1e-3)
+    tiles = [json.loads((f / "test_tiles.json").read_text()) for f in (scored, folder)]
+    assert tiles[1]["scored"] == -(-tiles[0]["scored"] // 2)
+    read(folder)
