@@ -2,12 +2,13 @@
 
     python preprocessing/geojson.py scene.tif labels.geojson -o data/mine
     python preprocessing/geojson.py scenes/ labels.geojson -o data/mine --class-property type
-    python preprocessing/geojson.py other.tif labels.geojson -o data/mine --split val
+    python preprocessing/geojson.py other.tif labels.geojson -o data/mine --as val
 
 The polygons may be in any reference system that the file names; without a name they are longitude
 and latitude (RFC 7946). Where objects overlap, the smaller one is on top.
 """
 
+import os
 import sys
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -82,7 +83,13 @@ def main(argv: list[str] | None = None) -> int:
     add("scenes", type=Path, help="a georeferenced raster, or a folder of them")
     add("labels", type=Path, help="GeoJSON with polygons")
     add("-o", "--output-dir", type=Path, required=True, help="where the split is written")
-    add("--split", default="train", choices=("train", "val", "test"), help="what the tiles are for")
+    add(
+        "--as",
+        dest="split",
+        default="train",
+        choices=("train", "val", "test"),
+        help="the split that these tiles become",
+    )
     add("--class-property", metavar="NAME", help="the property that holds the class")
     add_tiling_options(parser)
     add_look_options(parser)
@@ -107,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         args.num_workers,
         args.skip_bad,
         args.pack,
+        [os.path.relpath(path, args.output_dir) for path in (args.scenes, args.labels)],
     )
 
 

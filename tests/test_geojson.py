@@ -116,7 +116,7 @@ def test_a_folder_of_scenes_and_one_class(tmp_path):
     folder.mkdir()
     scene(folder / "a.tif")
     labels = labels_of(tmp_path / "l.geojson", "EPSG:4326", FEATURES)
-    words = [folder, labels, "-o", tmp_path / "out", "-s", 64, "-n", 1, "--split", "val"]
+    words = [folder, labels, "-o", tmp_path / "out", "-s", 64, "-n", 1, "--as", "val"]
     assert geojson.main(list(map(str, words))) == 0
     coco, _ = read_tiles(tmp_path / "out/val")
     assert [c["name"] for c in coco["categories"]] == ["aircraft"]

@@ -51,15 +51,15 @@ def test_a_stray_byte_in_a_jpeg_does_no_harm(tmp_path):
     assert np.array_equal(read_all(tmp_path / "b.jpg")[0], read_all(tmp_path / "a.jpg")[0])
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_image_is_seen_as_viewers_show_it(tmp_path, orientation):
+def test_an_image_is_seen_as_viewers_show_it(tmp_path, orientation, name):
     tag = Image.Exif()
     tag[0x0112] = orientation
-    Image.fromarray(cv2.blur(SHOWN, (9, 9))).save(
-        tmp_path / "a.jpg", exif=tag, quality=95, subsampling=0
-    )
-    pixels, _ = read_all(tmp_path / "a.jpg")
-    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg")))
+    image = Image.fromarray(cv2.blur(SHOWN, (9, 9)))
+    image.save(tmp_path / name, exif=tag, quality=95, subsampling=0)
+    pixels, _ = read_all(tmp_path / name)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / name)))
     assert pixels.shape == expected.shape
     assert np.abs(pixels.astype(int) - expected).max() <= 2
 

@@ -46,8 +46,17 @@ def image_size(path: Path, as_stored: bool = False) -> tuple[int, int]:
     Raises:
         UserError: There is no such file, it is neither PNG nor JPEG, or has over `MAX_PIXELS`.
     """
+    return _of_limited_size(read_header(path), path).size(as_stored)
+
+
+def read_header(path: Path) -> Header:
+    """What a PNG or JPEG says of itself; its size may be any.
+
+    Raises:
+        UserError: There is no such file, or it is neither PNG nor JPEG.
+    """
     with open_file(path, "image", MAX_BYTES) as file:
-        return _header(file, path).size(as_stored)
+        return _header(file, path)
 
 
 def read_image(
@@ -69,7 +78,7 @@ def read_image(
         UserError: The file is missing, damaged, or not of the size given.
     """
     data = read_file(path, "image", MAX_BYTES)
-    header = _header(BytesIO(data), path)
+    header = _of_limited_size(_header(BytesIO(data), path), path)
     actual = header.size(as_stored)
     if size is not None and size != actual:
         raise UserError(
@@ -120,10 +129,13 @@ def _header(file: BinaryIO, path: Path) -> Header:
     header, complete = parse(data)
     if not complete:
         header, _ = parse(data + file.read())
-    pixels = header.width * header.height
-    if not pixels:
+    if not header.width * header.height:
         raise _damaged(path)
-    if pixels > MAX_PIXELS:
+    return header
+
+
+def _of_limited_size(header: Header, path: Path) -> Header:
+    if header.width * header.height > MAX_PIXELS:
         raise UserError(
             f"image {str(path)!r} states {header.width}x{header.height} pixels; up to "
             f"{MAX_PIXELS:,} are read."

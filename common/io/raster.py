@@ -24,6 +24,7 @@ from rasterio.windows import Window
 from common.cli import UserError
 from common.io.files import open_file
 from common.io.georeference import metric, resampled
+from common.io.images import read_header, turned
 from common.io.look import Look
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2")
@@ -43,11 +44,6 @@ MAX_WIDTH = 1 << 20  # a row of windows is held in memory
 MAX_BLOCK = 1 << 31  # bytes that GDAL decodes at once
 # A blank tile of a TIFF takes 16 bytes for 262,144 pixels; a header that promises more is damaged.
 MAX_PIXELS_PER_BYTE, ALWAYS_READ = 100_000, 100_000_000
-# EXIF orientation → quarter turns anticlockwise, and whether left and right are then exchanged.
-TURNS = {
-    "2": (0, True), "3": (2, False), "4": (2, True),
-    "5": (3, True), "6": (3, False), "7": (1, True), "8": (1, False),
-}  # fmt: skip
 AS_IT_IS = Look()
 SAMPLE = 1024  # longest side of the overview whose percentiles are taken, pixels
 
@@ -160,10 +156,12 @@ def open_scene(path: Path, look: Look = AS_IT_IS) -> Iterator[Scene]:
         with _damage_of(path):
             dataset = stack.enter_context(rasterio.open(source, driver=drivers[0]))
             _check(path, dataset, size)
-            dataset = _upright(dataset, stack)
+            picture = drivers[0] in ("PNG", "JPEG")
+            if picture and (orientation := read_header(path).orientation) > 1:
+                dataset = _upright(dataset, orientation, stack)
             if look.gsd is not None:
                 dataset = stack.enter_context(resampled(path, dataset, look.gsd))
-            scene = Scene(path, dataset, look, drivers[0] in ("PNG", "JPEG"))
+            scene = Scene(path, dataset, look, picture)
         yield scene
 
 
@@ -228,15 +226,11 @@ def _palette(dataset: Any, bands: tuple[int, ...]) -> np.ndarray | None:
     return colours
 
 
-def _upright(dataset: Any, stack: ExitStack) -> Any:
-    """The dataset as every viewer shows it: one with an EXIF orientation is turned, in memory."""
-    tag = dataset.tags().get("EXIF_Orientation", "1").strip()
-    if tag not in TURNS or dataset.width * dataset.height > ALWAYS_READ:
+def _upright(dataset: Any, orientation: int, stack: ExitStack) -> Any:
+    """The dataset as every viewer shows it, turned in memory."""
+    if dataset.width * dataset.height > ALWAYS_READ:
         return dataset
-    pixels = dataset.read()
-    quarters, mirrored = TURNS[tag]
-    pixels = np.rot90(pixels, quarters, (1, 2))
-    pixels = pixels[:, :, ::-1] if mirrored else pixels
+    pixels = np.moveaxis(turned(np.moveaxis(dataset.read(), 0, -1), orientation), -1, 0)
     count, height, width = pixels.shape
     memory = stack.enter_context(rasterio.MemoryFile())
     kind = {"driver": "GTiff", "dtype": pixels.dtype, "compress": "lzw"}
