@@ -34,9 +34,8 @@ def main(argv: list[str] | None = None) -> None:
         return test_semantic(args, NAME, from_checkpoint, predict)
 
     with session(args, NAME, STRIDE) as s:
-        model = build_model(
-            args.backbone, len(s.classes), args.weights_backbone, args.norm, args.dropout
-        )
+        options = args.weights_backbone, args.norm, args.dropout
+        model = build_model(args.backbone, len(s.classes), *options)
         weights = parameter_groups(model, model.backbone, args.lr, args.lr_encoder)
         objective = place(model, loss_fn, s.process, s.speedups)
         optimizer = torch.optim.AdamW(

@@ -30,31 +30,15 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--backbone", choices=BACKBONES, default="resnet50")
     add("--proposals", type=positive, default=1000, help="RPN proposals per tile")
-    add(
-        "--mask-rois",
-        type=positive,
-        default=MASK_ROIS,
-        help="proposals per tile that the mask head trains on",
-    )
-    add(
-        "--max-aircraft",
-        type=positive,
-        default=MAX_AIRCRAFT,
-        help="per crop; of more the smallest are ignored",
-    )
+    add("--mask-rois", type=positive, default=MASK_ROIS, help="of these for the mask head")
+    add("--max-aircraft", type=positive, default=MAX_AIRCRAFT, help="per crop, the largest ones")
     args = parser.parse(argv)
     if args.test_only:
         return test(args)
 
     with session(args, NAME, STRIDE) as s:
-        model = build_model(
-            args.backbone,
-            len(s.classes),
-            args.weights_backbone,
-            args.norm,
-            args.proposals,
-            args.mask_rois,
-        )
+        options = args.weights_backbone, args.norm, args.proposals, args.mask_rois
+        model = build_model(args.backbone, len(s.classes), *options)
         body = model.dense["backbone"].body
         weights = parameter_groups(model, body, args.lr, args.lr_encoder)
         objective = place(model, loss_fn, s.process, s.speedups)
