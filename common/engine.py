@@ -68,8 +68,9 @@ def fit(
     )
     if process.is_main:
         files.sweep(session.output_dir)
-        scores = {"select": select, "definition": definition, "from_step": run.step}
-        record.begin(session.output_dir, session.facts() | scores)
+        if run.step < total_steps:
+            scores = {"select": select, "definition": definition, "from_step": run.step}
+            record.begin(session.output_dir, session.facts() | scores)
     latest = session.output_dir / checkpoint.LATEST
     run.tally.sums = run.tally.sums.to(process.device)
     log = Log(session.output_dir / "log.jsonl", process, run.step)

@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 from helpers.commands import NETWORKS, training
-from helpers.networks import thin_fcn
+from helpers.networks import THIN, thin_fcn
 
 from common.run import checkpoint
 from fcn import model as fcn
+from mask import model as mask
 
 DECAY = 0.5
 
@@ -18,6 +19,7 @@ DECAY = 0.5
 def weights_of(monkeypatch):
     """Train a model with a command line; its weights after each step."""
     monkeypatch.setitem(fcn.BACKBONES, "resnet50", thin_fcn)
+    monkeypatch.setattr(mask, "CHANNELS", THIN)
 
     def train(model, words):
         module = importlib.import_module(f"{model}.train")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import ROOT
+from helpers.instances import as_dicts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
@@ -33,7 +34,7 @@ SIZE = 256
 def truth_as_predictions(data, shift=0):
     """Predictions for all tiles of a perfect model, or of one that is `shift` pixels off."""
     predictions = []
-    for target in instance_targets(data.__getitems__(list(range(len(data))))):
+    for target in as_dicts(instance_targets(data.__getitems__(list(range(len(data)))))):
         masks = target["masks"].bool().roll((shift, shift), (1, 2))
         scores = torch.linspace(0.9, 0.5, len(masks))
         boxes = target["boxes"] + shift

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.commands import ENCODER
 from helpers.cpu_graph import CpuGraph
-from helpers.networks import run_of, thin_fcn
+from helpers.networks import THIN, run_of, thin_fcn
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._pytree import tree_leaves
@@ -23,6 +23,7 @@ from common.run.optimizer_state import restore_optimizer
 from common.semantic import semantic_target
 from common.speedups import Speedups, make_step, place
 from fcn import model as fcn
+from mask import model as mask
 from mask.targets import instance_targets
 
 CPU = Process(0, 1, torch.device("cpu"))
@@ -34,8 +35,9 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @pytest.fixture
 def thin(monkeypatch):
-    """A narrow FCN for tests that run a real step; tests with fake tensors use the full one."""
+    """A narrow FCN and Mask R-CNN for real steps; tests with fake tensors use the full ones."""
     monkeypatch.setitem(fcn.BACKBONES, "resnet50", thin_fcn)
+    monkeypatch.setattr(mask, "CHANNELS", THIN)
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -108,8 +108,7 @@ def test_the_same_is_learnt(few, tmp_path, monkeypatch, plain, model, technique)
         monkeypatch.setattr(graphs, "own_stream", lambda device: None)
         monkeypatch.setattr(graphs, "CudaGraph", lambda: made.append(CpuGraph()) or made[-1])
     real = (model, technique) == ("UNet", "torch.compile") and shutil.which("g++")
-    if real:  # a second or two of compiling per kernel; three stages have the kernels of five
-        monkeypatch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # -O0: 40 s instead of 66
+    if real:  # two seconds of compiling per kernel; three stages have the kernels of five
         unet, shallow = smp.Unet, {"encoder_depth": 3, "decoder_channels": (64, 32, 16)}
         monkeypatch.setattr(smp, "Unet", lambda *given, **more: unet(*given, **more | shallow))
     if "--compile" in flags and not real:
