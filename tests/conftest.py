@@ -12,6 +12,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+# Torch's cache of compiled code ignores ATEN_CPU_CAPABILITY, and AVX-512 code of an earlier run
+# crashes in a process that is limited to AVX2 (seen with 2.14.1).
+CACHE = Path(tempfile.gettempdir()) / f"inductor-{torch.backends.cpu.get_cpu_capability()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.commands import training
@@ -23,10 +28,6 @@ from rareplanes import sample
 
 # On a busy machine, threads that wait for each other cost more time than they save.
 torch.set_num_threads(1)
-# Torch's cache of compiled code ignores ATEN_CPU_CAPABILITY, and AVX-512 code of an earlier run
-# crashes in a process that is limited to AVX2 (seen with 2.14.1).
-CACHE = Path(tempfile.gettempdir()) / f"inductor-{torch.backends.cpu.get_cpu_capability()}"
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
 
 def pytest_addoption(parser):
