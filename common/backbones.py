@@ -1,4 +1,4 @@
-"""What a network gets before training: weights, another norm or dropout, parts that stay."""
+"""What a network gets before training: weights, another norm or dropout, frozen parts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +46,7 @@ def load_backbone(backbone: nn.Module, weights_backbone: str, name: str) -> None
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
         if "model" in weights:
-            saved = weights["model"] | averaged(weights.get("ema", {}))
+            saved = averaged(weights)
             weights = {k[len(name) + 1 :]: saved[k] for k in saved if k.startswith(f"{name}.")}
         own = backbone.state_dict()
         # torchvision's backbones without a classifier have lost a level of their names.
@@ -113,5 +113,6 @@ def training_mode(model: nn.Module) -> None:
     """`model.train()`, but a BatchNorm with frozen weights uses its statistics and keeps them."""
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
-            module.train(module.weight.requires_grad)
+        frozen = [not parameter.requires_grad for parameter in module.parameters(recurse=False)]
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and any(frozen):
+            module.eval()

@@ -31,7 +31,7 @@ class Proposals(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """boxes: [B,D,4]. scores: [B,D], falling, 0 if there is none. labels: int64 [B,D], 1…C."""
+    """boxes: [B,D,4]. scores: [B,D], highest first, 0 for padding. labels: int64 [B,D], 1…C."""
 
     boxes: Tensor
     scores: Tensor

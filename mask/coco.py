@@ -130,7 +130,8 @@ def evaluate(results: list[Result], coco: dict[str, Any]) -> dict[str, float]:
     by 0. As there, an unmatched mask counts as small, medium or large by the area of its result's
     `bbox`, if it has one.
 
-    Ids of any kind may begin anew in each image or be 0, which `COCOeval` takes for no match.
+    Annotation ids may be of any kind, repeat, or be 0. (`COCOeval` itself confuses repeated ids
+    and counts a match with id 0 as no match.)
 
     Args:
         results: COCO results with boxes, masks or both, about images and categories of `coco`.

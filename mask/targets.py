@@ -19,7 +19,7 @@ class Targets(NamedTuple):
     """The aircraft of B images, on G places each; places without an aircraft hold zeros.
 
     boxes: float32 [B,G,4], x1, y1, x2, y2 around whole pixels; x2 and y2 are exclusive, so an
-    aircraft of one pixel has an area of 1. labels: int64 [B,G], 1…C, 0 where there is none. ids:
+    aircraft of one pixel has an area of 1. labels: int64 [B,G], 1…C, 0 for padding. ids:
     int16 [B,H,W], 0 ground, k for the aircraft on place k - 1, -1 for pixels that are left out of
     training. key: int64 [B], of the hash that chooses the boxes to train on.
     """

@@ -8,9 +8,11 @@ import torch
 from helpers.commands import NETWORKS, training
 from helpers.networks import THIN, thin_fcn
 
-from common.run import checkpoint
+from common.cli import UserError
+from common.run import checkpoint, checkpoint_file
 from fcn import model as fcn
 from mask import model as mask
+from unet import train
 
 DECAY = 0.5
 
@@ -76,6 +78,29 @@ def test_the_average_is_scored_saved_and_used(few, tmp_path, weights_of, model):
     train.main(training(few, out, *test, model=model))
     scores = json.loads((out / "val_scores.json").read_text())
     assert scores == {name: scored[name] for name in scores}
+
+
+def test_an_odd_average_is_answered_by_one_sentence(few, trained, tmp_path):
+    content = checkpoint.load(trained / "checkpoint.pth")
+    name, weight = next(iter(content["model"].items()))
+    one = torch.tensor(1.0)
+    for number, odd in enumerate(
+        [
+            "text",
+            [1],
+            {"sums": 3},
+            {"sums": {name: weight}},
+            {"sums": {name: 1}, "factors": 0},
+            {"sums": {name: weight[:1]}, "factors": one},
+            {"sums": {"unknown": weight}, "factors": one},
+        ]
+    ):
+        path = tmp_path / f"{number}.pth"
+        checkpoint_file.write(content | {"ema": odd}, path)
+        with pytest.raises(UserError):
+            predicting(path, "unet")
+        with pytest.raises(UserError):
+            train.main(training(few, tmp_path / "run", "--init-from", path))
 
 
 def test_it_may_begin_and_end_in_the_middle_of_a_run(few, tmp_path, weights_of, capsys):

@@ -177,7 +177,7 @@ def test_what_is_no_id_is_refused(tmp_path, value):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(ids, min_size=3, max_size=3, unique_by=as_id), st.sampled_from([str, int, float]))
 def test_ids_of_any_kind_belong_together(tmp_path_factory, numbers, kind):
-    """Images 0 to 2 have 1 to 3 outlines, whose ids begin anew in each image."""
+    """Images 0 to 2 have 1 to 3 outlines, whose ids start from the same number in each image."""
     root = tmp_path_factory.getbasetemp() / "ids"
     images, annotations = [], []
     for k, number in enumerate(numbers):

@@ -13,6 +13,7 @@ import pyogrio
 import pytest
 import rasterio
 import torch
+from helpers.instances import numbered
 from helpers.rasters import raster
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -388,20 +389,6 @@ def test_the_overlay_is_reduced_and_the_finds_are_on_a_sheet(monkeypatch, tmp_pa
 
 
 # --- Instances: through mask/inference.py, with a network that finds numbered blobs ---------------
-
-
-def numbered(crops):
-    """What `mask.model.predict` returns, for blobs whose red is their number."""
-    found = []
-    for crop in crops:
-        ids = torch.nn.functional.pad(crop[..., 0].long(), (0, 64 - crop.shape[1]))
-        ids = torch.nn.functional.pad(ids, (0, 0, 0, 64 - len(ids)))
-        numbers = [int(n) for n in ids.unique() if n > 0]
-        masks = torch.stack([ids == n for n in numbers]) if numbers else torch.zeros(0, 64, 64) > 0
-        scores = torch.tensor([0.9 - 0.001 * n for n in numbers])
-        labels = torch.ones(len(numbers), dtype=torch.long)
-        found.append({"masks": masks, "scores": scores, "labels": labels})
-    return found
 
 
 def find_all(monkeypatch, source, target, *more):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import losses, training
-from helpers.instances import batch_of
+from helpers.instances import batch_of, numbered
 from helpers.rasters import Memory
 from helpers.scenes import random_ids
 from hypothesis import given, settings
@@ -225,20 +225,6 @@ def test_prediction_of_a_folder(masked, tiled, tmp_path):
 # --- Whole scenes from windows -------------------------------------------------------------------
 
 
-def find(crops):
-    """A network that finds, in any window, exactly the blobs of numbered pixels that it sees."""
-    found = []
-    for crop in crops:
-        ids = torch.nn.functional.pad(crop[..., 0].long(), (0, 64 - crop.shape[1]))
-        ids = torch.nn.functional.pad(ids, (0, 0, 0, 64 - len(ids)))
-        numbers = [int(n) for n in ids.unique() if n > 0]
-        masks = torch.stack([ids == n for n in numbers]) if numbers else torch.zeros(0, *ids.shape)
-        scores = torch.tensor([0.9 - 0.01 * n for n in numbers])
-        labels = torch.ones(len(numbers), dtype=torch.long)
-        found.append({"masks": masks.bool(), "scores": scores, "labels": labels})
-    return found
-
-
 @pytest.mark.parametrize("size", [(100, 150), (64, 64), (40, 200), (333, 257)])
 def test_an_aircraft_at_a_seam_comes_out_once_and_whole(size):
     rng = np.random.default_rng(0)
@@ -249,7 +235,7 @@ def test_an_aircraft_at_a_seam_comes_out_once_and_whole(size):
         part = scene[y : y + h, x : x + w]
         part[part == 0] = number
     pixels = np.repeat(scene[:, :, None], 3, 2)
-    found = detect(Memory(pixels), find, Tiling(64, 0.5, 3), 0.5).instances
+    found = detect(Memory(pixels), numbered, Tiling(64, 0.5, 3), 0.5).instances
     numbers = [n for n in np.unique(scene) if n]
     assert len(found) == len(numbers)
     painted = np.zeros_like(scene)
@@ -257,7 +243,7 @@ def test_an_aircraft_at_a_seam_comes_out_once_and_whole(size):
         x1, y1, x2, y2 = one.box
         assert x2 <= size[1]
         assert y2 <= size[0]
-        number = round((0.9 - one.score) * 100)
+        number = round((0.9 - one.score) * 1000)
         painted[y1:y2, x1:x2][one.mask] = number
     assert np.array_equal(painted, scene)
 

@@ -88,15 +88,17 @@ def test_an_optimizer_that_is_not_fused_makes_the_scaler_wait(fake):
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_on_a_gpu_no_operator_mixes_devices(fake, monkeypatch, name):
-    # Autocast asks the driver, which is not there with fake tensors.
-    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     device = torch.device("cuda")
     module = MODELS[name].module
     with device:
         model = module.build_model(LIGHT[name], 2).train()
     images, view = augment.random_view(noise_tiles(2, 96, device), 64, 0, 0)
-    with torch.autocast("cuda", torch.bfloat16):
+    with monkeypatch.context() as patch:
+        # Autocast asks for a driver once, when it is made; fake tensors need none.
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        patch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+        autocast = torch.autocast("cuda", torch.bfloat16)
+    with autocast:
         assert torch.is_autocast_enabled("cuda")
         targets = instance_targets(view) if name == "mask" else semantic_target(view)
         loss = module.loss_fn(model, images, targets)

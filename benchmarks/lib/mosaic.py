@@ -34,7 +34,7 @@ def one_layer(folder: Path) -> tuple[float, float]:
     words = ["model", str(folder / "scene.tif"), str(folder)]
     args = semantic.semantic_parser("").parse(words)
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
     since = time.process_time()
     with open_scene(folder / "scene.tif") as scene:
         semantic.predict_scene(scene, "out", network, ["ground", "aircraft"], args)

@@ -37,7 +37,7 @@ class MovingAverage:
     def averaged(self, model: nn.Module) -> nn.Module:
         """A copy of `model` with the averaged weights."""
         twin = copy.deepcopy(model)
-        twin.load_state_dict(averaged(self.state_dict()), strict=False)
+        twin.load_state_dict(_divided(self.state_dict()), strict=False)
         return twin
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,6 +59,10 @@ class MovingAverage:
             own.copy_(value)
 
 
-def averaged(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The averaged weights by name, from what `MovingAverage.state_dict` returned, or from {}."""
+def averaged(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint by name, averaged if it was written with `--ema`."""
+    return content["model"] | _divided(content.get("ema", {}))
+
+
+def _divided(state: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value / state["factors"] for name, value in state.get("sums", {}).items()}

@@ -19,6 +19,8 @@ from common.run.log import Clock
 from common.run.optimizer_state import numbers, of_the_form, restore_optimizer
 
 T = TypeVar("T")
+# What values of the wrong type or size raise where they are used.
+ODD_VALUES = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
 LATEST, PREVIOUS, BEST = "checkpoint.pth", "checkpoint.previous.pth", "model_best.pth"
 
 
@@ -127,7 +129,7 @@ class Run:
             if len(ranks["rng"]) == process.world_size:
                 _set_own(self.model, process, {k: v[process.rank] for k, v in ranks.items()})
                 self.tally.restore(ranks["tally"][process.rank])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        except ODD_VALUES as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the checkpoint does not fit this run: {reason}") from error
 
@@ -179,7 +181,7 @@ def rebuild(content: dict[str, Any], from_checkpoint: Callable[[dict[str, Any]],
         if not all(value.isprintable() for value in args.values() if isinstance(value, str)):
             raise ValueError("an option holds control characters")
         return from_checkpoint(content)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except ODD_VALUES as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the checkpoint's model cannot be built: {reason}") from error
 
@@ -190,7 +192,7 @@ def load_weights(model: nn.Module, content: dict[str, Any]) -> None:
     Raises:
         UserError: They are of another model. `model` is unchanged.
     """
-    _copy_weights(model, content["model"] | averaged(content.get("ema", {})))
+    _copy_weights(model, averaged(content))
 
 
 def start_from(
@@ -209,7 +211,7 @@ def start_from(
     Raises:
         UserError: It is another network.
     """
-    own, saved = model.state_dict(), content["model"] | averaged(content.get("ema", {}))
+    own, saved = model.state_dict(), rebuild(content, averaged)
     counts = len(classes), len(content["classes"])
     new = [
         name
@@ -232,7 +234,7 @@ def start_from(
 def _for_each_class(weight: Tensor, count: int) -> tuple[int, ...]:
     """The shape for a single class; the shape itself if it does not depend on the classes."""
     rows, *rest = weight.shape or (1,)
-    return (rows // count, *rest) if rows % count == 0 else tuple(weight.shape)
+    return (rows // count, *rest) if count and rows % count == 0 else tuple(weight.shape)
 
 
 def _copy_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:

@@ -60,9 +60,10 @@ def begin(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def tested(folder: Path, split: str, facts: dict[str, Any]) -> bool:
-    """Note in `run.json` with which checkpoint a split was scored; whether there is a `run.json`.
+    """Note in `run.json` with which checkpoint a split was scored.
 
-    There is none beside a checkpoint that was copied out of its run's folder.
+    Returns:
+        Whether the folder has a `run.json`. A checkpoint that was copied elsewhere is without it.
     """
     known = read_object(folder / FACTS)
     if known:
@@ -106,7 +107,7 @@ def split_name(name: str) -> tuple[str, str, str]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} if there is none.
+    """The object in a JSON file; {} if the file is missing or holds something else.
 
     Raises:
         UserError: The file is not JSON.

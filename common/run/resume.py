@@ -111,9 +111,10 @@ def restore(
             f"would continue with {now['global_batch']} on {now['world_size']}; choose -b and "
             f"--grad-accum so that their product is {wanted} / {now['world_size']}."
         )
-    if "lr_encoder" in changed:
+    kept = before.get("lr_encoder", 1.0)  # earlier checkpoints do not name it
+    if kept != now.get("lr_encoder", 1.0):
         raise UserError(
-            f"the run had --lr-encoder {before['lr_encoder']!r:.20} and keeps it; to change it, "
+            f"the run had --lr-encoder {kept!r:.20} and keeps it; to change it, "
             "start a new run with --init-from this checkpoint."
         )
     run.restore(saved, process)

@@ -1,6 +1,7 @@
 """Batches as Mask R-CNN trains on, and torchvision's network on the same modules."""
 
 import torch
+from torch.nn import functional as F
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
@@ -66,3 +67,17 @@ def detect_with(theirs, images):
     features = theirs.backbone(images)
     proposals, _ = theirs.rpn(ImageList(images, sizes), features)
     return theirs.roi_heads(features, proposals, sizes)[0]
+
+
+def numbered(crops):
+    """What `mask.model.predict` returns, for blobs whose red is their number."""
+    found = []
+    for crop in crops:
+        ids = F.pad(crop[..., 0].long(), (0, 64 - crop.shape[1]))
+        ids = F.pad(ids, (0, 0, 0, 64 - len(ids)))
+        numbers = [int(n) for n in ids.unique() if n > 0]
+        masks = torch.stack([ids == n for n in numbers]) if numbers else torch.zeros(0, 64, 64) > 0
+        scores = torch.tensor([0.9 - 0.001 * n for n in numbers])
+        labels = torch.ones(len(numbers), dtype=torch.long)
+        found.append({"masks": masks, "scores": scores, "labels": labels})
+    return found
