@@ -1,6 +1,5 @@
 """The images of a COCO file as the tiling sees them, and the classes of their outlines."""
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -17,10 +16,9 @@ from common.io.coco import Id, merge_classes, read_coco
 from common.io.images import image_size, read_image
 from common.io.outlines import box_run_lengths, run_lengths
 from common.io.tiles import IGNORE
-from preprocessing.tiles import Labels, Thing
+from preprocessing.tiles import Labels, Thing, scene_name
 
 MAX_OBJECTS = (1 << 16) - 2
-MAX_STEM = 200  # bytes: leaves room for `_tile_999_mask.png` and the ending of a temporary file
 CROWD = "with iscrowd 1, regions to ignore (--no-crowds takes each for one object)"
 UNREADABLE = "without an outline that can be read (their boxes, if they have any, are ignored)"
 NOWHERE = "without a pixel in their image"
@@ -170,15 +168,24 @@ def read_dataset(
     prefix = folder.resolve().name
     prefix = "" if (folder / prefix).is_dir() else prefix
     images: dict[str, CocoImage] = {}
+    paths = {
+        entry["file_name"]: _relative(entry["file_name"], path, folder, prefix)
+        for entry in data["images"]
+    }
+    alike = Counter(inside.with_suffix("") for inside in paths.values())
     for entry in data["images"]:
         name = entry["file_name"]
-        if name in images:
-            raise UserError(f"{str(path)!r} lists the image {name!r} twice.")
-        inside = _relative(name, path, folder, prefix)
+        size = (entry["width"], entry["height"]) if entry["width"] else None
+        if name in images:  # a merge of two files lists it under two ids
+            if size not in (None, images[name].size):
+                raise UserError(f"{str(path)!r} states two sizes of the image {name!r}.")
+            images[name].annotations.extend(outlined[entry["id"]])
+            continue
+        inside = paths[name]
         images[name] = CocoImage(
             folder / inside,
-            _stem(inside),
-            (entry["width"], entry["height"]) if entry["width"] else None,
+            scene_name(inside, whole=alike[inside.with_suffix("")] > 1),
+            size,
             outlined[entry["id"]],
             categories,
             reading.crowds,
@@ -189,7 +196,7 @@ def read_dataset(
     stems = {image.stem.casefold() for image in images.values()}
     if len(stems) < len(images):
         raise UserError(
-            f"{str(path)!r} lists images that differ only in folder, suffix or case; rename them."
+            f"{str(path)!r} lists images that differ only in case or folder; rename them."
         )
     return images, names
 
@@ -249,12 +256,3 @@ def _relative(name: str, path: Path, folder: Path, prefix: str) -> PurePosixPath
             f"must be relative to {str(folder)!r}."
         )
     return PurePosixPath(*parts)
-
-
-def _stem(inside: PurePosixPath) -> str:
-    """The name of an image without suffix, its folders joined by `_`; a long one is shortened."""
-    stem = "_".join(inside.with_suffix("").parts)
-    if len(stem.encode()) <= MAX_STEM:
-        return stem
-    end = "_" + hashlib.sha256(stem.encode()).hexdigest()[:12]
-    return stem.encode()[: MAX_STEM - len(end)].decode(errors="ignore") + end

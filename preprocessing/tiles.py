@@ -1,11 +1,12 @@
 """The tiling itself: where the tiles of a scene are, and what each one shows."""
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ MIN_PIXELS = 25
 """An aircraft with fewer pixels in a tile is ignored: nobody can tell what it is."""
 ALL = 100.0
 """From this value of `Settings.negatives` on, every tile is kept."""
+MAX_NAME = 200  # bytes: leaves room for `_tile_999_mask.png` and the ending of a temporary file
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,21 @@ class Labels:
 
     ids: np.ndarray
     things: list[Thing]
+
+
+def scene_name(path: PurePath, whole: bool) -> str:
+    """What the names of a scene's tiles begin with: its path, joined by `_`; shortened if long.
+
+    Args:
+        path: Of its image, relative to the dataset.
+        whole: Keep the suffix, as another image has the same name without it.
+    """
+    *folders, name = path.parts
+    name = "_".join([*folders, name.replace(".", "_") if whole else path.stem])
+    if len(name.encode()) <= MAX_NAME:
+        return name
+    end = "_" + hashlib.sha256(name.encode()).hexdigest()[:12]
+    return name.encode()[: MAX_NAME - len(end)].decode(errors="ignore") + end
 
 
 class Source(Protocol):

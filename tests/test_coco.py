@@ -223,8 +223,21 @@ def test_files_that_are_no_dataset(tmp_path):
         "no width": json.dumps({**data, "images": [{"id": 1, "file_name": "a.png", "height": 3}]}),
         "no category": json.dumps({**data, "categories": []}),
         "twice": json.dumps({**data, "images": data["images"] * 2}),
-        "same stem": json.dumps(
-            {**data, "images": [{**e, "file_name": f"a.{e['id']}"} for e in data["images"]]}
+        "same but for case": json.dumps(
+            {
+                **data,
+                "images": [
+                    {**e, "file_name": f"{'aA'[k]}.png"} for k, e in enumerate(data["images"])
+                ],
+            }
+        ),
+        "two sizes": json.dumps(
+            {
+                **data,
+                "images": [
+                    {**e, "file_name": "a.png", "width": 90 + e["id"]} for e in data["images"]
+                ],
+            }
         ),
         "deep": "[" * 100_000,
     }

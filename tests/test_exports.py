@@ -202,6 +202,28 @@ def test_two_images_of_one_id_are_refused(tmp_path):
         tile(*words, out=tmp_path / "out")
 
 
+def test_an_image_of_two_ids_has_the_outlines_of_both(tmp_path):
+    """As in a merge of what two people have drawn."""
+    corner = [[0, 0, 12, 0, 12, 12, 0, 12]]
+    words = simple(
+        tmp_path, [annotation(1, 1), annotation(2, 2, segmentation=corner)], [image(1), image(2)]
+    )
+    assert tile(*words, out=tmp_path / "out") == 0
+    coco, _ = read_tiles(tmp_path / "out/train")
+    assert [entry["scene"] for entry in coco["images"]] == ["a"]
+    assert len(coco["annotations"]) == 2
+
+
+def test_images_that_differ_in_their_suffix_keep_it(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        picture(tmp_path / "images" / name)
+    images = [image(1, "a.png"), image(2, "a.jpg")]
+    file = write(tmp_path / "a.json", images, [annotation(1, 1), annotation(2, 2)])
+    assert tile(tmp_path / "images", file, out=tmp_path / "out") == 0
+    scenes = {entry["scene"] for entry in read_tiles(tmp_path / "out/train")[0]["images"]}
+    assert scenes == {"a_png", "a_jpg"}
+
+
 def test_names_with_windows_separators_or_the_folders_own_name(tmp_path):
     for name in ("part\\a.png", "images/part/a.png", "images\\part\\a.png", ".\\part\\a.png"):
         picture(tmp_path / "images/part/a.png")
