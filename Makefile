@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-gpu test-hosts torture benchmark-gpu lint format clean
+.PHONY: install quickstart test test-all test-gpu test-hosts torture benchmark-gpu lint format clean
 
 install: $(VENV)/installed
 
@@ -29,6 +29,10 @@ quickstart: install
 
 # Two processes: the one that is done first takes over half of what the other has left.
 test: install
+	$(BIN)/python -m pytest -m "not gpu and not hosts and not long" -n 2 --dist worksteal
+
+# And the long forms of some tests.
+test-all: install
 	$(BIN)/python -m pytest -m "not gpu and not hosts" -n 2 --dist worksteal
 
 # A signal would not reach a test that hangs inside CUDA or NCCL.

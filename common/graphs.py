@@ -95,9 +95,7 @@ class Graphed:
     The returned loss is the graph's own memory: the next call overwrites it.
     """
 
-    def __init__(
-        self, function: Callable[..., Tensor], graph: Graph, warmup: int = WARMUP_STEPS
-    ) -> None:
+    def __init__(self, function: Callable[..., Tensor], graph: Graph, warmup: int) -> None:
         self.function, self.graph, self.warmup = function, graph, warmup
         self._inputs: list[Tensor] = []
         self._output: Tensor | None = None

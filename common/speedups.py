@@ -198,7 +198,7 @@ def make_step(
     run_step: Callable[..., Tensor] = whole_step
     if speedups.cuda_graphs:
         _make_capturable(optimizer, device)
-        run_step = graphs.Graphed(whole_step, graphs.CudaGraph())
+        run_step = graphs.Graphed(whole_step, graphs.CudaGraph(), graphs.WARMUP_STEPS)
 
     def step(images: Tensor, targets: Any) -> Tensor:
         loss = run_step(images.contiguous(memory_format=speedups.layout), targets)

@@ -21,8 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.commands import training
 from helpers.cpu_graph import CpuGraph
+from helpers.networks import THIN, thin_fcn
 
 from common import augment, graphs
+from fcn import model as fcn
+from mask import model as mask
 from preprocessing import preprocess
 from rareplanes import sample
 
@@ -74,6 +77,18 @@ def trained(tiled, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.fixture(scope="module")
+def thin():
+    """A narrow FCN with one block per stage, and a narrow pyramid for Mask R-CNN.
+
+    For modules that do not depend on the width. With emulated bf16 a full step takes minutes.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fcn.BACKBONES, "resnet50", thin_fcn)
+        patch.setattr(mask, "CHANNELS", THIN)
+        yield
+
+
 @pytest.fixture
 def fake(monkeypatch):
     """Tensors without values, so that no value can be read."""
@@ -87,13 +102,14 @@ def fake(monkeypatch):
 
 @pytest.fixture
 def standin(monkeypatch):
-    """CUDA graphs that record and replay on the CPU; the list of those made."""
+    """CUDA graphs that record and replay on the CPU, soon; the list of those made."""
     made = []
 
     def make():
         made.append(CpuGraph())
         return made[-1]
 
+    monkeypatch.setattr(graphs, "WARMUP_STEPS", 2)
     monkeypatch.setattr(graphs, "CudaGraph", make)
     monkeypatch.setattr(graphs, "own_stream", lambda device: None)
     return made

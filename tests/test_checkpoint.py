@@ -102,7 +102,7 @@ def test_a_failed_write_keeps_the_old_file(content, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("case", "number"),
-    [(checkpoints.killed_save, 100), (checkpoints.corrupted, 100), (checkpoints.fuzzed, 250)],
+    [(checkpoints.killed_save, 40), (checkpoints.corrupted, 80), (checkpoints.fuzzed, 120)],
 )
 def test_a_small_torture(case, number, tmp_path):
     outcomes = {case(i, tmp_path) for i in range(number)}

@@ -415,7 +415,7 @@ def test_a_line_accounts_for_a_messy_export(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("model", ["unet", "mask"])
-def test_a_validation_without_aircraft_counts_false_alarms(tmp_path, capsys, model):
+def test_a_validation_without_aircraft_counts_false_alarms(thin, tmp_path, capsys, model):
     assert tile(*exports.cvat(tmp_path / "a"), out=tmp_path / "out") == 0
     picture(tmp_path / "b/images/sea.png", aircraft=40)
     file = write(tmp_path / "b/b.json", [image(name="sea.png")], [])

@@ -7,27 +7,19 @@ import shutil
 import pytest
 import torch
 from helpers.commands import ENCODER, NETWORKS, training
-from helpers.networks import THIN, thin_fcn
 
 from common.cli import UserError
 from common.run import checkpoint
-from fcn import model as fcn
-from mask import model as mask
 from unet import train
 from unet.model import build_model
 
+pytestmark = pytest.mark.usefixtures("thin")
 ENCODERS = {
     "unet": "encoder.",
     "DeepLabV3": "backbone.",
     "fcn": "backbone.",
     "mask": "dense.backbone.body.",
 }
-
-
-@pytest.fixture(autouse=True)
-def thin(monkeypatch):
-    monkeypatch.setitem(fcn.BACKBONES, "resnet50", thin_fcn)
-    monkeypatch.setattr(mask, "CHANNELS", THIN)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
@@ -15,9 +14,8 @@ from helpers.scenes import random_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
-from torchvision.models import detection
 from torchvision.models.detection import roi_heads
-from torture import children, kills
+from torture import children
 
 from benchmarks.lib.synthetic import noise_tiles
 from common.cli import UserError
@@ -27,40 +25,12 @@ from common.run import checkpoint
 from common.speedups import Speedups, place
 from mask import inference, scenes, train
 from mask.boxes import paste
-from mask.model import BACKBONES, build_model, from_checkpoint, loss_fn, predict
+from mask.model import build_model, from_checkpoint, loss_fn, predict
 from mask.scenes import Instance, detect, merge
 from mask.targets import instance_targets
 
+pytestmark = pytest.mark.usefixtures("thin")
 CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize("backbone", ["resnet50", "resnet50_v2"])
-def test_the_layers_are_torchvisions(backbone):
-    """Even the RPN's: torchvision has three anchors of each size, too."""
-
-    def shapes(model):
-        return sorted(tuple(value.shape) for value in model.state_dict().values())
-
-    builder = getattr(detection, f"maskrcnn_{backbone.replace('50', '50_fpn')}")
-    theirs = builder(weights=None, weights_backbone=None, num_classes=3)
-    assert shapes(build_model(backbone, 3)) == shapes(theirs)
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_backbone_trains_and_finds(backbone):
-    torch.manual_seed(0)
-    model = build_model(backbone, 2, proposals=40)
-    images, targets = batch_of(2)
-    loss = loss_fn(model.train(), images, targets)
-    loss.backward()
-    assert loss.isfinite()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert model.scan(images)[0].shapes == [(24, 24), (12, 12), (6, 6), (3, 3)]
-    found = predict(model.eval(), images)
-    assert len(found) == 2
-    for one in found:
-        assert one["masks"].shape == (len(one["scores"]), 96, 96)
-        assert one["masks"].dtype == torch.bool
 
 
 def test_nothing_but_ground_trains():
@@ -132,7 +102,7 @@ def test_targets_are_the_largest_aircraft(places, least, seed):
 
 
 @pytest.fixture(scope="module")
-def masked(few, tmp_path_factory):
+def masked(few, thin, tmp_path_factory):
     """The output folder of a short Mask R-CNN training."""
     output = tmp_path_factory.mktemp("mask") / "run"
     train.main(training(few, output, "--max-steps", 10, "--eval-freq", 1, model="mask"))
@@ -149,17 +119,6 @@ def test_a_run_can_be_read_and_scored(masked, tiled, capsys):
     scores = json.loads((masked / "test_scores.json").read_text())
     assert f"mask_AP {scores['mask_AP']:.4f}" in capsys.readouterr().out
     assert (masked / "test_sheet.jpg").stat().st_size > 1000
-
-
-def test_two_processes_learn_what_one_does(tiled, tmp_path):
-    base = ["--max-steps", 4, "--norm", "group", "--eval-freq", 99]
-    train.main(training(tiled, tmp_path / "one", *base, model="mask"))
-    words = training(tiled, tmp_path / "two", *base, "-b", 2, model="mask")
-    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
-    ranks = children.start_ranks(partial(kills.run, "mask.train", words), logs)
-    assert [children.end(rank) for rank in ranks] == [0, 0], logs[0].read_text()
-    assert "world size 2" in logs[0].read_text()
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=0.02)
 
 
 def train_beside_ground() -> None:

@@ -421,12 +421,12 @@ def test_scene_that_kills_its_worker_is_named_and_the_others_are_tiled(tmp_path,
 def test_scene_that_hangs_its_worker_is_named_and_the_others_are_tiled(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(pool, "PATIENCE_S", 8.0)
+    monkeypatch.setattr(pool, "PATIENCE_S", 4.0)
     scenes = [Scene(f"s{i}", endless=i == 3) for i in range(5)]
     assert tile_splits({tmp_path: scenes}, ["aircraft"], Settings(tile_size=32), 2, True) == 0
     (named,) = (line for line in capsys.readouterr().err.splitlines() if "bad scene" in line)
     assert "s3" in named
-    assert "hung for 8 s" in named
+    assert "hung for 4 s" in named
     assert len(read_tiles(tmp_path)[0]["images"]) == 4
 
 

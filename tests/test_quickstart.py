@@ -1,7 +1,9 @@
 """The quick start in small, through its own commands; and the README's table of it."""
 
+from pathlib import Path
+
 import pytest
-from helpers.commands import NETWORKS, ROOT
+from helpers.commands import NETWORKS, ROOT, run_forked
 
 from benchmarks import quickstart
 from benchmarks.lib.readme import part, read_rows
@@ -30,6 +32,11 @@ def test_every_part_runs_and_the_end_names_what_there_is(tmp_path, monkeypatch, 
         quickstart,
         "commands",
         lambda seed, fast: {k: [*v, *SMALL.get(k, [])] for k, v in whole(seed, []).items()},
+    )
+    monkeypatch.setattr(
+        quickstart.subprocess,
+        "call",
+        lambda words: run_forked(Path(words[1]), *words[2:], cwd=tmp_path).returncode,
     )
     quickstart.main(["--seeds", "3", "--write-readme"])
     printed = capfd.readouterr().out

@@ -1,7 +1,5 @@
 """Mask R-CNN in fixed shapes computes what torchvision's does, and its step waits for nothing."""
 
-from functools import partial
-
 import pytest
 import torch
 from helpers.instances import (
@@ -16,6 +14,7 @@ from helpers.networks import THIN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, nms
 
@@ -29,14 +28,15 @@ from mask import align, losses, rcnn
 from mask import model as mask
 from mask.boxes import ROUNDS, as_rois, ignored, sample, stand_ins, suppress
 from mask.losses import ANCHORS, POSITIVE_ANCHORS, label_anchors, label_boxes
-from mask.model import build_model, predict
+from mask.model import BACKBONES, build_model, loss_fn, predict
 
 SIDE = 96
 
 
 @pytest.fixture
-def model():
-    """With weights of the RPN that spread its boxes and their scores."""
+def model(monkeypatch):
+    """Narrow, with weights of the RPN that spread its boxes and their scores."""
+    monkeypatch.setattr(mask, "CHANNELS", THIN)
     torch.manual_seed(0)
     model = build_model("resnet18", 3, norm="group", proposals=60)
     for layer in model.dense["head"].modules():
@@ -46,6 +46,35 @@ def model():
 
 
 # --- The network against torchvision's -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet50_v2"])
+def test_the_layers_are_torchvisions(backbone):
+    """Even the RPN's: torchvision has three anchors of each size, too."""
+
+    def shapes(model):
+        return sorted(tuple(value.shape) for value in model.state_dict().values())
+
+    builder = getattr(detection, f"maskrcnn_{backbone.replace('50', '50_fpn')}")
+    theirs = builder(weights=None, weights_backbone=None, num_classes=3)
+    assert shapes(build_model(backbone, 3)) == shapes(theirs)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_trains_and_finds(backbone):
+    torch.manual_seed(0)
+    model = build_model(backbone, 2, proposals=40)
+    images, targets = batch_of(2)
+    loss = loss_fn(model.train(), images, targets)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert model.scan(images)[0].shapes == [(24, 24), (12, 12), (6, 6), (3, 3)]
+    found = predict(model.eval(), images)
+    assert len(found) == 2
+    for one in found:
+        assert one["masks"].shape == (len(one["scores"]), 96, 96)
+        assert one["masks"].dtype == torch.bool
 
 
 def masks_of(chosen, exists, positive):
@@ -300,7 +329,7 @@ def test_the_canvas_reads_nothing_back(fake, monkeypatch):
 @pytest.mark.parametrize(("norm", "grad_accum"), [("batch", 1), ("group", 2)])
 def test_a_captured_step_has_the_gradients_of_an_eager_one(standin, monkeypatch, norm, grad_accum):
     """And BatchNorm's statistics, although some boxes are there twice to fill their places."""
-    monkeypatch.setattr(graphs, "Graphed", partial(graphs.Graphed, warmup=1))
+    monkeypatch.setattr(graphs, "WARMUP_STEPS", 1)
     monkeypatch.setattr(mask, "CHANNELS", THIN)
     process = Process(0, 1, CPU)
     settings = Speedups(grad_accum=grad_accum, cuda_graphs=True)

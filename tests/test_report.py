@@ -289,7 +289,7 @@ def test_the_kept_tiles_are_the_first_of_all_in_order(pixels, count, batch):
     assert found.offered == len(pixels)
 
 
-def test_a_mask_run_has_scores_by_size_and_pictures(few, tmp_path):
+def test_a_mask_run_has_scores_by_size_and_pictures(few, thin, tmp_path):
     train_mask.main(training(few, tmp_path / "run", "--max-steps", 1, model="mask"))
     shown = read(tmp_path / "run")
     assert len(shown.sources) == 3 * 2

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import PATIENCE, ROOT, training, wait_for
-from helpers.networks import run_of
+from helpers.networks import run_of, train_thin
 from helpers.scenes import tree
 from torch import nn
 from torch.utils.data import get_worker_info
@@ -58,18 +58,16 @@ def work(up: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_killed_run_ends_where_an_undisturbed_one_does(tiled, tmp_path, number):
-    assert "equal" in kills.killed_run(number, tmp_path, kills=5, data=tiled)
+def test_a_killed_run_ends_where_an_undisturbed_one_does(few, tmp_path, number):
+    assert "equal" in kills.killed_run(number, tmp_path, kills=4, data=few)
 
 
 @pytest.mark.parametrize("model", ["fcn", "mask"])
-def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(tiled, tmp_path, model):
+def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(few, tmp_path, model):
     log = tmp_path / "log"
-    small = ["--crop-size", "32"] if model == "fcn" else []  # its resnet50 is the real one
     for name in ("whole", "cut"):
-        train_it = kills.command(
-            model, tiled, tmp_path / name, "--max-steps", "6", "--save-every", "0", *small
-        )
+        more = ("--max-steps", "6", "--save-every", "0")
+        train_it = partial(train_thin, model, kills.arguments(model, few, tmp_path / name, *more))
         child = children.start(train_it, log)
         if name == "cut":
             wait_for(lambda: lines(tmp_path / "cut") >= 1)  # the line of step 2

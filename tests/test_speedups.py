@@ -1,6 +1,7 @@
 """What a training step must not do on a GPU, tested without one; and how graphs replay."""
 
 import copy
+import shutil
 from contextlib import nullcontext
 
 import pytest
@@ -221,6 +222,28 @@ def test_the_schedule_reaches_the_graph(standin):
         step(ones, ones)
         moved.append(before - model.weight.item())
     assert moved == pytest.approx(rates, abs=1e-6)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_code_learns_the_same():
+    """With the real compiler; `make test-all` does it with UNet."""
+    torch.compiler.reset()
+
+    def losses(settings):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 1, 1)
+        model = nn.Sequential(*layers)
+        objective = place(model, lambda m, x, y: (m(x) - y).square().mean(), CPU, settings)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1.0)
+        step = make_step(objective, run_of(model, optimizer, schedule, settings), settings)
+        images, targets = torch.rand(4, 3, 16, 16), torch.rand(4, 1, 16, 16)
+        return [step(images, targets).item() for _ in range(4)]
+
+    options = {"channels_last": True, "grad_accum": 2}
+    expected = losses(Speedups(**options))
+    assert losses(Speedups(**options, compile=True)) == pytest.approx(expected, rel=1e-4)
+    assert expected[3] < expected[0]
 
 
 def test_a_new_shape_is_refused(standin):

@@ -13,22 +13,21 @@ from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as smp
+import torch
 from helpers.commands import ENCODER, ROOT, TORCHRUN, run_script
 from helpers.cpu_graph import CpuGraph
-from helpers.networks import THIN, thin_fcn, train_thin
+from helpers.networks import train_thin
 from torch import nn
 from torture import children
 
 from benchmarks.lib.readme import part, write_part
 from common import graphs
 from common.run import checkpoint
-from fcn import model as fcn
-from mask import model as mask
 
-# A graph is captured after its warm-up and then replayed three times.
-STEPS, GRAPH_STEPS = 6, graphs.WARMUP_STEPS + 3
+pytestmark = pytest.mark.usefixtures("thin")
+STEPS, WARMUP = 4, 2  # a graph is captured after the warm-up, which is shorter here
 MODELS = {
-    "FCN": ("fcn", ["--backbone", "resnet50", "--dropout", "0"]),  # narrow, see `thin`
+    "FCN": ("fcn", ["--backbone", "resnet50", "--dropout", "0"]),  # narrow, by `thin`
     "DeepLabV3": ("DeepLabV3", ["--backbone", "mobilenet_v3_large", "--dropout", "0"]),
     "UNet": ("unet", ["--encoder", ENCODER]),
     "Mask R-CNN": ("mask", ["--backbone", "resnet18", "--proposals", "40"]),
@@ -52,9 +51,9 @@ for name in ("all", "all, compiled"):
 TRIED: set[tuple[str, str]] = set()
 
 
-def words_of(model: str, data: Path, output: Path, steps: int) -> list[str]:
+def words_of(model: str, data: Path, output: Path) -> list[str]:
     """GroupNorm and no dropout: BatchNorm and dropout depend on how a batch is split."""
-    words = ["--data-path", data, "--output-dir", output, "--max-steps", steps, "-b", 4, "-j", 0]
+    words = ["--data-path", data, "--output-dir", output, "--max-steps", STEPS, "-b", 4, "-j", 0]
     words += ["--crop-size", 32, "--norm", "group", "--weights-backbone", "none"]
     words += ["--print-freq", 1, "--eval-freq", 99, "--device", "cpu", *MODELS[model][1]]
     return list(map(str, words))
@@ -66,33 +65,33 @@ def losses_and_score(output: Path) -> tuple[list[float], float]:
     return [x["loss"] for x in lines if "loss" in x], lines[-1][score]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def thin():
-    """A narrow FCN with one block per stage, and a narrow pyramid for Mask R-CNN.
-
-    With emulated bf16 a full step takes minutes.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(fcn.BACKBONES, "resnet50", thin_fcn)
-        patch.setattr(mask, "CHANNELS", THIN)
-        yield
-
-
 @pytest.fixture(scope="module")
 def plain(few, tmp_path_factory):
-    """The plain run of a model for a number of steps: its losses and its score.
-
-    A test that changes the network names the change, so that it does not share another's run.
-    """
+    """The plain run of a model: its losses and its score."""
 
     @cache
-    def run(model, steps, network=None):
+    def run(model):
         output = tmp_path_factory.mktemp("plain") / "run"
         train = importlib.import_module(f"{MODELS[model][0]}.train")
-        train.main(words_of(model, few, output, steps))
+        train.main(words_of(model, few, output))
         return losses_and_score(output)
 
     return run
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_code_learns_the_same(few, tmp_path, monkeypatch):
+    """With the real compiler, which spends half a second on each of two hundred kernels."""
+    torch.compiler.reset()
+    unet, shallow = smp.Unet, {"encoder_depth": 3, "decoder_channels": (64, 32, 16)}
+    monkeypatch.setattr(smp, "Unet", lambda *given, **more: unet(*given, **more | shallow))
+    found = []
+    for flags in ([], ["--compile"]):
+        output = tmp_path / "_".join(["run", *flags])
+        importlib.import_module("unet.train").main([*words_of("UNet", few, output), *flags])
+        found.append(losses_and_score(output)[0])
+    assert found[1] == pytest.approx(found[0], rel=0.01)
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
@@ -100,18 +99,15 @@ def plain(few, tmp_path_factory):
 def test_the_same_is_learnt(few, tmp_path, monkeypatch, plain, model, technique):
     flags, tolerance = TECHNIQUES[technique]
     folder, output = MODELS[model][0], tmp_path / "run"
-    steps = GRAPH_STEPS if "--cuda-graphs" in flags else STEPS
-    words = [*words_of(model, few, output, steps), *flags]
+    words = [*words_of(model, few, output), *flags]
     made = []
     if "--cuda-graphs" in flags:  # on a CPU, with the stand-in that records and replays
+        monkeypatch.setattr(graphs, "WARMUP_STEPS", WARMUP)
         monkeypatch.setattr(graphs, "available", lambda device: True)
         monkeypatch.setattr(graphs, "own_stream", lambda device: None)
         monkeypatch.setattr(graphs, "CudaGraph", lambda: made.append(CpuGraph()) or made[-1])
-    real = (model, technique) == ("UNet", "torch.compile") and shutil.which("g++")
-    if real:  # two seconds of compiling per kernel; three stages have the kernels of five
-        unet, shallow = smp.Unet, {"encoder_depth": 3, "decoder_channels": (64, 32, 16)}
-        monkeypatch.setattr(smp, "Unet", lambda *given, **more: unet(*given, **more | shallow))
-    if "--compile" in flags and not real:
+    if "--compile" in flags:
+        torch.compiler.reset()  # it compiles one function for a few networks at most
         # The whole graph is only traced and differentiated; compiling the code takes minutes.
         compile_ = nn.Module.compile
         monkeypatch.setattr(shutil, "which", lambda name: name)
@@ -129,10 +125,10 @@ def test_the_same_is_learnt(few, tmp_path, monkeypatch, plain, model, technique)
         assert "world size 2" in logs[0].read_text()
     else:
         importlib.import_module(f"{folder}.train").main(words)
-    assert [(g.captures, g.replays) for g in made] == [(1, 3)] * len(made)
+    assert [(g.captures, g.replays) for g in made] == [(1, STEPS - WARMUP)] * len(made)
     assert len(made) == ("--cuda-graphs" in flags)
     losses, score = losses_and_score(output)
-    expected, expected_score = plain(model, steps, "shallow" if real else None)
+    expected, expected_score = plain(model)
     if (model, flags[0]) == ("Mask R-CNN", "--amp"):
         tolerance *= 2  # rounding changes which boxes are proposed, and so what is trained on
     distance = sum(abs(a - b) for a, b in zip(losses, expected, strict=True)) / sum(expected)
@@ -142,7 +138,7 @@ def test_the_same_is_learnt(few, tmp_path, monkeypatch, plain, model, technique)
     for names in saved["model"], saved["ema"].get("sums", {}):
         assert not any(name.startswith(("module.", "_orig_mod.", "model.")) for name in names)
     if "--ema" in flags:  # every step is in the average, also a replayed one
-        assert float(saved["ema"]["factors"]) == pytest.approx(1 - 0.9**steps)
+        assert float(saved["ema"]["factors"]) == pytest.approx(1 - 0.9**STEPS)
     TRIED.add((model, technique))
 
 

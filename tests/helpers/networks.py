@@ -1,12 +1,11 @@
 """Narrow networks, for tests that do not depend on the width: FCN has no light backbone."""
 
-import importlib
-
 import torch
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.segmentation.fcn import FCN, FCNHead
+from torture import kills
 
 from common.run.checkpoint import Run
 from fcn import model as fcn
@@ -29,10 +28,9 @@ def thin_fcn(weights: None, weights_backbone: None, num_classes: int, aux_loss: 
 
 def train_thin(folder: str, words: list[str]) -> None:
     """Run `folder`/train.py with thin networks, in a process that needs no others."""
-    torch.set_num_threads(1)
     fcn.BACKBONES["resnet50"] = thin_fcn
     mask.CHANNELS = THIN
-    importlib.import_module(f"{folder}.train").main(words)
+    kills.run(f"{folder}.train", words)
 
 
 def run_of(model, optimizer, schedule, settings) -> Run:

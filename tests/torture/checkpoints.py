@@ -92,8 +92,9 @@ def corrupted(number: int, folder: Path) -> str:
 @cache
 def network() -> dict[str, Any]:
     """The checkpoint of a small UNet that loads and predicts."""
-    model = build_model("tu-test_resnet", 2)
-    args = {"encoder": "tu-test_resnet", "norm": "batch"}
+    width = [16] * 5
+    model = build_model("tu-test_resnet", 2, decoder_channels=width)
+    args = {"encoder": "tu-test_resnet", "norm": "batch", "decoder_channels": width}
     whole = content(0) | {
         "args": args,
         "model": model.state_dict(),

@@ -33,10 +33,14 @@ def make_data(root: Path) -> None:
     preprocess.main([str(root), "-s", "128", "-n", "1"])
 
 
-def command(model: str, data: Path, output: Path, *words: str) -> Callable[[], None]:
-    """A training as a user would start it, and restart it."""
+def arguments(model: str, data: Path, output: Path, *more: str) -> list[str]:
+    """What a user would type after `train.py`, to start a training and to restart it."""
     given = ["--data-path", str(data), "--output-dir", str(output), *COMMON, *MODELS[model]]
-    return partial(run, f"{model}.train", [*given, "--resume", *words])
+    return [*given, "--resume", *more]
+
+
+def command(model: str, data: Path, output: Path, *more: str) -> Callable[[], None]:
+    return partial(run, f"{model}.train", arguments(model, data, output, *more))
 
 
 def run(script: str, words: list[str]) -> None:
