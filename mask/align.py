@@ -25,7 +25,7 @@ class Pyramid:
         self.shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
         # As torchvision: the power of two that is nearest to the true stride.
         self.strides = [2 ** round_log2(size[0] / height) for height, _ in self.shapes]
-        self.batch, self.dtype = len(levels[0]), levels[0].dtype
+        self.batch, self.dtype = levels[0].shape[0], levels[0].dtype
         self.as_rows = as_rows(levels[0])
         self.features = _rows(levels) if self.as_rows else _canvas(levels)
 

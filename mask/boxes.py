@@ -120,11 +120,13 @@ def suppress(boxes: Tensor, exists: Tensor, threshold: float, block: int | None 
         if start:
             free = free & (iou(own, kept_boxes).amax(-1) <= threshold)
         overlaps = (iou(own, own) > threshold).tril(-1).float()
-        own_kept = free
+        column = free[..., None].float()
+        own_kept = column
         with torch.autocast(boxes.device.type, enabled=False):
             for _ in range(ROUNDS):
-                beaten = (overlaps @ own_kept[..., None].float())[..., 0] > 0
-                own_kept = free & ~beaten
+                # 1 for a free box that overlaps no kept one; the others are 0 or below.
+                own_kept = (column - overlaps @ own_kept).relu()
+        own_kept = own_kept[..., 0] > 0
         kept = torch.cat([kept, own_kept], 1)
         kept_boxes = torch.cat([kept_boxes, torch.where(own_kept[..., None], own, 0)], 1)
     return kept
@@ -179,7 +181,7 @@ def stand_ins(real: Tensor) -> Tensor:
 
 def as_rois(boxes: Tensor) -> Tensor:
     """Boxes [B,N,4] as rows [B·N,5] that begin with the image's place in the batch."""
-    image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
+    image = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
     return torch.cat([image[:, None, None].expand(-1, boxes.shape[1], 1), boxes], 2).flatten(0, 1)
 
 
