@@ -8,6 +8,7 @@ import argparse
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -23,12 +24,18 @@ from common.io.files import whole_file
 from common.io.pictures import Reduced, outline, save
 from common.io.raster import Scene, no_valid_pixel
 from common.predict.crops import Crops
-from common.predict.folder import each_scene, inference_parser, list_images, make_output_folder
+from common.predict.folder import (
+    Default,
+    each_scene,
+    inference_parser,
+    list_images,
+    make_output_folder,
+)
 from common.predict.maps import feature_file
 from common.predict.network import load_network
 from common.predict.regions import Find
 from common.predict.windows import Network, Tiling
-from mask.model import NAME, from_checkpoint, predict
+from mask.model import NAME, from_checkpoint, from_outputs, predict
 from mask.scenes import Detected, detect
 
 MOST_PIXELS = (1 << 32) - 1  # COCO's run lengths are unsigned numbers of 32 bits
@@ -39,14 +46,20 @@ def parser() -> Parser:
     options = inference_parser("Find and outline every aircraft in scenes of any size.")
     add = options.add_argument
     add("--score-threshold", type=fraction, default=0.5, help="drop lower scores")
-    add("--max-detections", type=positive, default=100, metavar="N", help="of one window")
+    add(
+        "--max-detections",
+        type=positive,
+        default=Default(100),
+        metavar="N",
+        help="of one window; an .onnx file has its own",
+    )
     return options
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse(argv)
-    model, network, classes = load_network(args, NAME, from_checkpoint, predict)
-    model.most_detections = args.max_detections
+    build = partial(from_checkpoint, most_detections=args.max_detections)
+    network, classes = load_network(args, NAME, build, predict, from_outputs)
     paths = list_images(args.image_dir, args.index)
     make_output_folder(args)
     images: list[str] = []

@@ -34,6 +34,7 @@ ANCHORS = (12, 24, 48, 96, 192)
 RATIOS = (0.7, 1.0, 1.4)  # height over width
 CHANNELS = 256  # of the pyramid's levels and the convolutions on them
 MASK_ROIS = 16
+OUTPUTS = ("boxes", "scores", "labels", "masks", "exists")  # of an exported network
 
 
 def build_model(
@@ -109,8 +110,12 @@ def _anchor(side: int, ratio: float) -> list[int]:
     return [round(edge / 2) for edge in (-width, -height, width, height)]
 
 
-def from_checkpoint(content: dict[str, Any]) -> MaskRCNN:
-    """The trained network of a checkpoint that `common.run.checkpoint.load` returned."""
+def from_checkpoint(content: dict[str, Any], most_detections: int = 100) -> MaskRCNN:
+    """The trained network of a checkpoint that `common.run.checkpoint.load` returned.
+
+    Args:
+        most_detections: Per image.
+    """
     args = content["args"]
     model = build_model(
         args["backbone"],
@@ -120,6 +125,7 @@ def from_checkpoint(content: dict[str, Any]) -> MaskRCNN:
         mask_rois=args.get("mask_rois", MASK_ROIS),  # earlier checkpoints do not name it
     )
     load_weights(model, content)
+    model.most_detections = most_detections
     return model
 
 
@@ -154,6 +160,36 @@ def predict(model: Any, images: Tensor) -> list[dict[str, Tensor]]:
     rois = torch.cat([F.pad(boxes, (1, 0), value=i) for i, (boxes, _, _) in enumerate(parts)])
     masks = model.outline(pyramid, rois, torch.cat([labels for _, _, labels in parts]))
     return [
-        {"boxes": boxes, "labels": labels, "scores": scores, "masks": paste(own, boxes, size)}
+        _pasted(boxes, scores, labels, own, size)
         for (boxes, scores, labels), own in zip(parts, masks.split(counts), strict=True)
     ]
+
+
+def outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """What an exported network returns, as `OUTPUTS`: as many places for each image.
+
+    Args:
+        model: In evaluation mode.
+        images: float32 [B,3,H,W], normalised.
+
+    Returns:
+        boxes float32 [B,D,4], scores float32 [B,D], labels int64 [B,D], masks float32 [B,D,28,28]
+        of probabilities in each box, and bool [B,D]: whether there is a detection.
+    """
+    found, masks = model(images)
+    return *found, masks, found.scores > 0
+
+
+def from_outputs(*values: Tensor, size: int) -> list[dict[str, Tensor]]:
+    """What `predict` returns, from the `outputs` for images of `size` x `size` pixels."""
+    images = zip(*values, strict=True)
+    return [
+        _pasted(boxes[own], scores[own], labels[own], masks[own], (size, size))
+        for boxes, scores, labels, masks, own in images
+    ]
+
+
+def _pasted(
+    boxes: Tensor, scores: Tensor, labels: Tensor, masks: Tensor, size: tuple[int, int]
+) -> dict[str, Tensor]:
+    return {"boxes": boxes, "labels": labels, "scores": scores, "masks": paste(masks, boxes, size)}

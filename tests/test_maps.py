@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 from itertools import pairwise
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -123,7 +122,7 @@ def red_or_green(crops):
 
 def predict(monkeypatch, source, target, *more):
     """Run what every semantic inference.py runs, and return its report by the scene's name."""
-    monkeypatch.setattr(semantic, "load_network", lambda *_: (None, red_or_green, CLASSES))
+    monkeypatch.setattr(semantic, "load_network", lambda *_: (red_or_green, CLASSES))
     words = ["model", source, target, "--window", 64, *more]
     args = semantic.semantic_parser("").parse(list(map(str, words)))
     semantic.predict_folder(args, "", None, None)
@@ -392,14 +391,17 @@ def test_the_overlay_is_reduced_and_the_finds_are_on_a_sheet(monkeypatch, tmp_pa
 
 
 def find_all(monkeypatch, source, target, *more):
-    """Run mask/inference.py, and return its report."""
-    model = SimpleNamespace(most_detections=None)
-    monkeypatch.setattr(
-        inference, "load_network", lambda *_, **__: (model, numbered, ["ground", "aircraft"])
-    )
+    """Run mask/inference.py; return how the network would be built, and its report."""
+    built = []
+
+    def load_network(args, name, build, *_):
+        built.append(build)
+        return numbered, ["ground", "aircraft"]
+
+    monkeypatch.setattr(inference, "load_network", load_network)
     words = ["model", source, target, "--window", 64, *more]
     inference.main(list(map(str, words)))
-    return model, json.loads((target / "predictions.json").read_text())
+    return built[0], json.loads((target / "predictions.json").read_text())
 
 
 def numbered_scene(height, width, count, seed=0):
@@ -421,8 +423,8 @@ def test_aircraft_become_coco_and_a_map(monkeypatch, tmp_path, capsys):
     raster(folder / "a.tif", values, crs=crs, transform=matrix)
     raster(folder / "b.png", values, "PNG")
     words = ("--overlap", 0.5, "--min-area", 0, "--crops", 4)
-    model, report = find_all(monkeypatch, folder, tmp_path / "out", *words, "--max-detections", 3)
-    assert model.most_detections == 3
+    build, report = find_all(monkeypatch, folder, tmp_path / "out", *words, "--max-detections", 3)
+    assert build.keywords == {"most_detections": 3}
     assert re.search(r"'a.tif': \d+ windows reached --max-detections 3", capsys.readouterr().out)
     assert [image["file_name"] for image in report["images"]] == ["a.tif", "b.png"]
     assert [a["id"] for a in report["annotations"]] == list(

@@ -106,13 +106,17 @@ def test_strips_hold_no_more_than_a_row_of_windows():
 
 
 def test_the_mean_over_symmetries_commutes_with_them():
-    images = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 32, 32, 3)
 
-    def skewed(_, seen):
-        weight = torch.linspace(0, 1, 32)
+    def skewed(seen):
+        weight, seen = torch.linspace(0, 1, 32), seen.permute(0, 3, 1, 2)
         return seen[:, :2] * weight[:, None] + seen[:, 1:] * weight**2
 
     mean = symmetric(skewed)
-    for turned in (lambda t: t.rot90(1, (2, 3)), lambda t: t.flip(2), lambda t: t.mT):
-        torch.testing.assert_close(mean(None, turned(images)), turned(mean(None, images)))
-    assert not torch.allclose(skewed(None, images.flip(2)), skewed(None, images).flip(2))
+    for turned in (
+        lambda t, y, x: t.rot90(1, (y, x)),
+        lambda t, y, x: t.flip(y),
+        lambda t, y, x: t.transpose(y, x),
+    ):
+        torch.testing.assert_close(mean(turned(images, 1, 2)), turned(mean(images), 2, 3))
+    assert not torch.allclose(skewed(images.flip(1)), skewed(images).flip(2))

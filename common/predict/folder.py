@@ -12,14 +12,19 @@ from common.io.look import add_look_options, look_from
 from common.io.raster import SUFFIXES, Scene, open_scene
 
 STRIDE = 32  # a multiple of the stride of every network
+WINDOW = 512  # pixels
 LONGEST_NAME = 180  # bytes; a file system takes 255, with our endings and a temporary file's
+
+
+class Default(int):
+    """The default of an option that an ONNX file decides; a given value is a plain `int`."""
 
 
 def inference_parser(description: str) -> Parser:
     """The options that every inference.py has; the network itself comes from the checkpoint."""
     parser = Parser(description=description)
     add = parser.add_argument
-    add("model", type=Path, help="model_best.pth or checkpoint.pth of a training run")
+    add("model", type=Path, help="model_best.pth of a training run, or what export.py made of it")
     add("image_dir", type=Path, help="a folder of rasters of any size, or one of them")
     add("prediction_dir", type=Path, help="where overlays, masks, maps and predictions.json go")
     add(
@@ -33,8 +38,8 @@ def inference_parser(description: str) -> Parser:
     add(
         "--window",
         type=window,
-        default=512,
-        help="side of a window, pixels; multiple of 32",
+        default=Default(WINDOW),
+        help="side of a window, pixels; multiple of 32; an .onnx file has its own",
     )
     add(
         "--overlap",
@@ -66,6 +71,7 @@ def inference_parser(description: str) -> Parser:
     arguments.add_precision(parser.add_argument_group("speed-ups"))
     # What else `common.args.speedups` reads is for training only.
     parser.set_defaults(channels_last=None, cuda_graphs=False, sync_bn=False, grad_accum=1)
+    parser.set_defaults(tta=False)  # of the semantic models
     return parser
 
 

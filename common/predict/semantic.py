@@ -17,7 +17,7 @@ from common.io.raster import Scene, no_valid_pixel
 from common.predict.crops import Crops
 from common.predict.folder import each_scene, inference_parser, list_images, make_output_folder
 from common.predict.maps import feature_file, raster_file
-from common.predict.network import load_network, symmetric
+from common.predict.network import load_network
 from common.predict.regions import Find, Regions
 from common.predict.windows import Band, Network, Tiling, blend
 
@@ -44,8 +44,7 @@ def predict_folder(
         name: The model's `NAME`.
         probabilities: (model, float [B,3,H,W], normalised) → class probabilities [B,C,H,W].
     """
-    predict = symmetric(probabilities) if args.tta else probabilities
-    _, network, classes = load_network(args, name, from_checkpoint, predict)
+    network, classes = load_network(args, name, from_checkpoint, probabilities, _only)
     images = list_images(args.image_dir, args.index)
     make_output_folder(args)
     target = args.prediction_dir / "predictions.json"
@@ -128,6 +127,11 @@ def likeliest(band: Band) -> tuple[np.ndarray, np.ndarray]:
     if band.valid is not None:
         mask[~band.valid], confidence[~band.valid] = 0, 0
     return mask, confidence
+
+
+def _only(probability: Tensor, size: int) -> Tensor:
+    """The only tensor of an ONNX file."""
+    return probability
 
 
 def _described(find: Find, classes: list[str]) -> tuple[int, str]:

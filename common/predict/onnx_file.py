@@ -1,0 +1,226 @@
+"""A trained network as an ONNX file, and such a file at work in place of the checkpoint.
+
+The graph takes `images`, uint8 [B,window,window,3] for any B, and normalises them itself. What else
+is needed to use it is in the file's metadata, each value as JSON: the names of the classes, the
+mean and deviation that the graph applies, the window, and the network's stride.
+"""
+
+import argparse
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.augment import MEAN, STD, normalise
+from common.cli import Parser, UserError, say
+from common.io.files import read_file, write_atomic
+from common.predict.folder import STRIDE, WINDOW, Default, window
+from common.run import checkpoint
+from common.run.checkpoint_file import MAX_CLASSES, check_model
+
+SUFFIX = ".onnx"
+# Options of inference.py that the file decides.
+FIXED = ("window", "max_detections")
+# Options of inference.py that are PyTorch's.
+OF_TORCH = ("amp", "amp_dtype", "channels_last", "compile")
+
+
+def export_parser(description: str) -> Parser:
+    """The options that every export.py has."""
+    parser = Parser(description=description)
+    add = parser.add_argument
+    add("model", type=Path, help="model_best.pth or checkpoint.pth of a training run")
+    add("output", type=Path, help="the file to write; its name ends in .onnx")
+    add("--window", type=window, default=WINDOW, help="side of an input, pixels; multiple of 32")
+    return parser
+
+
+def export(
+    args: argparse.Namespace,
+    name: str,
+    from_checkpoint: Callable[[dict[str, Any]], nn.Module],
+    outputs: Callable[[nn.Module, Tensor], Any],
+    *names: str,
+) -> None:
+    """Write the network of `args.model` to `args.output`, completely or not at all.
+
+    Args:
+        args: From `export_parser`.
+        name: The model's `NAME`.
+        outputs: (model, float [B,3,side,side], normalised) → a tensor, or a tuple of tensors.
+        names: Of these tensors.
+
+    Raises:
+        UserError: A package is missing, the output's name or folder is unsuitable, or torch cannot
+            export this network.
+    """
+    _require("onnx", "onnxscript")
+    if args.output.suffix != SUFFIX:
+        raise UserError(
+            f"{str(args.output)!r} does not end in {SUFFIX}, by which inference.py knows the file; "
+            f"use {str(args.output.with_suffix(SUFFIX))!r}."
+        )
+    if not args.output.parent.is_dir():
+        raise UserError(
+            f"there is no folder {str(args.output.parent)!r}; make it, or choose another."
+        )
+    saved = checkpoint.load(args.model, name)
+    model = checkpoint.rebuild(saved, from_checkpoint).eval()
+    facts = {
+        "model": name,
+        "classes": saved["classes"],
+        "mean": MEAN,
+        "std": STD,
+        "stride": STRIDE,
+        **{option: getattr(args, option) for option in FIXED if option in args},
+    }
+    data = to_onnx(model, outputs, names, args.window, facts)
+    write_atomic(args.output, data)
+    say(
+        f"wrote {str(args.output)!r} ({len(data) / 1e6:.1f} MB): images uint8 "
+        f"[B,{args.window},{args.window},3] → {', '.join(names)}"
+    )
+
+
+class _Whole(nn.Module):
+    """From pixels to the tensors that leave the file."""
+
+    def __init__(self, model: nn.Module, outputs: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.outputs = model, outputs
+
+    def forward(self, images: Tensor) -> Any:
+        return self.outputs(self.model, normalise(images).contiguous())
+
+
+def to_onnx(
+    model: nn.Module,
+    outputs: Callable[[nn.Module, Tensor], Any],
+    names: tuple[str, ...],
+    side: int,
+    facts: dict[str, Any],
+) -> bytes:
+    """The content of an ONNX file; the arguments are those of `export`, and its metadata."""
+    # A batch of 1 would be taken for a constant.
+    images = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    normalise(images[:1, :1, :1])  # its constants are kept, and must not be made by the tracer
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # about torch's own code
+            program = torch.onnx.export(
+                _Whole(model, outputs),
+                (images,),
+                dynamo=True,
+                verbose=False,
+                optimize=False,  # onnxruntime does; here it takes more time than all the rest
+                input_names=["images"],
+                output_names=names,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(f"torch cannot export this network to ONNX: {reason}") from error
+    assert program is not None  # it is for dynamo=False
+    program.model.metadata_props.update({key: json.dumps(facts[key]) for key in facts})
+    return program.model_proto.SerializeToString()
+
+
+def load(
+    args: argparse.Namespace, name: str
+) -> tuple[Callable[[Tensor], tuple[Tensor, ...]], list[str]]:
+    """Open the ONNX file `args.model`; the options that it decides are set in `args`.
+
+    Args:
+        args: From `common.predict.folder.inference_parser`.
+        name: The model's `NAME`.
+
+    Returns:
+        A function that runs the network on uint8 [B,window,window,3], and the classes.
+
+    Raises:
+        UserError: An option is not for such a file, onnxruntime is missing, or the file is not one
+            that `export` wrote for this model.
+    """
+    _require("onnxruntime")
+    useless = [f"--{option.replace('_', '-')}" for option in OF_TORCH if getattr(args, option)]
+    if args.device not in ("auto", "cpu"):
+        useless.append(f"--device {args.device}")
+    if useless:
+        raise UserError(
+            f"{' '.join(useless)} cannot be used with an {SUFFIX} file, which onnxruntime runs on "
+            "the CPU in float32; leave it out, or give the checkpoint."
+        )
+    data = read_file(args.model, "ONNX file")
+    try:
+        network = OnnxNetwork(data)
+        facts = network.facts
+        classes, checked = facts["classes"], {"model_name": facts["model"]}
+        fixed = {option: facts[option] for option in FIXED if option in facts}
+        if not all(isinstance(value, int) for value in fixed.values()) or not (
+            isinstance(facts["model"], str)
+            and network.side == fixed["window"]
+            and isinstance(classes, list)
+            and 0 < len(classes) <= MAX_CLASSES
+            and all(isinstance(label, str) for label in classes)
+        ):
+            raise ValueError("its metadata is invalid")
+    except Exception as error:  # onnxruntime has a dozen of its own
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{str(args.model)!r} is damaged or was not written by export.py ({reason})."
+        ) from error
+    check_model(checked, args.model, name)
+    for option, value in fixed.items():
+        given = getattr(args, option)
+        if given != value and not isinstance(given, Default):
+            flag = f"--{option.replace('_', '-')}"
+            raise UserError(
+                f"{flag} {given}: {str(args.model)!r} was exported for {value}; leave it out, or "
+                f"use `python {name}/export.py CHECKPOINT OUTPUT {flag} {given}`."
+            )
+        setattr(args, option, value)
+    say(f"{args.model.name!r}: {network.version}, cpu, windows of {args.window} pixels")
+    return network, classes
+
+
+class OnnxNetwork:
+    """uint8 [B,side,side,3] → the tensors of an ONNX file, run by onnxruntime on the CPU."""
+
+    def __init__(self, data: bytes) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors; warnings are about the graph's form
+        self.session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
+        self.version = f"onnxruntime {onnxruntime.__version__}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The metadata."""
+        stored = self.session.get_modelmeta().custom_metadata_map
+        return {key: json.loads(value) for key, value in stored.items()}
+
+    @property
+    def side(self) -> int:
+        """Of the windows that the graph takes, pixels."""
+        (images,) = self.session.get_inputs()
+        _, side, _, _ = images.shape
+        return side
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        found = self.session.run(None, {"images": images.contiguous().numpy()})
+        return tuple(map(torch.from_numpy, found))
+
+
+def _require(*packages: str) -> None:
+    """Refuse to go on without packages that nothing else here needs."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        names = " ".join(missing)
+        raise UserError(f"ONNX needs {names}; install it with `python -m pip install {names}`.")

@@ -1,0 +1,188 @@
+"""A trained network as an ONNX file: the same numbers, and the same maps through inference.py."""
+
+import importlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import NETWORKS, training
+from helpers.networks import narrow
+from helpers.scenes import decode, write_png
+
+from common.augment import MEAN, normalise
+from common.cli import UserError
+from common.predict import onnx_file
+from common.predict.network import filled
+from common.run import checkpoint
+from mask import boxes
+from mask.model import from_outputs
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+SIDE = 64
+needs_onnx = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, PACKAGES)),
+    reason=f"{', '.join(PACKAGES)} are not installed",
+)
+
+
+@dataclass
+class Exported:
+    """A model's checkpoint and the file that its export.py made of it."""
+
+    model: str
+    checkpoint: Path
+    file: Path
+
+    def module(self, name):
+        return importlib.import_module(f"{self.model}.{name}")
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def exported(request, few, tmp_path_factory):
+    """Each model, narrow, after two steps whose average differs from the last weights."""
+    root = tmp_path_factory.mktemp(request.param)
+    made = Exported(request.param, root / "model_best.pth", root / "network.onnx")
+    words = ["--max-steps", 2, "--lr", 0.001, "--warmup-steps", 0, "--ema", 0.5]
+    with pytest.MonkeyPatch.context() as patch:
+        narrow(patch)
+        patch.setattr(
+            boxes, "ROUNDS", 4
+        )  # a quarter of the operators to trace, here and in PyTorch
+        made.module("train").main(training(few, root, *words, model=made.model))
+        words = [str(made.checkpoint), str(made.file), "--window", str(SIDE)]
+        made.module("export").main(words + ["--max-detections", "20"] * (made.model == "mask"))
+        yield made
+
+
+def images_of(few, count):
+    tiles = sorted((few / "train/images_tiled").glob("*.png"))[:count]
+    return torch.stack(
+        [torch.from_numpy(decode(tile)[:SIDE, :SIDE, ::-1].copy()) for tile in tiles]
+    )
+
+
+@needs_onnx
+def test_the_file_computes_what_pytorch_does(exported, few):
+    content = checkpoint.load(exported.checkpoint)
+    model = checkpoint.rebuild(content, exported.module("model").from_checkpoint).eval()
+    network = onnx_file.OnnxNetwork(exported.file.read_bytes())
+    for count in (1, 3):
+        images = images_of(few, count)
+        found = network(images)
+        with torch.inference_mode():
+            if exported.model != "mask":
+                probabilities = exported.module("model").probabilities(model, normalise(images))
+                # Logits up to a constant for each pixel.
+                expected, logits = probabilities.log(), found[0].log()
+                torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+                continue
+            model.most_detections = 20
+            predicted = exported.module("model").predict(model, normalise(images).contiguous())
+        assert [len(values) for values in found] == [count] * len(found)
+        for ours, theirs in zip(from_outputs(*found, size=SIDE), predicted, strict=True):
+            assert len(theirs["scores"]) > 2
+            assert torch.equal(ours["labels"], theirs["labels"])
+            torch.testing.assert_close(ours["scores"], theirs["scores"], rtol=0, atol=1e-4)
+            torch.testing.assert_close(ours["boxes"], theirs["boxes"], rtol=0, atol=1e-2)
+            assert (ours["masks"] != theirs["masks"]).float().mean() < 1e-3
+
+
+@needs_onnx
+def test_inference_writes_the_same_with_either_file(exported, few, tmp_path, capsys):
+    scenes = tmp_path / "scenes"
+    scene = decode(sorted((few / "test/images").glob("*.png"))[0])[:100, :150, ::-1]
+    write_png(scenes / "large.png", scene)
+    write_png(scenes / "small.png", scene[:40, :50])
+    reports = {}
+    for file, more in ((exported.checkpoint, ["--window", SIDE]), (exported.file, [])):
+        words = [file, scenes, tmp_path / file.suffix, *more, "--device", "cpu", "--min-area", 0]
+        words += ["--score-threshold", 0] if exported.model == "mask" else ["--tta"]
+        words += ["--max-detections", 20] if exported.model == "mask" and more else []
+        exported.module("inference").main(list(map(str, words)))
+        reports[file.suffix] = json.loads((tmp_path / file.suffix / "predictions.json").read_text())
+    said = capsys.readouterr().out
+    assert "'model_best.pth': device cpu" in said
+    assert "'network.onnx': onnxruntime" in said
+    theirs, ours = reports.values()
+    assert [image.keys() for image in ours["images"]] == [i.keys() for i in theirs["images"]]
+    if exported.model == "mask":
+        assert len(ours["annotations"]) == len(theirs["annotations"]) > 2
+        for one, other in zip(ours["annotations"], theirs["annotations"], strict=True):
+            assert one["category_id"] == other["category_id"]
+            assert one["score"] == pytest.approx(other["score"], abs=2e-4)
+            assert one["area"] == pytest.approx(other["area"], rel=0.01, abs=2)
+        return
+    assert ours["classes"] == theirs["classes"]
+    for image in ours["images"]:
+        both = [decode(tmp_path / suffix / image["mask"]) for suffix in reports]
+        assert (both[0] != both[1]).mean() < 1e-3
+    areas = [[sum(r["area"] for r in i["regions"]) for i in r["images"]] for r in reports.values()]
+    np.testing.assert_allclose(*areas, atol=5)
+
+
+@needs_onnx
+def test_what_does_not_fit_an_onnx_file_is_answered_in_one_sentence(exported, tmp_path):
+    main, out = exported.module("inference").main, str(tmp_path / "out")
+    other = "fcn" if exported.model != "fcn" else "unet"
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(exported.file.read_bytes()[:-1000])
+    mistakes = [
+        ([exported.file, "--amp", "--compile"], "--amp --compile cannot be used with an .onnx"),
+        ([exported.file, "--channels-last"], "--channels-last cannot be used"),
+        ([exported.file, "--device", "cuda"], "--device cuda cannot be used"),
+        ([exported.file, "--window", 128], f"was exported for {SIDE}; leave it out"),
+        ([exported.file, "--window", 512], f"was exported for {SIDE}; leave it out"),
+        ([damaged], "is damaged or was not written by export.py"),
+        ([tmp_path / "none.onnx"], "there is no ONNX file"),
+    ]
+    if exported.model == "mask":
+        mistakes.append(([exported.file, "--max-detections", 100], "was exported for 20"))
+    for (file, *more), sentence in mistakes:
+        with pytest.raises(UserError) as caught:
+            main(list(map(str, [file, tmp_path, out, *more])))
+        assert sentence in str(caught.value)
+    with pytest.raises(UserError, match=rf"holds a {exported.model} model, and this is {other}"):
+        importlib.import_module(f"{other}.inference").main([str(exported.file), ".", out])
+    assert not Path(out).exists()
+
+
+@needs_onnx
+def test_a_failed_export_leaves_what_was_there(trained, tmp_path, monkeypatch):
+    from unet import export
+
+    def fail(*_, **__):
+        raise torch.onnx.OnnxExporterError("no such operator")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    (tmp_path / "a.onnx").write_bytes(b"before")
+    model = str(trained / "model_best.pth")
+    for output, sentence in (
+        ("a.onnx", "cannot export this network to ONNX: no such operator"),
+        ("a.pb", r"does not end in \.onnx"),
+        ("nowhere/a.onnx", "there is no folder"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            export.main([model, str(tmp_path / output)])
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+
+
+def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path, monkeypatch):
+    from unet import export, inference
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="`python -m pip install onnx onnxscript`"):
+        export.main(["model.pth", str(tmp_path / "a.onnx")])
+    with pytest.raises(UserError, match="`python -m pip install onnxruntime`"):
+        inference.main(["a.onnx", str(tmp_path), str(tmp_path / "out")])
+
+
+def test_a_window_that_the_scene_does_not_fill_is_filled_by_the_mean_colour():
+    crops = torch.randint(0, 256, (2, 5, 8, 3), dtype=torch.uint8)
+    whole = filled(crops, 8)
+    assert torch.equal(whole[:, :5], crops)
+    assert whole[:, 5:].float().sub(torch.tensor(MEAN)).abs().max() < 0.5
+    assert filled(whole, 8) is whole
