@@ -4,7 +4,7 @@ import pytest
 from helpers.commands import ROOT, run_forked
 from torture import run as torture
 
-from benchmarks import loader, operators, overhead, parts, scenes
+from benchmarks import loader, onnx_speed, operators, overhead, parts, scenes
 from benchmarks.lib.readme import README, part, read_rows, write_part
 
 
@@ -40,6 +40,19 @@ def test_the_parts_are_measured_beside_the_plain_way(tiled, tmp_path):
     assert float(rows["preprocessing"]["ratio_low"]) > 3  # else the table of colours is useless
     for row in rows.values():
         assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
+
+
+def test_an_exported_network_is_measured_beside_pytorch(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    output = tmp_path / "onnx_speed.csv"
+    words = ["--models", "unet", "--backbone", "tu-test_resnet", "--window", 64, "--rounds", 2]
+    done = run_forked(ROOT / "benchmarks/onnx_speed.py", *words, "-o", output, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(output)
+    assert [row["model"] for row in rows] == ["unet"]
+    assert float(rows[0]["ratio_low"]) <= float(rows[0]["ratio"]) <= float(rows[0]["ratio_high"])
+    assert "| unet, tu-test_resnet |" in onnx_speed.table(rows)
 
 
 def test_scenes_are_measured_beside_the_network(tiled, tmp_path):
