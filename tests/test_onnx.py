@@ -13,7 +13,7 @@ from helpers.commands import NETWORKS, training
 from helpers.networks import narrow
 from helpers.scenes import decode, write_png
 
-from common.augment import MEAN, normalise
+from common.augment import MEAN, STD, normalise
 from common.cli import UserError
 from common.predict import onnx_file
 from common.predict.network import filled
@@ -70,6 +70,10 @@ def test_the_file_computes_what_pytorch_does(exported, few):
     content = checkpoint.load(exported.checkpoint)
     model = checkpoint.rebuild(content, exported.module("model").from_checkpoint).eval()
     network = onnx_file.OnnxNetwork(exported.file.read_bytes())
+    facts = {"model": exported.model, "classes": content["classes"], "mean": list(MEAN)}
+    facts |= {"std": list(STD), "stride": 32, "window": SIDE}
+    facts |= {"max_detections": 20} if exported.model == "mask" else {}
+    assert network.facts == facts
     for count in (1, 3):
         images = images_of(few, count)
         found = network(images)
@@ -168,6 +172,12 @@ def test_a_failed_export_leaves_what_was_there(trained, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=sentence):
             export.main([model, str(tmp_path / output)])
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+
+
+@needs_onnx
+def test_a_network_for_one_number_of_windows_is_refused():
+    with pytest.raises(UserError, match="for any number of windows"):
+        onnx_file.to_onnx(torch.nn.Identity(), lambda _, x: x * len(x), ("y",), 32, {})
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path, monkeypatch):

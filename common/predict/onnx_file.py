@@ -126,6 +126,10 @@ def to_onnx(
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(f"torch cannot export this network to ONNX: {reason}") from error
     assert program is not None  # it is for dynamo=False
+    # Where the number of windows is a constant in a network's code, torch makes it one in the file.
+    shape = program.model.graph.inputs[0].shape
+    if shape is None or isinstance(shape[0], int):
+        raise UserError("torch cannot export this network to ONNX for any number of windows.")
     program.model.metadata_props.update({key: json.dumps(facts[key]) for key in facts})
     return program.model_proto.SerializeToString()
 
