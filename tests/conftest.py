@@ -21,11 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.commands import training
 from helpers.cpu_graph import CpuGraph
-from helpers.networks import THIN, thin_fcn
+from helpers.networks import narrow
 
 from common import augment, graphs
-from fcn import model as fcn
-from mask import model as mask
 from preprocessing import preprocess
 from rareplanes import sample
 
@@ -79,13 +77,12 @@ def trained(tiled, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def thin():
-    """A narrow FCN with one block per stage, and a narrow pyramid for Mask R-CNN.
+    """Narrow networks, for modules that do not depend on the width.
 
-    For modules that do not depend on the width. With emulated bf16 a full step takes minutes.
+    With emulated bf16 a step of the full ones takes minutes.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(fcn.BACKBONES, "resnet50", thin_fcn)
-        patch.setattr(mask, "CHANNELS", THIN)
+        narrow(patch)
         yield
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.commands import NETWORKS, training
+from helpers.commands import training
 from helpers.networks import narrow
 from helpers.scenes import decode, write_png
 
@@ -41,7 +41,10 @@ class Exported:
         return importlib.import_module(f"{self.model}.{name}")
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+LONG = [pytest.param(model, marks=pytest.mark.long) for model in ("fcn", "DeepLabV3")]
+
+
+@pytest.fixture(scope="module", params=["unet", "mask", *LONG])
 def exported(request, few, tmp_path_factory):
     """Each model, narrow, after two steps whose average differs from the last weights."""
     root = tmp_path_factory.mktemp(request.param)
@@ -49,9 +52,8 @@ def exported(request, few, tmp_path_factory):
     words = ["--max-steps", 2, "--lr", 0.001, "--warmup-steps", 0, "--ema", 0.5]
     with pytest.MonkeyPatch.context() as patch:
         narrow(patch)
-        patch.setattr(
-            boxes, "ROUNDS", 4
-        )  # a quarter of the operators to trace, here and in PyTorch
+        # A quarter of the operators to trace, here and in PyTorch.
+        patch.setattr(boxes, "ROUNDS", 4)
         made.module("train").main(training(few, root, *words, model=made.model))
         words = [str(made.checkpoint), str(made.file), "--window", str(SIDE)]
         made.module("export").main(words + ["--max-detections", "20"] * (made.model == "mask"))
