@@ -2,7 +2,8 @@
 
 A collective that waits for a peer does not know which one. So a thread of each process writes a
 beat and the process's step into the job's store. If the beat stops, the process was stopped or its
-machine is gone. If the step stays behind, the process hangs.
+machine is gone. If the step stays behind, the process hangs: NCCL itself does not notice it when
+its collectives are captured, see `common.distributed.process_group`.
 """
 
 import os
@@ -23,7 +24,7 @@ STEP = 0  # of this process; set by the training loop
 
 @contextmanager
 def watched(rank: int, world_size: int, timeout_seconds: float) -> Iterator[None]:
-    """Beat while the body runs; end the process when a peer has been silent for too long.
+    """Beat while the body runs; end the process when a peer has been silent or stuck for too long.
 
     Raises:
         UserError: A collective of the body failed; names the ranks that are silent or behind.
@@ -57,7 +58,8 @@ class _Heart(threading.Thread):
         self.store = dist.PrefixStore("heartbeat", store.clone())
         self.store.set_timeout(timedelta(seconds=max(2.0, self.period)))
         self.name_of_me = f"{socket.gethostname()}, process {os.getpid()}"
-        self.seen: dict[int, tuple[str, float]] = {}
+        self.seen: dict[int, tuple[str, float]] = {}  # the last beat of a rank, and when it came
+        self.behind: dict[int, tuple[int, float]] = {}  # its step while below ours, and since when
         self.over = threading.Event()
 
     def run(self) -> None:
@@ -67,10 +69,10 @@ class _Heart(threading.Thread):
             with suppress(RuntimeError):  # the store's host may be the one that is gone
                 self.store.set(str(self.rank), f"{beat}|{STEP}|{self.name_of_me}")
                 self.look()
-            silent = self.silent(self.timeout + self.period)
-            if silent and not self.over.is_set():
+            problem = self.problem(self.timeout + self.period)
+            if problem and not self.over.is_set():
                 # Nothing can wake the loop inside an NCCL collective.
-                print(f"error: {self.sentence(silent, 'has been silent')}", file=sys.stderr)
+                print(f"error: {problem}", file=sys.stderr)
                 os._exit(2)
 
     def stop(self) -> None:
@@ -84,6 +86,20 @@ class _Heart(threading.Thread):
                 beat = self.store.get(str(rank)).decode()
                 if self.seen.get(rank, ("", 0.0))[0] != beat:
                     self.seen[rank] = beat, now
+                step = int(beat.split("|")[1])
+                # A rank at our own step may score or save for as long as it takes.
+                if step >= STEP:
+                    self.behind.pop(rank, None)
+                elif self.behind.get(rank, (-1, 0.0))[0] != step:
+                    self.behind[rank] = step, now
+
+    def problem(self, seconds: float) -> str:
+        """Names the ranks that for longer than this have not beaten, or not moved; else ''."""
+        if silent := self.silent(seconds):
+            return self.sentence(silent, "has been silent")
+        now = time.monotonic()
+        stuck = [rank for rank, (_, since) in self.behind.items() if now - since > seconds]
+        return self.sentence(stuck, "has not moved") if stuck else ""
 
     def silent(self, seconds: float) -> list[int]:
         """The ranks whose last beat is older than this."""
