@@ -35,7 +35,7 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest -m "not gpu and not hosts" -n 2 --dist worksteal
 
-# A signal would not reach a test that hangs inside CUDA or NCCL.
+# A signal would not reach a test that hangs inside CUDA or NCCL. Fails if all of them were skipped.
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu --timeout-method=thread
 

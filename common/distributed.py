@@ -26,6 +26,7 @@ from common.run import heartbeat
 
 # What a scheduler sends before it ends a run, and Ctrl-C: all processes then save and exit.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+DRIVER = Path("/proc/driver/nvidia/version")  # of Linux; there is none without a driver
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,16 @@ def pick_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.de
     """The device that `--device NAME` means for this process.
 
     Raises:
-        UserError: The device is unknown or not on this machine.
+        UserError: The device is unknown or not on this machine, or for `auto` there is an NVIDIA
+            driver that torch cannot use: on the CPU a training would take days.
     """
     if name == "auto":
+        if reason := _unusable_driver():
+            raise UserError(
+                f"this machine has an NVIDIA driver that torch {torch.__version__} cannot use "
+                f"({reason}); update the driver, install torch for an older CUDA "
+                "(https://pytorch.org/get-started), or use --device cpu."
+            )
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
@@ -150,6 +158,18 @@ def pick_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.de
             f"use --device cpu or start at most {count} processes per machine."
         )
     return torch.device("cuda", index)
+
+
+def _unusable_driver() -> str:
+    """Why torch cannot use this machine's NVIDIA driver; '' if it can, or is not meant to."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or not torch.version.cuda or not DRIVER.exists() or torch.cuda.is_available():
+        return ""
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        return str(error).partition(". ")[0]
+    return "torch.cuda.is_available() is False"
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

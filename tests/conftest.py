@@ -35,6 +35,15 @@ def pytest_addoption(parser):
     parser.addoption("--write-readme", action="store_true", help="renew the table of techniques")
 
 
+def pytest_sessionfinish(session):
+    """`make test-gpu` without a GPU, or `make test-hosts` without root, has tested nothing."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    ran = [reporter.stats.get(result) for result in ("passed", "failed", "error")]
+    if session.config.option.markexpr in ("gpu", "hosts") and not any(ran):
+        reporter.write_line(f"all tests were skipped: -m {session.config.option.markexpr}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session")
 def tiled(tmp_path_factory) -> Path:
     """24 scenes of 384x256 in 128-pixel tiles: train/, val/ and test/. Do not write into it."""

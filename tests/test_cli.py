@@ -2,15 +2,19 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from contextlib import suppress
 
 import pytest
+import torch
 from helpers.commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from torture import children
 
+from common import distributed
 from common.cli import Parser, UserError, positive
 
 FAULTS = """
@@ -88,3 +92,34 @@ simple_values = st.none() | st.booleans() | st.integers() | st.text("a-: ", max_
 def test_any_config_file_is_read_or_answered(tmp_path_factory, settings):
     with suppress(UserError):
         configured(tmp_path_factory.getbasetemp(), json.dumps(settings))
+
+
+def test_a_driver_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(tmp_path, monkeypatch):
+    def too_old():
+        raise RuntimeError("The NVIDIA driver is too old (found version 12080). Please update it.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(distributed, "DRIVER", tmp_path)  # it exists
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match=r"found version 12080.*; update .* or use --device cpu"):
+        distributed.pick_device("auto")
+    assert distributed.pick_device("cpu").type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
+    assert distributed.pick_device("auto").type == "cpu"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.version, "cuda", None)  # a build for CPUs was chosen
+    assert distributed.pick_device("auto").type == "cpu"
+
+
+def test_tests_that_were_asked_for_and_all_skipped_are_no_success(tmp_path, monkeypatch):
+    """`make test-gpu` on a machine without a usable GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert children.end(children.start(run_gpu_tests, tmp_path / "log")) == 1
+    assert "all tests were skipped: -m gpu" in (tmp_path / "log").read_text()
+
+
+def run_gpu_tests():
+    os.chdir(ROOT)
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_gpu.py", "-m", "gpu"]))
