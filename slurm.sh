@@ -20,6 +20,9 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export FIRST
 
+# Since Slurm 22.05 srun does not take this from sbatch, and would give a node's task one core.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+
 # is_host and local-addr: a node does not always recognise itself by the name that others call it.
 srun sh -c 'exec torchrun \
     --nnodes="$SLURM_NNODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-1}" --max-restarts=10 \

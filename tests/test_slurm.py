@@ -23,6 +23,7 @@ def start(folder):
         **{"SLURM_JOB_ID": "12", "SLURM_NNODES": "2", "SLURM_NODEID": "1"},
         **{
             "SLURM_GPUS_ON_NODE": "4",
+            "SLURM_CPUS_PER_TASK": "32",
             "SLURMD_NODENAME": "node8",
             "SLURM_JOB_NODELIST": "node[7-8]",
         },
@@ -45,7 +46,9 @@ def test_every_node_is_told_who_it_is(tmp_path):
     assert "--local-addr=node8" in words
     assert any(word.startswith("--rdzv-conf=is_host=0") for word in words)
     assert words[-5:] == ["unet/train.py", "--output-dir", "my runs", "--resume", "auto"]
-    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in (tmp_path / "environment").read_text()
+    environment = (tmp_path / "environment").read_text().splitlines()
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in environment
+    assert "SRUN_CPUS_PER_TASK=32" in environment
     assert "requeue" not in (tmp_path / "calls").read_text()
 
 
