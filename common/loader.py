@@ -136,7 +136,11 @@ def end_loaders() -> None:
 def lost_worker(error: Exception, where: str = "") -> UserError:
     """The error for a loader process that died or hung; torch raises wherever the loop is."""
     end_loaders()  # otherwise the program's end would wait for one that hangs
-    what = f"hung for {PATIENCE} s" if "timed out" in str(error) else "died (out of memory?)"
+    what, text = "died (out of memory?)", f"{error} {error.__cause__}"
+    if "timed out" in text:
+        what = f"hung for {PATIENCE} s"
+    elif "shared memory" in text:  # docker gives 64 MB; eight batches of 8 tiles of 512 need more
+        what = "ran out of shared memory (in a container start it with --shm-size=8g or --ipc=host)"
     near = f" at or soon after the tiles {where}; check them, or" if where else ";"
     return UserError(
         f"a loader process {what}{near} lower --workers. The last checkpoint is untouched: "

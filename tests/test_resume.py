@@ -401,6 +401,24 @@ def test_no_loader_process_is_left_for_torch_to_complain_of_later(tiled):
     assert not multiprocessing.active_children()
 
 
+def test_a_loader_process_without_shared_memory_is_told_from_one_without_memory():
+    """A container's 64 MB: the worker gets SIGBUS when it writes beyond them."""
+    worker = subprocess.Popen(["sleep", "60"])
+    torch._C._set_worker_pids(0, (worker.pid,))
+    try:
+        worker.send_signal(signal.SIGBUS)
+        with pytest.raises(RuntimeError) as caught:
+            wait_for(torch._C._error_if_any_worker_fails)
+    finally:
+        torch._C._remove_worker_pids(0)
+        worker.wait()
+    outer = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+    outer.__cause__ = caught.value
+    for error in (outer, caught.value):
+        assert "ran out of shared memory" in str(loader.lost_worker(error))
+        assert "--shm-size=8g or --ipc=host" in str(loader.lost_worker(error))
+
+
 class Stuck(data.Tiles):
     """Like a network disk that is gone: a loader process never finishes reading a tile."""
 
