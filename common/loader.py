@@ -189,19 +189,14 @@ def prefetch(batches: DataLoader, device: torch.device) -> Iterator[Batch]:
         yield from _delivered(batches)
         return
     copies = _copying(device)
-    ahead: Batch | None = None
     for batch in _delivered(batches):
+        # The step before is queued by now, and computes while this is copied.
         with torch.cuda.stream(copies):
-            following = batch.to(device)
-        if ahead is not None:
-            yield ahead
-        # After the yield: the step on `ahead` is queued by now, so only the next step waits.
+            batch = batch.to(device)
         torch.cuda.current_stream(device).wait_stream(copies)
-        for tensor in following:
+        for tensor in batch:
             tensor.record_stream(torch.cuda.current_stream(device))
-        ahead = following
-    if ahead is not None:
-        yield ahead
+        yield batch
 
 
 @cache
