@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from common.backbones import training_mode
 from common.cli import UserError, progress, say
@@ -142,13 +141,16 @@ def train_one_epoch(
         return
     sampler.set_epoch(run.epoch, first)
     training_mode(run.model)
-    since, waited, logged = time.perf_counter(), 0.0, first
+    since, logged = time.perf_counter(), first
+    timeline = machine.Timeline(process.device)
+    waits: list[tuple[Any, Any]] = []
     # Without a terminal the log lines are enough.
     shown = process.is_main and sys.stderr.isatty()
     bar = progress(total=total_steps, initial=run.step, desc="train", enabled=shown)
     batch: Batch
-    for number, (batch, wait) in enumerate(timed(prefetch(batches, process.device)), first + 1):
-        waited += wait
+    arriving = timed(prefetch(batches, process.device), timeline)
+    for number, (batch, wait) in enumerate(arriving, first + 1):
+        waits.append(wait)
         run.clock.mark("views")
         images, targets = prepare(batch, run.epoch)
         loss = run.clock.step(step, images, targets)
@@ -164,6 +166,7 @@ def train_one_epoch(
             count = (number - 1) % print_freq + 1
             mean, skipped = account(run, count, batches.dataset, process)
             now = time.perf_counter()
+            waited = sum(timeline.seconds(begin, end) for begin, end in waits)
             line = {
                 "step": run.step,
                 "epoch": run.epoch,
@@ -183,7 +186,7 @@ def train_one_epoch(
                     f"img/s: {line['images_per_s']:.1f} data: {line['data_share']:.0%}"
                     f"{memory(process.device)}"
                 )
-            since, waited, logged = now, 0.0, number
+            since, logged, waits = now, number, []
         if number == len(batches):
             run.epoch, run.seen = run.epoch + 1, 0
         paused = time.perf_counter()
@@ -232,13 +235,12 @@ def account(
     return ({"loss": total / finite} if finite else {}), ({"skipped": skipped} if skipped else {})
 
 
-def timed(items: Iterator[T] | DataLoader) -> Iterator[tuple[T, float]]:
-    """Each item with the seconds that its consumer waited for it."""
-    iterator = iter(items)
+def timed(items: Iterator[T], timeline: machine.Timeline) -> Iterator[tuple[T, tuple[Any, Any]]]:
+    """Each item, and between which moments the device had nothing to do until it came."""
     while True:
-        start = time.perf_counter()
+        idle = timeline.now()
         try:
-            item = next(iterator)
+            item = next(items)
         except StopIteration:
             return
-        yield item, time.perf_counter() - start
+        yield item, (idle, timeline.now())

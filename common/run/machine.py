@@ -94,6 +94,28 @@ def _versions() -> dict[str, str]:
     return found | ({"torch": str(torch.__version__)})  # with the CUDA release it is built for
 
 
+class Timeline:
+    """Moments on a device: CUDA events, which nobody waits for; on a CPU the time of day.
+
+    A GPU computes behind the CPU's back. Only events tell how long it had nothing to do.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+
+    def now(self) -> Any:
+        """The moment when the device has done what it was given so far."""
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """The time between two moments that are over."""
+        return begin.elapsed_time(end) / 1e3 if self.on_gpu else end - begin
+
+
 def peak_mib(device: torch.device) -> float:
     """Most memory so far, MiB: allocated on a GPU, resident of this process on a CPU."""
     if device.type == "cuda":
