@@ -243,6 +243,13 @@ def speedups(args: argparse.Namespace, process: Process) -> Speedups:
             f"warning: this processor has no {str(dtype).removeprefix('torch.')} arithmetic and "
             "emulates it, which is slower than float32; leave out --amp."
         )
+    group_norm = vars(args).get("norm") == "group"  # an inference has no such option
+    # torch.compile writes a kernel of its own.
+    if group_norm and args.channels_last and device.type == "cuda" and not args.compile:
+        process.print(
+            "warning: torch's GroupNorm has no channels-last kernel for CUDA, so each layer copies "
+            "its input to NCHW; leave out --channels-last or use --norm batch."
+        )
     return Speedups(
         amp_dtype=dtype,
         channels_last=args.channels_last,

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.commands import ENCODER, ROOT, losses
+from helpers.fake_cuda import Census
 from torch import Tensor, nn
 
 from benchmarks.lib.synthetic import noise_tiles, training_step
@@ -135,6 +136,24 @@ def test_no_step_waits_for_the_device(name, cuda_graphs):
     assert total.isfinite()
 
 
+@pytest.mark.parametrize(("norm", "stays"), [("batch", True), ("group", False)])
+def test_a_step_stays_in_channels_last_as_fake_tensors_say(norm, stays):
+    settings = Speedups(torch.bfloat16, channels_last=True)
+    _, step = training_step("unet", CUDA, settings, 96, "resnet18", norm=norm)
+    batch = noise_tiles(2, 128, CUDA.device)
+    step(batch)
+    with Census() as census:
+        step(batch)
+    assert census.mixed == {}
+    left = set(census.left) - {
+        "aten::upsample_bilinear2d",
+        "aten::_log_softmax",
+        "aten::add.Tensor",
+    }
+    assert (left == set()) == stays
+    assert ("aten::native_group_norm" in left) != stays
+
+
 def test_replaying_takes_no_memory():
     settings = Speedups(torch.bfloat16, True, cuda_graphs=True)
     _, step = training_step("unet", CUDA, settings, 96, "resnet18")
@@ -185,7 +204,11 @@ def nccl(monkeypatch):
     ("name", "grad_accum"), [("fcn", 1), ("DeepLabV3", 1), ("unet", 1), ("unet", 2)]
 )
 def test_collectives_are_captured_with_the_step(nccl, name, grad_accum):
-    """DDP on one GPU: `place` wraps for a world size of two, and NCCL still reduces."""
+    """DDP on one GPU: `place` wraps for a world size of two.
+
+    A sum over one rank in place needs no kernel, so this shows that DDP's hooks and buckets can be
+    captured; that NCCL's kernels can, the next test.
+    """
     settings = {"amp_dtype": torch.bfloat16, "channels_last": True, "grad_accum": grad_accum}
     plain = trained(name, Speedups(**settings))
     world = Process(0, 2, CUDA.device)
@@ -193,6 +216,22 @@ def test_collectives_are_captured_with_the_step(nccl, name, grad_accum):
     nccl.append(graphed.step)  # train.py still holds its step when the group ends
     np.testing.assert_allclose(graphed.losses, plain.losses, rtol=0.05)
     assert_moved_alike(graphed.moved, plain.moved)
+
+
+def test_a_kernel_of_nccl_is_captured(nccl):
+    """A sum that also multiplies has one, even on one rank."""
+    values, stream = torch.ones(8, device="cuda"), torch.cuda.Stream()
+    doubled = dist._make_nccl_premul_sum(2.0)
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # the communicator is made outside of the capture
+            dist.all_reduce(values, op=doubled)
+        graph = graphs.CudaGraph()
+        nccl.append(graph)
+        graph.capture(lambda: dist.all_reduce(values, op=doubled))
+        values.fill_(1.0)
+        graph.replay()
+    stream.synchronize()
+    assert values.tolist() == [2.0] * 8
 
 
 def run_of(tiled, folder, output, *flags):
@@ -210,7 +249,9 @@ def test_all_techniques_together_through_the_command(tiled, tmp_path, folder):
     torch.cuda.set_stream(torch.cuda.default_stream())
     flags = ["--amp", "--channels-last", "--cuda-graphs", "--compile"]
     train.main(run_of(tiled, folder, tmp_path / "all", *flags))
-    np.testing.assert_allclose(losses(tmp_path / "all"), losses(tmp_path / "plain"), rtol=0.15)
+    found, expected = np.array(losses(tmp_path / "all")), np.array(losses(tmp_path / "plain"))
+    # As on a CPU: a single step shows more of bf16's three digits than of the techniques.
+    assert np.abs(found - expected).mean() < 0.05 * expected.mean()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -21,11 +21,9 @@ from common import augment, distributed, graphs, speedups
 from common.cli import UserError
 from common.distributed import Process, process_group
 from common.run.optimizer_state import restore_optimizer
-from common.semantic import semantic_target
 from common.speedups import Speedups, make_step, place
 from fcn import model as fcn
 from mask import model as mask
-from mask.targets import instance_targets
 
 CPU = Process(0, 1, torch.device("cpu"))
 # Light enough for a CPU; FCN has no light backbone, see `thin`.
@@ -88,12 +86,12 @@ def test_an_optimizer_that_is_not_fused_makes_the_scaler_wait(fake):
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_on_a_gpu_no_operator_mixes_devices(fake, monkeypatch, name):
+def test_on_a_gpu_no_operator_of_a_prediction_mixes_devices(fake, monkeypatch, name):
+    """Those of a training step: `test_fake_cuda.py`."""
     device = torch.device("cuda")
     module = MODELS[name].module
     with device:
-        model = module.build_model(LIGHT[name], 2).train()
-    images, view = augment.random_view(noise_tiles(2, 96, device), 64, 0, 0)
+        model = module.build_model(LIGHT[name], 2).eval()
     with monkeypatch.context() as patch:
         # Autocast asks for a driver once, when it is made; fake tensors need none.
         patch.setattr("torch.cuda.is_available", lambda: True)
@@ -101,14 +99,10 @@ def test_on_a_gpu_no_operator_mixes_devices(fake, monkeypatch, name):
         autocast = torch.autocast("cuda", torch.bfloat16)
     with autocast:
         assert torch.is_autocast_enabled("cuda")
-        targets = instance_targets(view) if name == "mask" else semantic_target(view)
-        loss = module.loss_fn(model, images, targets)
-        assert loss.device.type == "cuda"
-        assert loss.dtype == torch.float32
         images = augment.normalise(noise_tiles(2, 96, device).images)
         # The prediction of Mask R-CNN is cut to what was found, outside of its network.
         network = nn.Module.__call__ if name == "mask" else module.predict
-        found = network(model.eval(), images)
+        found = network(model, images)
     assert all(tensor.device.type == "cuda" for tensor in tree_leaves(found))
 
 
