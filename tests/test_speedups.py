@@ -3,6 +3,7 @@
 import copy
 import shutil
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -171,6 +172,41 @@ def test_a_replayed_step_is_the_step(standin, settings, clip):
             assert a == b
 
 
+@pytest.mark.parametrize("grad_accum", [1, 2])
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_a_replay_through_torchs_capture_has_the_gradients_of_an_eager_step(
+    monkeypatch, grad_accum, backend
+):
+    """`torch.cuda.graph` itself captures, with a recorder in place of the driver's graph."""
+    stream, made = SimpleNamespace(wait_stream=lambda other: None), []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(CpuGraph()) or made[-1])
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    for name in ("current_stream", "default_stream", "synchronize", "set_stream", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: stream)
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+
+    def gradients(settings, backend=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+        objective = place(model, lambda m, x, y: (m(x) - y).square().mean(), CPU, settings)
+        if backend:
+            objective.compile(fullgraph=True, dynamic=False, backend=backend)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        step = make_step(objective, run_of(model, optimizer, schedule, settings), settings)
+        found = []
+        for i in range(graphs.WARMUP_STEPS + 3):
+            torch.manual_seed(i)
+            step(torch.randn(4, 3, 8, 8), torch.randn(4, 2, 6, 6))
+            found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        return torch.stack(found)
+
+    eager = gradients(Speedups(grad_accum=grad_accum))
+    graphed = gradients(Speedups(grad_accum=grad_accum, cuda_graphs=True), backend)
+    torch.testing.assert_close(graphed, eager)
+    assert [(graph.captures, graph.replays) for graph in made] == [(1, 3)]
+
+
 def test_the_graph_trains_the_model_and_not_a_copy(standin):
     model, step = training_step("unet", CPU, Speedups(cuda_graphs=True), 64, ENCODER)
     batch = noise_tiles(2, 96, CPU.device)
@@ -243,8 +279,28 @@ def test_compiled_code_learns_the_same():
 def test_a_new_shape_is_refused(standin):
     _, step = training_step("unet", CPU, Speedups(cuda_graphs=True), 64, ENCODER)
     step(noise_tiles(4, 96, CPU.device))
-    with pytest.raises(UserError, match=r"captured for float32 \[4, 3, 64, 64\] and was given .*3"):
+    with pytest.raises(UserError, match=r"for float32 \[4, 3, 64, 64\], .* given float32 \[3, "):
         step(noise_tiles(3, 96, CPU.device))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ((torch.ones(3, dtype=torch.float64), (2, None)), r"float64 \[3\], 2, None"),
+        ((torch.ones(3), (3, None)), r"float32 \[3\], 3, None"),
+        ((torch.ones(3), (2, torch.ones(1))), r"float32 \[3\], 2, float32 \[1\]"),
+        ((torch.ones(3), [2, None]), "float32"),
+    ],
+)
+def test_a_new_dtype_constant_or_structure_is_refused(changed, named):
+    graph = CpuGraph()
+    step = graphs.Graphed(lambda x, more: x * more[0], graph, warmup=1)
+    same = torch.ones(3), (2, None)
+    for _ in range(3):
+        assert step(*same).tolist() == [2, 2, 2]
+    with pytest.raises(UserError, match=rf"captured for float32 \[3\], 2, None and .* {named}"):
+        step(*changed)
+    assert graph.replays == 2
 
 
 def test_what_syncs_cannot_be_captured(standin):

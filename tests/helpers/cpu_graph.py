@@ -22,13 +22,25 @@ class CpuGraph:
         self.captures = self.replays = 0
 
     def capture(self, function):
+        self.capture_begin()
+        try:
+            return function()
+        finally:
+            self.capture_end()
+
+    # The names of `torch.cuda.CUDAGraph`, for which it can stand in, too.
+    def capture_begin(self, *_, **__):
         self.captures += 1
-        recorder = _Recorder(self.calls)
-        with recorder:
-            result = function()
-        for tensor, before in recorder.before.values():
+        self.recorder = _Recorder(self.calls)
+        self.recorder.__enter__()
+
+    def capture_end(self):
+        self.recorder.__exit__(None, None, None)
+        for tensor, before in self.recorder.before.values():
             tensor.copy_(before)
-        return result
+
+    def reset(self):
+        self.calls.clear()
 
     @torch.no_grad()
     def replay(self):
@@ -41,6 +53,10 @@ class CpuGraph:
 
 
 class _Recorder(TorchDispatchMode):
+    @classmethod
+    def ignore_compile_internals(cls):
+        return True  # else torch.compile refuses to run; what it compiled is recorded
+
     def __init__(self, calls):
         super().__init__()
         self.calls = calls
