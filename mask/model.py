@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.nn import functional as F
 from torchvision.models import resnet
 from torchvision.models.detection import backbone_utils
@@ -158,7 +159,10 @@ def predict(model: Any, images: Tensor) -> list[dict[str, Tensor]]:
     counts = (found.scores > 0).sum(1).tolist()
     parts = [[value[:n] for value in one] for *one, n in zip(*found, counts, strict=True)]
     rois = torch.cat([F.pad(boxes, (1, 0), value=i) for i, (boxes, _, _) in enumerate(parts)])
+    # The number of boxes changes: cuDNN would search for the fastest algorithm in every call.
+    search, cudnn.benchmark = cudnn.benchmark, False
     masks = model.outline(pyramid, rois, torch.cat([labels for _, _, labels in parts]))
+    cudnn.benchmark = search
     return [
         _pasted(boxes, scores, labels, own, size)
         for (boxes, scores, labels), own in zip(parts, masks.split(counts), strict=True)

@@ -24,7 +24,7 @@ from common.predict.windows import Tiling
 from common.run import checkpoint
 from common.speedups import Speedups, place
 from mask import inference, scenes, train
-from mask.boxes import paste
+from mask.boxes import Detections, paste
 from mask.model import build_model, from_checkpoint, loss_fn, predict
 from mask.scenes import Instance, detect, merge
 from mask.targets import instance_targets
@@ -280,3 +280,22 @@ def test_other_classes_than_the_checkpoints_are_refused(masked, tiled_copy):
     shutil.rmtree(tiled_copy / "test")
     with pytest.raises(UserError, match="there is no folder"):
         train.main([*words, "--test-only"])
+
+
+def test_cudnn_does_not_search_for_each_number_of_boxes(monkeypatch):
+    searched = []
+
+    class Model:
+        def detect(self, images):
+            boxes = torch.tensor([[[1.0, 1, 5, 5], [0, 0, 0, 0]]])
+            return None, Detections(boxes, torch.tensor([[0.9, 0]]), torch.tensor([[1, 1]]))
+
+        def outline(self, pyramid, rois, labels):
+            searched.append(torch.backends.cudnn.benchmark)
+            return torch.ones(len(rois), 28, 28)
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as in a training on a GPU
+    (found,) = predict(Model(), torch.zeros(1, 3, 8, 8))
+    assert found["masks"].shape == (1, 8, 8)
+    assert searched == [False]
+    assert torch.backends.cudnn.benchmark
