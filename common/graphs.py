@@ -3,7 +3,8 @@
 A step of these networks is one to two thousand kernels. The CPU launches each in about five
 microseconds; on a small crop or a fast GPU this takes longer than the kernels. Replaying a graph
 launches all of them at once. In return nothing in it may change: no shape, no address and no number
-that came from Python (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
+that came from Python (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). The random
+views of a batch and the sums for the log stay outside, because they take such numbers.
 """
 
 from collections.abc import Callable

@@ -122,8 +122,8 @@ def confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """
     images, cells = len(target), num_classes * num_classes
     first = torch.arange(images, device=target.device)[:, None, None] * cells
-    # Ignored pixels go to an extra cell, which is cut off below. A boolean mask would have to read
-    # its length back from the device.
+    # Ignored pixels go to an extra cell, which is cut off below. A boolean mask would wait for the
+    # device once more than bincount does.
     cell = first + target * num_classes + predicted
     cell = torch.where(target == IGNORE, images * cells, cell)
     counts = torch.bincount(cell.flatten(), minlength=images * cells + 1)

@@ -130,7 +130,7 @@ def place(
     ddp = DistributedDataParallel(
         objective,
         device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,  # gradients live in the buckets: one copy fewer
+        gradient_as_bucket_view=True,  # reduced gradients are not copied out of the buckets
         # With a static graph the first backward pass reduces gradients even under `no_sync`.
         static_graph=speedups.grad_accum == 1,
     )
