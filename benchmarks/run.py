@@ -23,8 +23,10 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import torch
+
 from benchmarks import table
-from benchmarks.lib import launch, quality
+from benchmarks.lib import engagement, launch, quality, results
 from benchmarks.lib.environment import hardware, provenance
 from benchmarks.lib.matrix import Cell, plan
 from benchmarks.lib.models import MODELS
@@ -35,14 +37,14 @@ from common.cli import Parser, UserError, number, positive, progress, run, say, 
 from common.distributed import pick_device
 
 RESULTS = ROOT / "benchmarks/results"
+GRAPHS_FROM = graphs.WARMUP_STEPS + 3  # by this step every captured one is replayed
 PATIENCE = 1200.0  # seconds for a cell; the slowest compile for a few minutes
 
 
 def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminated)
     args = _parse(argv)
-    device = pick_device(args.device)
-    args.device = device.type
+    device = torch.device(args.device)
     if not (args.data_path / "train").is_dir():
         raise UserError(
             f"there are no tiles in {str(args.data_path)!r}; make some with `python "
@@ -50,8 +52,14 @@ def main(argv: list[str] | None = None) -> None:
             f"preprocessing/preprocess.py {args.data_path} -s 512 --pack`, or give --data-path."
         )
     cells, left_out = plan(
-        args.models, args.techniques, args.also, device, args.batch_size, args.quick
+        args.models, args.techniques, args.also, device, args.batch_size, args.quick, args.dry_run
     )
+    captured = any("--cuda-graphs" in cell.flags for cell in cells)
+    if captured and args.warmup < GRAPHS_FROM and not args.dry_run:
+        raise UserError(
+            f"--warmup {args.warmup} ends before a CUDA graph is captured; use {GRAPHS_FROM}, or "
+            "leave out cuda-graphs by --techniques."
+        )
     place = hardware(device) | provenance(__file__, argv)
     place |= {"warmup": args.warmup, "steps": args.steps, "crop": args.crop_size}
     place |= {"data": args.data_path.name}
@@ -74,6 +82,7 @@ def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) 
     same = [r for r in existing if all(r[k] == str(place[k]) for k in PLACE)]
     done = {tuple(row[k] for k in KEY) for row in same if not row["error"]}
     began = time.monotonic()
+    launch.start_server()
     end = began + 60 * args.budget
     seconds: dict[str, float] = {}
     skipped: dict[str, list[str]] = {}
@@ -110,15 +119,16 @@ def _measured(cell: Cell, args: argparse.Namespace, timeout: float) -> dict[str,
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        words = [str(ROOT / "benchmarks/lib/timed_train.py"), str(report), cell.model]
+        words = ["benchmarks/lib/timed_train.py", str(report), cell.model]
         words += [
             str(args.warmup),
             str(args.steps),
             *launch.train_words(cell, args, f"{folder}/run"),
         ]
-        row["error"] = launch.run(cell, words, cache, timeout)
+        row["error"] = launch.run(cell, words, cache, timeout, args.dry_run)
         if report.is_file():
-            row |= json.loads(report.read_text()) | {"error": ""}
+            row |= json.loads(report.read_text())
+            row["error"] = engagement.missing(row, cell.flags, args.steps)
     return row | {"wall_s": time.monotonic() - began}
 
 
@@ -145,12 +155,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--quick", action="store_true", help="a first table: one round, few steps, 3 or 5 minutes")
+    add("--dry-run", action="store_true", help="in small on the CPU what a GPU would run")
     add("--models", nargs="+", choices=MODELS, default=list(MODELS))
     add("--techniques", nargs="+", default=[], help="such as amp+channels-last; default: all")
     add("--also", nargs="+", type=_technique, default=[], metavar="NAME=FLAGS",
         help="further techniques, as flags of train.py: 'accum=--grad-accum 2'")  # fmt: skip
     add("--rounds", type=positive, help="times each cell is measured (5; 1 with --quick)")
-    add("--warmup", type=positive, help="steps before those that count (3; 14 on a GPU)")
+    add("--warmup", type=number(int, 2), help="steps before those that count (3; 14 on a GPU)")
     add("--steps", type=positive, help="steps that count (8; 50 on a GPU; 3 and 20 with --quick)")
     add("--quality", action="store_true", help="compare losses and final scores instead of speed")
     add("--seeds", type=positive, default=3, help="with --quality")
@@ -167,7 +178,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--backbone", help="of all --models; default: light ones on a CPU, train.py's on a GPU")
     add("-j", "--workers", type=whole, help="loader processes (0; 4 on a GPU)")
-    add("-o", "--output", type=Path, help="default: benchmarks/results/speed_cpu.csv or …_cuda.csv")
+    add("-o", "--output", type=Path, help="CSV, or folder for speed-<device>-<torch>.csv")
     add(
         "--cache",
         type=Path,
@@ -175,22 +186,27 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="folder of the compiler's cache",
     )
     args = parser.parse(argv)
-    gpu = pick_device(args.device).type == "cuda"
+    if args.dry_run:
+        args.device = "cpu"
+        launch.rehearse()  # here for the plan; each cell's process does the same
+    device = pick_device(args.device)
     args.also = dict(args.also)
-    for name, cpu, cuda in (
-        ("rounds", 1 if args.quick else 5, 1 if args.quick else 5),
-        ("warmup", 2 if args.quick else 3, graphs.WARMUP_STEPS + 3),
-        ("steps", 3 if args.quick else 8, 20 if args.quick else 50),
-        ("budget", 3 if args.quick else float("inf"), 5 if args.quick else float("inf")),
-        ("crop_size", 128, 512),
-        ("batch_size", 4, 8),
-        ("workers", 0, 4),
+    few = args.quick or args.dry_run
+    for name, cpu, cuda, dry in (
+        ("rounds", 1 if few else 5, 1 if few else 5, 1),
+        ("warmup", 2 if few else 3, GRAPHS_FROM, 4),
+        ("steps", 3 if few else 8, 20 if few else 50, 2),
+        ("budget", 3 if few else float("inf"), 5 if few else float("inf"), 5),
+        ("crop_size", 128, 512, 32),
+        ("batch_size", 4, 8, 2),
+        ("workers", 0, 0 if few else 4, 0),
     ):
         if getattr(args, name) is None:
-            setattr(args, name, cuda if gpu else cpu)
-    kind = "cuda" if gpu else "cpu"
-    folder, prefix = (ROOT / "runs/benchmark", "quick") if args.quick else (RESULTS, "speed")
-    args.output = args.output or folder / f"{prefix}_{kind}.csv"
+            setattr(args, name, dry if args.dry_run else cuda if device.type == "cuda" else cpu)
+    args.device = str(device)
+    folder = args.output or (ROOT / "runs/benchmark" if few else RESULTS)
+    if folder.suffix != ".csv":
+        args.output = folder / results.file_name("speed", device, args.dry_run)
     return args
 
 

@@ -1,5 +1,6 @@
 """The benchmark of the techniques: what its cells measure, how it resumes, what it concludes."""
 
+import argparse
 import csv
 import os
 import random
@@ -9,11 +10,11 @@ import sys
 
 import pytest
 import torch
-from helpers.commands import ENCODER, PATIENCE, ROOT, run_script, wait_for
+from helpers.commands import ENCODER, PATIENCE, ROOT, losses, run_script, wait_for
 from PIL import Image
 
 from benchmarks import table
-from benchmarks.lib import plots, quality
+from benchmarks.lib import engagement, launch, plots, quality
 from benchmarks.lib.matrix import plan
 from benchmarks.lib.readme import part, read_rows
 from benchmarks.lib.results import (
@@ -27,16 +28,19 @@ from benchmarks.lib.results import (
 )
 from common.cli import UserError
 
-# Slows down the training in every process that has --channels-last.
-SLOWER = """
+# In the process that forks the cells: slows down the training of those with --channels-last, and
+# leaves --amp without effect.
+BROKEN = """
 import sys
-if "--channels-last" in sys.orig_argv and "timed_train.py" in " ".join(sys.orig_argv):
+if "multiprocessing.forkserver" in " ".join(sys.orig_argv):
     import time, torch
-    backward = torch.Tensor.backward
+    backward, enter = torch.Tensor.backward, torch.autocast.__enter__
     def slow(*args, **kwargs):
-        time.sleep(0.4)
+        if "--channels-last" in sys.argv:
+            time.sleep(0.4)
         backward(*args, **kwargs)
     torch.Tensor.backward = slow
+    torch.autocast.__enter__ = torch.autocast.__exit__ = lambda *args: None
 """
 
 
@@ -44,12 +48,12 @@ if "--channels-last" in sys.orig_argv and "timed_train.py" in " ".join(sys.orig_
 def measured(tiled, tmp_path_factory):
     """The CSV of a benchmark killed after its second row and restarted, and its rows until then."""
     folder = tmp_path_factory.mktemp("measured")
-    (folder / "sitecustomize.py").write_text(SLOWER)
+    (folder / "sitecustomize.py").write_text(BROKEN)
     output = folder / "speed_cpu.csv"
     words = [sys.executable, ROOT / "benchmarks/run.py", "--models", "unet", "--backbone", ENCODER]
     words += ["--techniques", "plain", "channels-last", "cuda-graphs", "--rounds", "2"]
-    words += ["--also", "same=--no-amp", "broken=--grad-accum 100"]
-    words += ["--warmup", "1", "--steps", "12", "--crop-size", "32", "--device", "cpu"]
+    words += ["--also", "same=--no-amp", "broken=--grad-accum 100", "idle=--amp"]
+    words += ["--warmup", "2", "--steps", "12", "--crop-size", "32", "--device", "cpu"]
     words += ["--data-path", tiled, "-o", output, "--cache", folder / "compiled"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -77,8 +81,10 @@ def test_a_killed_benchmark_goes_on_where_it_stopped(measured):
 def test_a_cell_that_fails_is_a_row_and_what_cannot_run_is_named(measured):
     output, _, printed = measured
     failed = [row for row in read_rows(output) if row["error"]]
-    assert {row["technique"] for row in failed} == {"broken"}
-    assert "the training set has" in failed[-1]["error"]
+    errors = {row["technique"]: row["error"] for row in failed}
+    assert errors.keys() == {"broken", "idle"}
+    assert "the training set has" in errors["broken"]
+    assert "was to compute in bfloat16: conv_x is float32 contiguous" in errors["idle"]
     assert "left out: cuda-graphs: there is no CUDA device" in printed
 
 
@@ -100,7 +106,10 @@ def test_a_row_says_where_its_time_went(measured):
             continue
         steps = [float(ms) for ms in row["step_ms"].split()]
         phases = [row[f"{p}_ms"] for p in PHASES if p != "captured"]
-        assert len(steps) == 12
+        assert len(steps) == len(row["no_loader_ms"].split()) == 12
+        assert row["tiles"] == "png"
+        layout = row["flags"].removeprefix("--").removeprefix("no-amp") or "contiguous"
+        assert row["conv_x"] == row["conv_backward_grad"] == f"float32 {layout}"
         # Epochs of eight steps end in between; they are neither scored nor saved.
         assert max(steps) < 20 * min(steps)
         assert sum(map(float, phases)) == pytest.approx(sum(steps) / len(steps), rel=0.01)
@@ -175,7 +184,10 @@ def test_every_combination_that_can_run_is_planned_and_unknown_ones_are_refused(
     cpu = torch.device("cpu")
     cells, left_out = plan(["unet", "mask"], [], {}, cpu, 4)
     names = [cell.technique for cell in cells if cell.model == "mask"]
-    assert len(names) == len(set(names)) == 2**4 + 1  # of four techniques, and DDP's share
+    # Of four techniques, DDP's share, and malloc as it is.
+    assert len(names) == len(set(names)) == 2**4 + 2
+    beside = plan(["unet"], ["amp+compile"], {}, cpu, 4)[0]
+    assert [c.technique for c in beside] == ["plain", "amp+compile", "amp+channels-last+compile"]
     assert left_out == ["cuda-graphs: there is no CUDA device"]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert not any(cell.world > 1 for cell in plan(["unet"], [], {}, cpu, 4)[0])
@@ -224,3 +236,50 @@ def test_quality_is_measured_with_the_same_seeds_and_shown_beside_the_speed(tile
     assert shown.splitlines()[-1].endswith("; 0.0 % |")
     longer_ago = [row | {"technique": "old", "max_steps": "9", "when": "2001"} for row in rows]
     assert table.of_model(rows_of({"plain": [1], "same": [1]}), "unet", longer_ago + rows) == shown
+
+
+def test_neither_the_order_of_cells_nor_their_number_matters(tiled, tmp_path, monkeypatch):
+    """Each starts without a model, a compiled code or a seed of those before it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    sizes = {"backbone": ENCODER, "device": "cpu", "crop_size": 32, "workers": 0}
+    args = argparse.Namespace(data_path=tiled, **sizes)
+    wanted = ["plain", "channels-last+cuda-graphs"]
+    cells, _ = plan(["unet"], wanted, {}, torch.device("cpu"), 4, dry=True)
+    found = []
+    for order in (cells, cells[::-1]):
+        for cell in order:
+            folder = tmp_path / str(len(found))
+            train = ["unet/train.py", *launch.train_words(cell, args, str(folder))]
+            train += ["--max-steps", "4", "--print-freq", "1"]
+            assert launch.run(cell, train, tmp_path / "compiled", PATIENCE, dry=True) == ""
+            found.append(losses(folder))
+    assert found[0] == found[3]
+    assert found[1] == found[2]
+
+
+BF16 = dict.fromkeys(engagement.CONVOLUTIONS, "bfloat16 channels-last")
+SEEN = BF16 | {"dtype": "bfloat16", "world": 1, "processes": 1, "replays": 8}
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed", "why"),
+    [
+        ("--amp --channels-last --cuda-graphs", {}, ""),
+        ("--amp", {"dtype": "float32"}, "was to compute in float32: conv_x is bfloat16"),
+        ("--channels-last", {"conv_backward_grad": "bfloat16 contiguous"}, "did not reach"),
+        ("--cuda-graphs", {"replays": 7}, "7 replays in 8 timed steps"),
+        ("--compile", {"compiled_graphs": 0, "graph_breaks": 0}, "0 graphs"),
+        ("--compile", {"compiled_graphs": 2, "graph_breaks": 1}, "1 graph breaks"),
+        (
+            "--compile --channels-last",
+            {"compiled_graphs": 1, "graph_breaks": 0, "conv_backward_grad": "bfloat16 contiguous"},
+            "",
+        ),
+        ("", {"world": 2}, "1 processes of 2"),
+        ("", {"conv_x": ""}, "conv_x is unknown"),
+    ],
+)
+def test_a_technique_that_did_not_engage_is_named(flags, changed, why):
+    found = engagement.missing(SEEN | changed, tuple(flags.split()), 8)
+    assert why in found
+    assert bool(found) == bool(why)

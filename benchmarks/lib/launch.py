@@ -1,15 +1,28 @@
 """Starts a cell's training as a user would type it, in its own process."""
 
 import argparse
+import importlib
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from benchmarks.lib.matrix import Cell
+import torch
+
+from benchmarks.lib.matrix import DEFAULT_MALLOC, Cell
 from benchmarks.lib.models import MODELS
+from common import cli, graphs
+from common.distributed import die_with_parent
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def columns(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
@@ -36,38 +49,123 @@ def cache_name(cell: Cell, args: argparse.Namespace) -> str:
     return name.replace("/", "-")
 
 
-def run(cell: Cell, words: list[str], cache: Path, timeout: float) -> str:
-    """Run a script of the repository, under torchrun for DDP; returns what went wrong, or ''."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cell.world}"]
-    words = [sys.executable, *(launcher if cell.world > 1 else []), *words]
-    environment = os.environ | {"OMP_NUM_THREADS": str(cell.threads)}
-    environment |= {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(words, env=environment, stdout=output, stderr=output)
-        try:
-            code = process.wait(timeout)
-        except subprocess.TimeoutExpired:
+def run(cell: Cell, words: list[str], cache: Path, timeout: float, dry: bool = False) -> str:
+    """Run a script of the repository for a cell; returns what went wrong, or ''.
+
+    A process that has imported all models forks a child for each cell. So a cell does not wait for
+    the imports, and starts without a model, a compiled code, a CUDA context or a heap of another
+    cell. Under DDP torchrun starts new processes.
+
+    Args:
+        words: The script, relative to the repository, and its arguments.
+        cache: Folder of the compiler's cache.
+        timeout: Seconds after which the cell is ended.
+        dry: With narrow networks and a stand-in for CUDA graphs.
+    """
+    own = {"OMP_NUM_THREADS": str(cell.threads), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    with tempfile.NamedTemporaryFile("w+") as output:
+        if cell.world > 1:
+            code = _torchrun(cell.world, words, own, output, timeout)
+        else:
+            malloc = cell.technique == DEFAULT_MALLOC
+            child = _server().Process(target=_forked, args=(words, own, output.name, malloc, dry))
+            child.start()
+            code = _wait(child, timeout)
+        if code is None:
             return f"stopped after {timeout:.0f} s"
-        finally:
-            _end(process)
         output.seek(0)
         return _reason(output.read()) if code else ""
+
+
+def _server() -> Any:
+    """The context of the process that forks: it has imported what a cell needs, and does nothing.
+
+    It must not touch CUDA, which does not survive a fork: asking whether there is a GPU goes to the
+    driver's management library instead.
+    """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    path = os.environ.get("PYTHONPATH", "")
+    if str(ROOT) not in path.split(os.pathsep):  # before 3.12 the process ignores our sys.path
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [path])])
+    context = multiprocessing.get_context("forkserver")
+    trains = [f"{model}.train" for model in MODELS]
+    context.set_forkserver_preload([*trains, "benchmarks.lib.timed_train", "benchmarks.run"])
+    return context
+
+
+def start_server() -> None:
+    """Wait until it has imported everything, so that no cell is timed meanwhile."""
+    child = _server().Process(target=int)
+    child.start()
+    child.join()
+
+
+def _forked(words: list[str], own: dict[str, str], output: str, malloc: bool, dry: bool) -> None:
+    """What a child does: become the script, and write into `output`."""
+    die_with_parent()
+    for stream in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), stream)
+    os.environ.update(own)
+    torch.set_num_threads(int(own["OMP_NUM_THREADS"]))
+    if malloc:
+        cli.keep_freed_memory = lambda: None
+    if dry:
+        rehearse()
+    sys.argv = list(words)
+    module = importlib.import_module(words[0].removesuffix(".py").replace("/", "."))
+    cli.run(module.main)
+
+
+def rehearse() -> None:
+    """For a dry run: the tests' narrow networks, and their graph, which replays on the CPU."""
+    networks = importlib.import_module("tests.helpers.networks")
+    networks.fcn.BACKBONES["resnet50"] = networks.thin_fcn
+    networks.mask.CHANNELS = networks.THIN
+    MODELS["unet"] = replace(MODELS["unet"], light="tu-test_resnet")
+    MODELS["mask"] = replace(MODELS["mask"], light_flags=("--proposals", "20"))
+    graphs.CudaGraph = importlib.import_module("tests.helpers.cpu_graph").CpuGraph  # type: ignore[misc]
+    graphs.available = lambda device: True
+    graphs.own_stream = lambda device: None
+    graphs.Graphed = partial(graphs.Graphed, warmup=2)  # type: ignore[assignment,misc]
+
+
+def _torchrun(
+    world: int, words: list[str], own: dict[str, str], output: IO[str], timeout: float
+) -> int | None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    line = [sys.executable, *launcher, str(ROOT / words[0]), *words[1:]]
+    process = subprocess.Popen(line, env=os.environ | own, stdout=output, stderr=output)
+    try:
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _end(process, process.wait, lambda: process.poll() is None)
+
+
+def _wait(child: BaseProcess, timeout: float) -> int | None:
+    """The child's exit code; None if it had to be ended."""
+    try:
+        child.join(timeout)
+        return child.exitcode
+    finally:
+        _end(child, child.join, child.is_alive)
+
+
+def _end(process: Any, wait: Callable[[float], Any], alive: Callable[[], bool]) -> None:
+    """Stop a process if it still runs; torchrun then ends its own processes."""
+    if alive():
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            wait(20)
+        if alive():
+            process.kill()
+            wait(20)
 
 
 def _backbone(cell: Cell, args: argparse.Namespace) -> str:
     model = MODELS[cell.model]
     return args.backbone or (model.light if args.device == "cpu" else model.backbone)
-
-
-def _end(process: subprocess.Popen) -> None:
-    """Stop the process if it still runs; torchrun then ends its own processes."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _reason(output: str) -> str:

@@ -1,13 +1,14 @@
 """What is measured: every model under every combination of techniques that the machine allows."""
 
 import shutil
+import sys
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 
 from benchmarks.lib.models import MODELS
-from benchmarks.lib.techniques import FIRST, FLAGS, PLAIN
+from benchmarks.lib.techniques import DEFAULT_MALLOC, FIRST, FLAGS, PLAIN
 from common import graphs
 from common.cli import UserError
 from common.run.machine import cores
@@ -38,6 +39,7 @@ def plan(
     device: torch.device,
     batch: int,
     without_compile: bool = False,
+    dry: bool = False,
 ) -> tuple[list[Cell], list[str]]:
     """The cells to measure, the most wanted techniques first, and what is left out and why.
 
@@ -47,28 +49,37 @@ def plan(
     Args:
         wanted: Names such as `plain` or `amp+channels-last`; nothing for all.
         extra: Further techniques: name → flags of train.py.
+        dry: The first techniques only, on one device, on which CUDA graphs are replaced.
 
     Raises:
         UserError: A name is unknown.
     """
     gpu = device.type == "cuda"
     world = torch.cuda.device_count() if gpu else 2
-    cannot = _cannot(device, world, batch, without_compile)
+    cannot = _cannot(device, world, batch, without_compile, dry)
     all_of = [
         PLAIN,
         *("+".join(c) for n in range(1, len(FLAGS) + 1) for c in combinations(FLAGS, n)),
+        DEFAULT_MALLOC,
     ]
     for name in wanted:
-        unknown = {*name.split("+")} - {*FLAGS, PLAIN, *extra}
+        unknown = {*name.split("+")} - {*FLAGS, PLAIN, DEFAULT_MALLOC, *extra}
         if unknown:
-            known = ", ".join([PLAIN, *FLAGS, *extra])
+            known = ", ".join([PLAIN, *FLAGS, DEFAULT_MALLOC, *extra])
             raise UserError(f"--techniques {name!r} is not known; join any of {known} by a +.")
-    asked = [_sorted(name) for name in wanted] or all_of
+    asked = [_sorted(name) for name in wanted] or (FIRST if dry else all_of)
+    asked += [
+        beside
+        for name in asked
+        if "compile" in name.split("+")
+        and "channels-last" not in name.split("+")
+        and (beside := _sorted(f"{name}+channels-last")) not in asked
+    ]
     chosen = {PLAIN: (), **{name: tuple(extra[name].split()) for name in extra}}
     for name in sorted(asked, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)):
         parts = name.split("+")
         if name not in chosen and not cannot.keys() & parts:
-            chosen[name] = tuple(FLAGS[part] for part in parts if FLAGS[part])
+            chosen[name] = tuple(FLAGS[part] for part in parts if FLAGS.get(part))
     parts_of_cpu = 1 if gpu else world
     cells = []
     if "ddp" in chosen and not gpu:
@@ -92,18 +103,24 @@ def _sorted(name: str) -> str:
     return "+".join(sorted(parts, key=lambda part: [*FLAGS, part].index(part)))
 
 
-def _cannot(device: torch.device, world: int, batch: int, without_compile: bool) -> dict[str, str]:
+def _cannot(
+    device: torch.device, world: int, batch: int, without_compile: bool, dry: bool
+) -> dict[str, str]:
     """Techniques that do not apply here, each with the reason."""
     cannot = {}
-    if not graphs.available(device):
+    if not (dry or graphs.available(device)):
         cannot["cuda-graphs"] = "there is no CUDA device"
     if without_compile:
         cannot["compile"] = "compiling takes a minute or more per cell; leave out --quick for it"
     elif device.type == "cpu" and not shutil.which("g++"):
         cannot["compile"] = "there is no C++ compiler"
-    if device.type == "cuda" and world < 2:
+    if device.type == "cuda" or sys.platform != "linux":
+        cannot[DEFAULT_MALLOC] = "only glibc's malloc on a CPU is set otherwise"
+    if dry:
+        cannot["ddp"] = "a dry run has one device"
+    elif device.type == "cuda" and world < 2:
         cannot["ddp"] = "there is one GPU"
-    if device.type == "cpu" and cores() < world:
+    elif device.type == "cpu" and cores() < world:
         cannot["ddp"] = "there is one core, or OMP_NUM_THREADS is 1"
     elif device.type == "cpu" and batch < 2 * world:
         cannot["ddp"] = f"a batch of {batch} leaves each of {world} processes too few tiles"

@@ -21,7 +21,6 @@ from benchmarks.lib.results import CELL, KEY, PLACE, Row, append
 from common.cli import progress, say
 from common.run.log import read_log
 
-ROOT = Path(__file__).resolve().parents[2]
 SCORES = ("mIoU", "mask_AP")
 COLUMNS = (*KEY, *CELL, "max_steps", "losses", "name", "score", "wall_s", *PLACE, "when", "command")
 
@@ -43,12 +42,12 @@ def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) 
         began = time.monotonic()
         row = launch.columns(cell, args) | {"round": seed}
         with tempfile.TemporaryDirectory() as folder:
-            words = [str(ROOT / cell.model / "train.py")]
+            words = [f"{cell.model}/train.py"]
             words += launch.train_words(cell, args, f"{folder}/run")
             words += ["--seed", str(seed), "--max-steps", str(args.max_steps)]
             words += ["--print-freq", "1", "--eval-freq", str(args.max_steps)]
             cache = args.cache / launch.cache_name(cell, args)
-            row["error"] = launch.run(cell, words, cache, timeout=3600)
+            row["error"] = launch.run(cell, words, cache, 3600, args.dry_run)
             log = read_log(Path(folder) / "run/log.jsonl")
         row["losses"] = [line["loss"] for line in log if "loss" in line]
         scores = {name: log[-1][name] for name in SCORES if log and name in log[-1]}

@@ -2,14 +2,18 @@
 
 import csv
 import random
+import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from benchmarks.lib import engagement
 from benchmarks.lib.matrix import PLAIN, SHARE
+from common.run.machine import cpu
 
 Row = dict[str, str]
 
@@ -20,6 +24,7 @@ MEASURED = (
     *("images", "step_ms", *(f"{phase}_ms" for phase in PHASES)),
     *("memory_mib", "reserved_mib", "start_s", "warmup_s", "syncs"),
     *("gflop_per_image", "peak_gflops", "clock_mhz", "wall_s"),
+    *("tiles", "no_loader_ms", "launch_ms", *engagement.COLUMNS),
 )
 # What rows of the same measurement have in common.
 PLACE = (
@@ -27,6 +32,13 @@ PLACE = (
     *("crop", "warmup", "steps", "data"),
 )
 COLUMNS = (*KEY, *CELL, *MEASURED, *PLACE, "when", "command")
+
+
+def file_name(what: str, device: torch.device, dry: bool = False) -> str:
+    """`speed-<device>-<torch>.csv`: one file for each kind of machine and release of torch."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu()
+    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+    return f"{what}-{'dry-run-' * dry}{slug}-{torch.__version__}.csv"
 
 
 def append(path: Path, row: dict[str, Any], columns: tuple[str, ...] = COLUMNS) -> None:

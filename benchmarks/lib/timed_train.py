@@ -3,10 +3,11 @@
     python benchmarks/lib/timed_train.py report.json unet 3 8 --data-path sample_data \
         --crop-size 128 -j 0
 
-trains as `python unet/train.py --data-path …` would, three steps for warm-up and eight that are
-timed, and ends before the first checkpoint. `benchmarks/run.py` starts each in its own process,
-under torchrun for DDP. What is timed is `engine.fit` itself: the session gets a clock that takes
-the time at each phase, so there is no second loop to maintain.
+trains as `python unet/train.py --data-path …` would, three steps for warm-up, eight that are timed
+and eight more on one batch, which need no loader, and ends before the first checkpoint.
+`benchmarks/run.py` starts each in its own process, under torchrun for DDP. What is timed is
+`engine.fit` itself: the session gets a clock that takes the time at each phase, so there is no
+second loop to maintain.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.lib import engagement
 from benchmarks.lib.environment import clock_mhz
 from benchmarks.lib.flops import FORMULAS, matmul_peak
 from benchmarks.syncs import census
 from common import args as arguments
-from common.cli import Parser, positive, run
+from common.cli import Parser, number, positive, run
+from common.data import Batch
+from common.io.tiles import Packed
 from common.run.log import Clock
 from common.session import Session, session
 
@@ -59,6 +64,30 @@ class Timeline:
         return begin.elapsed_time(end) / 1e3 if self.on_gpu else end - begin
 
 
+class Repeating:
+    """A loader that, once `repeats` is set, gives its last batch again and again, on the device."""
+
+    def __init__(self, batches: Any, device: torch.device) -> None:
+        self.batches, self.device = batches, device
+        self.repeats = False
+        self.last: Batch | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.batches, name)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        delivered = iter(self.batches)
+        for _ in range(len(self)):
+            if not self.repeats or self.last is None:
+                self.last = next(delivered)
+            elif self.last.images.device != self.device:
+                self.last = self.last.to(self.device)
+            yield self.last
+
+
 class Watch(Clock):
     """Records when each phase of each step starts, after the warm-up.
 
@@ -69,34 +98,51 @@ class Watch(Clock):
 
     def __init__(self, warmup: int, steps: int, began: float) -> None:
         self.warmup, self.steps, self.began = warmup, steps, began
+        self.without = warmup + steps  # the first step without the loader
+        self.end = warmup + 2 * steps
         self.number = -1  # of the current step
+        self.launched = began  # when the device last began a part of the cell
         self.marks: list[list[tuple[str, Any]]] = []
         self.report: dict[str, Any] = {}
+        self.graphs = engagement.count_replays()
 
-    def open(self, session: Session) -> None:
-        """Take what the report needs of a training."""
+    def open(self, session: Session) -> Session:
+        """Take what the report needs of a training; returns it with a loader that can repeat."""
         self.process, self.args = session.process, session.args
         self.device, self.timeline = session.process.device, Timeline(session.process.device)
         sampler: Any = session.batches.batch_sampler
         self.images = sampler.batch_size * session.process.world_size
+        stored = session.batches.dataset.stored  # type: ignore[attr-defined]
+        self.report["tiles"] = "packed" if isinstance(stored, Packed) else "png"
+        self.loader = Repeating(session.batches, self.device)
+        repeating: Any = self.loader
+        return replace(session, batches=repeating)
 
     def step(self, step: Callable[..., Tensor], images: Tensor, targets: Any) -> Tensor:
         self.mark("forward")
-        if self.number == self.warmup + self.steps:
+        if self.number == self.end:
             self._inspect(lambda: step(images, targets), self.args)
             raise Enough
+        if self.number == 1:  # a warm-up step: compiled by now, not captured yet
+            loss, seen = engagement.watch_convolutions(lambda: step(images, targets))
+            self.report |= seen
+            return loss
         return step(images, targets)
 
     def mark(self, phase: str) -> None:
         if phase == "views":
             self._begin()
-        elif self.warmup <= self.number < self.warmup + self.steps:
+        elif self.warmup <= self.number < self.without:
             self.marks[-1].append((phase, self.timeline.now()))
 
     def _begin(self) -> None:
-        """Start of a step. The CPU waits for the GPU only where warm-up or timing start or end."""
+        """Start of a step. The CPU waits for the GPU only where a part of the cell begins."""
         self.number += 1
-        if self.number in (0, self.warmup, self.warmup + self.steps):
+        if self.timeline.on_gpu and self.number == self.warmup - 1:
+            torch.cuda.empty_cache()  # what cuDNN's search needed is not training's memory
+        if self.timeline.on_gpu and self.number == self.without + 1:
+            self.report["launch_ms"] = 1e3 * (time.perf_counter() - self.launched)
+        if self.number in (0, self.warmup, self.without, self.end):
             if self.timeline.on_gpu:
                 torch.cuda.synchronize(self.device)
             now = time.perf_counter()
@@ -107,6 +153,8 @@ class Watch(Clock):
                 if self.timeline.on_gpu:
                     torch.cuda.reset_peak_memory_stats(self.device)
             self._memory()
+            self.loader.repeats = self.number == self.without
+            self.launched = time.perf_counter()
         if self.number >= self.warmup:
             self.marks.append([("views", self.timeline.now())])
 
@@ -148,32 +196,39 @@ class Watch(Clock):
         seconds = self.timeline.seconds
         begins = [marks[0][1] for marks in self.marks]
         periods = [seconds(a, b) for a, b in pairwise(begins)]
+        loaded, repeated = periods[: self.steps], periods[self.steps :]
         spent: dict[str, float] = defaultdict(float)
-        for marks, end in zip(self.marks, begins[1:], strict=False):
+        for marks, end in zip(self.marks[: self.steps], begins[1:], strict=False):
             moments = [moment for _, moment in marks] + [end]
             for (phase, _), (a, b) in zip(marks, pairwise(moments), strict=True):
                 spent[phase] += seconds(a, b) / self.steps
         if "backward" not in spent:  # captured: the parts of a step cannot be told apart
             spent["captured"] = spent.pop("forward")
-        steady = sum(periods) / len(periods)
+        steady = sum(loaded) / len(loaded)
         dtype = arguments.amp_dtype(argparse.Namespace(**self.args), self.device)
         self.report |= {f"{phase}_ms": 1e3 * value for phase, value in spent.items()}
         self.report |= {
             "images": self.images,
-            "step_ms": [1e3 * period for period in periods],
+            "step_ms": [1e3 * period for period in loaded],
+            "no_loader_ms": [1e3 * period for period in repeated],
             # Extra time of the first steps: compiling, capturing, choosing algorithms.
             "warmup_s": self.report["warmup_s"] - self.warmup * steady,
             "clock_mhz": clock_mhz(self.device),
             "peak_gflops": matmul_peak(self.device, dtype) * self.world / 1e9,
             "main": self.process.is_main,
+            "dtype": str(dtype or torch.float32).removeprefix("torch."),
+            "processes": self.world,
+            "replays": sum(graph.replays for graph in self.graphs),
         }
+        if self.args["compile"]:
+            self.report |= engagement.compilations()
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("report", type=Path)
     parser.add_argument("model")
-    parser.add_argument("warmup", type=positive)
+    parser.add_argument("warmup", type=number(int, 2))
     parser.add_argument("steps", type=positive)
     words = sys.argv[1:] if argv is None else argv
     args = parser.parse(words[:4])
@@ -185,16 +240,15 @@ def main(argv: list[str] | None = None) -> None:
         options: argparse.Namespace, name: str, stride: int, min_batch: int = 1
     ) -> Iterator[Session]:
         with session(options, name, stride, min_batch, watch) as opened:
-            watch.open(opened)
             try:
-                yield opened
+                yield watch.open(opened)
             except Enough:
                 watch.summarise()
 
     train.session = watched  # type: ignore[attr-defined]
     # One extra step for `_inspect`, and one more so that `fit` does not reach its last checkpoint.
     # With --eval-freq no epoch ends with a checkpoint or a validation either.
-    steps = str(args.warmup + args.steps + 2)
+    steps = str(watch.end + 2)
     train.main([*words[4:], "--max-steps", steps, "--eval-freq", steps])
     if watch.report.pop("main"):
         args.report.write_text(json.dumps(watch.report) + "\n")

@@ -1,0 +1,114 @@
+"""Proof that a technique engaged: what ran, seen from outside the training's own code."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ExecutionTraceObserver
+
+from common import graphs
+
+CONVOLUTIONS = ("conv_x", "conv_backward_x", "conv_backward_grad")
+COLUMNS = ("replays", "compiled_graphs", "graph_breaks", *CONVOLUTIONS)
+
+
+class Counted:
+    """A graph that counts how often it is replayed."""
+
+    def __init__(self, graph: graphs.Graph) -> None:
+        self.graph, self.replays = graph, 0
+
+    def capture(self, function: Callable[[], Tensor]) -> Tensor:
+        return self.graph.capture(function)
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.graph.replay()
+
+
+def count_replays() -> list[Counted]:
+    """From now on every captured step has a graph that counts; returns the list of these."""
+    made: list[Counted] = []
+    real: Any = graphs.CudaGraph
+
+    def make() -> Counted:
+        made.append(Counted(real()))
+        return made[-1]
+
+    graphs.CudaGraph = make  # type: ignore[assignment,misc]
+    return made
+
+
+def compilations() -> dict[str, int]:
+    """How many graphs torch.compile made in this process, and how often it gave a part up."""
+    from torch._dynamo.utils import counters  # seconds, if nothing has been compiled
+
+    breaks = sum(counters["graph_break"].values())
+    return {"compiled_graphs": counters["stats"]["unique_graphs"], "graph_breaks": breaks}
+
+
+def watch_convolutions(step: Callable[[], Tensor]) -> tuple[Tensor, dict[str, str]]:
+    """Run `step`, and tell dtype and layout of what its first convolution computed on.
+
+    torch's execution trace sees each call of an operator with its tensors' strides, also those of
+    compiled code, and needs no profiler. The first layer is the last in the backward pass.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        observer = ExecutionTraceObserver().register_callback(str(path))
+        observer.start()
+        loss = step()
+        observer.stop()
+        observer.unregister_callback()
+        calls = sorted(json.loads(path.read_text())["nodes"], key=lambda call: call["id"])
+    forward = [c["inputs"] for c in calls if c["name"] == "aten::convolution"]
+    backward = [c["inputs"] for c in calls if c["name"] == "aten::convolution_backward"]
+    seen = {}
+    if forward and backward:
+        seen = {"conv_x": _words(forward[0], 0)}
+        seen |= {"conv_backward_grad": _words(backward[-1], 0)}
+        seen |= {"conv_backward_x": _words(backward[-1], 1)}
+    return loss, seen
+
+
+def _words(inputs: dict[str, Any], i: int) -> str:
+    """An operator's tensor as `bfloat16 channels-last`, or with its strides if it is neither."""
+    kind = inputs["types"][i].removeprefix("Tensor(").removesuffix(")").removeprefix("c10::")
+    dtype = {"float": "float32", "BFloat16": "bfloat16", "Half": "float16"}.get(kind, kind)
+    sizes, strides = inputs["shapes"][i], inputs["strides"][i]
+    tensor = torch.empty_strided(sizes, strides, device="meta")
+    if tensor.is_contiguous():
+        return f"{dtype} contiguous"
+    if tensor.is_contiguous(memory_format=torch.channels_last):
+        return f"{dtype} channels-last"
+    return f"{dtype} {'x'.join(map(str, strides))}"
+
+
+def missing(row: dict[str, Any], flags: tuple[str, ...], steps: int) -> str:
+    """What a cell's flags promise and its report does not show; '' if the techniques engaged.
+
+    Args:
+        row: The cell's report, with `world` as it was planned.
+        flags: Of train.py.
+        steps: How many were timed.
+    """
+    seen = {name: row.get(name, "") for name in CONVOLUTIONS}
+    shown = ", ".join(f"{name} is {value or 'unknown'}" for name, value in seen.items())
+    dtypes = {value.split(" ")[0] for value in seen.values()}
+    if dtypes != {row["dtype"]}:
+        return f"the first convolution was to compute in {row['dtype']}: {shown}"
+    # In a compiled step Inductor chooses the layout behind the input; the row says which.
+    last = [seen["conv_x"]] if "--compile" in flags else list(seen.values())
+    if "--channels-last" in flags and not all(v.endswith(" channels-last") for v in last):
+        return f"--channels-last did not reach the first convolution: {shown}"
+    if "--cuda-graphs" in flags and row["replays"] < steps:
+        return f"--cuda-graphs: {row['replays']} replays in {steps} timed steps"
+    if "--compile" in flags and (row["compiled_graphs"] < 1 or row["graph_breaks"]):
+        return f"--compile: {row['compiled_graphs']} graphs, {row['graph_breaks']} graph breaks"
+    if row["processes"] != row["world"]:
+        return f"DDP: {row['processes']} processes of {row['world']}"
+    return ""
