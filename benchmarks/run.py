@@ -26,14 +26,14 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from benchmarks import table
-from benchmarks.lib import engagement, launch, quality, results
+from benchmarks.lib import engagement, launch, quality, results, sweep, to_quality
 from benchmarks.lib.environment import hardware, provenance
 from benchmarks.lib.matrix import Cell, plan
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import read_rows
 from benchmarks.lib.results import KEY, PLACE, append, newest
 from common import graphs
-from common.cli import Parser, UserError, number, positive, progress, run, say, whole
+from common.cli import Parser, UserError, fraction, number, positive, progress, run, say, whole
 from common.distributed import pick_device
 
 RESULTS = ROOT / "benchmarks/results"
@@ -51,9 +51,15 @@ def main(argv: list[str] | None = None) -> None:
             f"rareplanes/sample.py -o {args.data_path} -n 24` and `python "
             f"preprocessing/preprocess.py {args.data_path} -s 512 --pack`, or give --data-path."
         )
-    cells, left_out = plan(
-        args.models, args.techniques, args.also, device, args.batch_size, args.quick, args.dry_run
-    )
+
+    def planned(batch: int) -> tuple[list[Cell], list[str]]:
+        chosen = args.models, args.techniques, args.also, device, batch
+        return plan(*chosen, args.quick, args.dry_run)
+
+    cells, left_out = planned(args.batch_size)
+    if args.sweep:
+        cells, left_out = sweep.cells_of(planned, args.sweep, args.batch_size, args.crop_size)
+        args.output = args.output.with_name(args.output.name.replace("speed", "sweep"))
     captured = any("--cuda-graphs" in cell.flags for cell in cells)
     if captured and args.warmup < GRAPHS_FROM and not args.dry_run:
         raise UserError(
@@ -63,15 +69,19 @@ def main(argv: list[str] | None = None) -> None:
     place = hardware(device) | provenance(__file__, argv)
     place |= {"warmup": args.warmup, "steps": args.steps, "crop": args.crop_size}
     place |= {"data": args.data_path.name}
+    if args.to_quality is not None:
+        return to_quality.measure(cells, place, args)
     if args.quality:
         return quality.measure(cells, place, args)
     late = measure(cells, place, args)
     print(f"wrote {args.output}")
-    rows = newest(read_rows(args.output))
+    rows = newest(read_rows(args.output), sweep.SIZES if args.sweep else ())
     if all(row["error"] for row in rows):
         raise UserError(f"no cell could be measured; the last one: {rows[-1]['error']}")
     for line in left_out + late:
         print(f"left out: {line}")
+    if args.sweep:
+        return print(sweep.table(rows))
     for model in table.models(rows):
         print(f"\n{model}\n{table.of_model(rows, model)}")
 
@@ -79,31 +89,34 @@ def main(argv: list[str] | None = None) -> None:
 def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) -> list[str]:
     """Add the missing rows to the CSV; returns what was left out for lack of time."""
     existing = read_rows(args.output) if args.output.is_file() else []
-    same = [r for r in existing if all(r[k] == str(place[k]) for k in PLACE)]
-    done = {tuple(row[k] for k in KEY) for row in same if not row["error"]}
+    like = [k for k in PLACE if k != "crop"]
+    same = [r for r in existing if all(r[k] == str(place[k]) for k in like)]
+    keys = (*KEY, *sweep.SIZES)
+    done = {tuple(row[k] for k in keys) for row in same if not row["error"]}
     began = time.monotonic()
     launch.start_server()
     end = began + 60 * args.budget
-    seconds: dict[str, float] = {}
+    seconds: dict[Cell, float] = {}
     skipped: dict[str, list[str]] = {}
     late: list[str] = []
     todo = list(cells)
     for turn in range(args.rounds):
-        missing = [c for c in todo if (c.model, c.technique, str(turn)) not in done]
-        known = sum(seconds.get(cell.name, 0.0) for cell in missing)
+        sizes = {c: (str(c.batch), str(c.crop or args.crop_size)) for c in todo}
+        missing = [c for c in todo if (c.model, c.technique, str(turn), *sizes[c]) not in done]
+        known = sum(seconds.get(cell, 0.0) for cell in missing)
         if turn and time.monotonic() + known > end:
             late.append(f"rounds {turn + 1} to {args.rounds}: not enough time")
             break
         # The first round may take only its share of the time, so that some is left for the others.
         limit = end if turn else began + (end - began) / args.rounds
         for cell in progress(missing, desc=f"round {turn + 1}", unit="cell"):
-            like = [s for name, s in seconds.items() if name.startswith(f"{cell.model} ")]
-            if time.monotonic() + seconds.get(cell.name, max(like, default=0.0)) > limit:
+            alike = [s for c, s in seconds.items() if c.model == cell.model]
+            if time.monotonic() + seconds.get(cell, max(alike, default=0.0)) > limit:
                 skipped.setdefault(cell.technique, []).append(cell.model)
                 todo.remove(cell)
                 continue
             row = _measured(cell, args, min(end - time.monotonic(), PATIENCE))
-            seconds[cell.name] = row["wall_s"]
+            seconds[cell] = row["wall_s"]
             row |= {"round": turn, "when": time.strftime("%Y-%m-%dT%H:%M:%S")}
             append(args.output, place | row)
             say(_line(row))
@@ -160,12 +173,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--techniques", nargs="+", default=[], help="such as amp+channels-last; default: all")
     add("--also", nargs="+", type=_technique, default=[], metavar="NAME=FLAGS",
         help="further techniques, as flags of train.py: 'accum=--grad-accum 2'")  # fmt: skip
+    add("--sweep", nargs="+", type=sweep.sizes, metavar="batch=1,2,4|crop=128,256",
+        help="speed-up by batch and crop, into sweep-<device>-<torch>.csv")  # fmt: skip
     add("--rounds", type=positive, help="times each cell is measured (5; 1 with --quick)")
     add("--warmup", type=number(int, 2), help="steps before those that count (3; 14 on a GPU)")
     add("--steps", type=positive, help="steps that count (8; 50 on a GPU; 3 and 20 with --quick)")
     add("--quality", action="store_true", help="compare losses and final scores instead of speed")
-    add("--seeds", type=positive, default=3, help="with --quality")
-    add("--max-steps", type=positive, default=200, help="of each run with --quality")
+    add("--to-quality", type=fraction, metavar="LEVEL",
+        help="seconds until the validation IoU of aircraft (mask AP) reaches this")  # fmt: skip
+    add("--seeds", type=positive, default=3, help="of --quality and --to-quality")
+    add("--max-steps", type=positive, default=200, help="of each run of these")
+    add("--eval-steps", type=positive, default=10, help="between validations, to quality")
     add("--budget", type=number(float, 0), metavar="MINUTES", help="leave out cells to end in time")
     add("--data-path", type=Path, default=ROOT / "sample_data", help="folder with a tiled train/")
     add("--device", default="auto", help="auto, cpu or cuda")

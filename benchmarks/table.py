@@ -3,7 +3,9 @@
     python benchmarks/table.py
     python benchmarks/table.py --results runs/benchmark --print
 
-Reads the newest measurement in `speed_cpu.csv` and in `speed_cuda.csv`. Everything between the
+    python benchmarks/table.py --results runs/benchmark_gpu --into runs/benchmark_gpu
+
+Reads the newest measurement in each machine's `speed-<device>-<torch>.csv`. Everything between the
 marks in a README is generated.
 """
 
@@ -13,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.lib import plots, quality
+from benchmarks.lib import plots, quality, sweep, to_quality, words
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import README, read_rows, write_part
 from benchmarks.lib.results import SHARE, Row, Summary, newest, summaries
@@ -22,7 +24,6 @@ from common.cli import Parser, UserError, run
 
 RESULTS = ROOT / "benchmarks/results"
 SHARE_WORDS = "one DDP process, alone"
-KINDS = {"cpu": "CPU", "cuda": "GPU"}
 NONE = "**GPU**: not measured yet. `make benchmark-gpu` fills this table on a machine with a GPU."
 
 
@@ -34,9 +35,9 @@ def of_model(rows: list[Row], model: str, trained: list[Row] | None = None) -> s
     """A model's techniques: speed, speed-up, parts of a step, memory, one-off cost, quality."""
     judged = quality.of_model(trained or [], model)
     lines = [
-        "| technique | images/s (p10 to p90; n) | speed-up (95 %) | forward / backward / "
-        "optimizer / data, ms | memory, MiB | start-up, s | pays off after, steps |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| technique | images/s (p10 to p90; n) | without loader | speed-up (95 %) | forward / "
+        "backward / optimizer / data, ms | memory, MiB | start-up, s | pays off after, steps |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     if judged:
         score = next((row["name"] for row in judged if row["name"]), "score")
@@ -47,16 +48,21 @@ def of_model(rows: list[Row], model: str, trained: list[Row] | None = None) -> s
         lines[1] += "--:|"
     for summary in summaries(rows, model):
         if summary.error:
-            lines.append(f"| {summary.technique} | failed: {_cell(summary.error)} | | | | | |")
+            lines.append(
+                f"| {summary.technique} | failed: {words.cell(summary.error)} | | | | | | |"
+            )
             continue
         low, median, high = summary.speed
-        speed = f"{_number(median)} ({_number(low)} to {_number(high)}; {summary.steps})"
+        speed = (
+            f"{words.number(median)} ({words.number(low)} to {words.number(high)}; {summary.steps})"
+        )
         name = SHARE_WORDS if summary.technique == SHARE else summary.technique
-        cells = [name, speed, _speedup(summary), _phases(summary)]
+        alone = words.number(summary.without_loader) if summary.without_loader else ""
+        cells = [name, speed, alone, words.speedup(summary), words.phases(summary)]
         memory = f"{summary.memory:,.0f}"
         if summary.reserved is not None:
             memory += f" ({summary.reserved:,.0f} reserved)"
-        cells += [memory, f"{summary.one_off:.1f}", _pays(summary)]
+        cells += [memory, f"{summary.one_off:.1f}", words.pays(summary)]
         cells += [quality.cell_of(judged, model, summary.technique)] * bool(judged)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -100,14 +106,7 @@ def overview(rows: list[Row]) -> str:
     for name in dict.fromkeys(
         name for techniques in measured for name in techniques if name in SHOWN
     ):
-        cells = []
-        for summary in (techniques.get(name) for techniques in measured):
-            if summary is None:
-                cells.append("")
-            elif name == "plain" and not summary.error:
-                cells.append(f"{_number(summary.speed[1])} images/s")
-            else:
-                cells.append("failed" if summary.error else _speedup(summary))
+        cells = [_shown(techniques.get(name)) for techniques in measured]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -141,62 +140,66 @@ def heading(rows: list[Row]) -> str:
         for row in plain
     )
     batch = plain[0]["batch"]
+    tiles = f" from {plain[0]['tiles']} tiles" * bool(plain[0]["tiles"])
     dirty = " **with uncommitted changes**" if "dirty" in r["commit"] else ""
     gpu = f", driver {r['driver']}, float32 convolutions in {r['float32']}" if r["driver"] else ""
     return (
         f"**{'CPU' if r['device'] == 'cpu' else 'GPU'}**: {where}{gpu}, torch {r['torch']}, commit "
         f"{r['commit']}{dirty}. {', '.join(backbones)}; {batch} crops of {r['crop']} pixels a "
-        f"step; {kept}."
+        f"step{tiles}; {kept}."
     )
 
 
-def _phases(summary: Summary) -> str:
-    ms = summary.ms or {}
-    if "backward" not in ms:
-        return f"{ms.get('captured', 0):.1f} in all / {ms.get('data', 0):.1f}"
-    forward = ms.get("views", 0) + ms["forward"]
-    return f"{forward:.1f} / {ms['backward']:.1f} / {ms['optimizer']:.1f} / {ms['data']:.1f}"
-
-
-def _speedup(summary: Summary) -> str:
-    if summary.speedup is None:
-        return ""
-    median, low, high = summary.speedup
-    return f"{median:.2f}" + (f" ({low:.2f} to {high:.2f})" if summary.rounds > 1 else "")
-
-
-def _pays(summary: Summary) -> str:
-    if summary.speedup is None:
-        return ""
-    if summary.pays_after is None:
-        return "never" if summary.speedup[0] <= 1 else "uncertain"
-    return f"{summary.pays_after:,.0f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
 def results(folder: Path, what: str = "speed") -> dict[str, list[Row]]:
-    """Kind of device → its newest rows, for the files that exist."""
-    files = {kind: folder / f"{what}_{kind}.csv" for kind in KINDS}
-    return {kind: newest(read_rows(path)) for kind, path in files.items() if path.is_file()}
+    """`<device>-<torch>` → the newest rows of its file, processors before GPUs."""
+    newest_of = newest if what in ("speed", "quality") else list
+    files = sorted(folder.glob(f"{what}-*.csv"))
+    found = {path.stem.removeprefix(f"{what}-"): newest_of(read_rows(path)) for path in files}
+    return dict(sorted(found.items(), key=lambda item: item[1][-1]["device"] != "cpu"))
+
+
+def side_by_side(found: dict[str, list[Row]]) -> str:
+    """The common techniques on every machine: images/s of plain, speed-ups of the others."""
+    rows_of = {name: _by_technique(rows) for name, rows in found.items()}
+    lines = [f"| model | technique | {' | '.join(found)} |", "|---|---|" + "--:|" * len(found)]
+    for model in MODELS:
+        on = [
+            dict(zip(models(rows), rows_of[name], strict=True)).get(model, {})
+            for name, rows in found.items()
+        ]
+        for technique in dict.fromkeys(t for measured in on for t in measured if t in SHOWN):
+            cells = [_shown(measured.get(technique)) for measured in on]
+            lines.append(f"| {model} | {technique} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _shown(summary: Summary | None) -> str:
+    if summary is None:
+        return ""
+    if summary.error:
+        return "failed"
+    plain = summary.technique == "plain"
+    return f"{words.number(summary.speed[1])} images/s" if plain else words.speedup(summary)
 
 
 def parts(
-    found: dict[str, list[Row]], trained: dict[str, list[Row]]
+    found: dict[str, list[Row]],
+    trained: dict[str, list[Row]],
+    more: dict[str, dict[str, list[Row]]] | None = None,
 ) -> dict[tuple[Path, str], str]:
-    """All generated parts: (README, mark) → Markdown."""
+    """All generated parts: (README, mark) → Markdown.
+
+    Args:
+        found: Machine → its rows of `speed-*.csv`.
+        trained: The same of `quality-*.csv`.
+        more: `to-quality` and `sweep` → the same of these files.
+    """
     made: dict[tuple[Path, str], str] = {}
     for model in MODELS:
         blocks = [
             f"{heading([r for r in rows if r['model'] == model])}\n\n"
-            f"{of_model(rows, model, trained.get(kind))}"
-            for kind, rows in found.items()
+            f"{of_model(rows, model, trained.get(machine))}"
+            for machine, rows in found.items()
             if model in models(rows)
         ]
         picture = plots.shown(MODELS[model].picture, "images per second of each technique")
@@ -204,6 +207,14 @@ def parts(
         made[ROOT / model / "README.md", "benchmark"] = _blocks(shown + blocks, found)
     sides = [f"{heading(rows)}\n\n{machine_side(rows)}" for rows in found.values()]
     made[README, "machine"] = _blocks(sides, found)
+    for what, tabled in (("to-quality", to_quality.table), ("sweep", sweep.table)):
+        blocks = [
+            f"**{name}**, commit {rows[-1]['commit']}, `{rows[-1]['command']}`\n\n{tabled(rows)}"
+            for name, rows in (more or {}).get(what, {}).items()
+        ]
+        blocks += [plots.shown(what, f"the {what} curves")] * bool(blocks)
+        made[README, what] = "\n\n".join(blocks) or "Not measured yet."
+    made[README, "machines"] = side_by_side(found)
     made[README, "ceilings"] = ceilings()
     overviews = [f"{heading(rows)}\n\n{overview(rows)}" for rows in found.values()]
     made[ROOT / "README.md", "benchmark"] = _blocks(overviews, found)
@@ -211,30 +222,37 @@ def parts(
 
 
 def _blocks(blocks: list[str], found: dict[str, list[Row]]) -> str:
-    return "\n\n".join(blocks + ([] if "cuda" in found else [NONE]))
+    gpu = any(rows[-1]["device"] != "cpu" for rows in found.values())
+    return "\n\n".join(blocks + ([] if gpu else [NONE]))
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder with speed_*.csv")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder with speed-*.csv")
     parser.add_argument("--print", action="store_true", help="print instead of writing READMEs")
+    parser.add_argument("--into", type=Path, help="folder for tables.md and pictures, not READMEs")
     args = parser.parse(argv)
     found = results(args.results)
-    written = parts(found, results(args.results, "quality"))
-    for readme, name in written:  # before the first is written
-        if not readme.is_file() or f"<!-- /{name} -->" not in readme.read_text():
-            raise UserError(
-                f"{str(readme)!r} has no place for the table; put the lines <!-- {name} --> and "
-                f"<!-- /{name} --> into it."
-            )
-    for (readme, name), text in written.items():
-        if args.print:
-            print(f"{readme.relative_to(ROOT)}\n{text}\n")
-        else:
+    if not found:
+        raise UserError(f"there is no speed-*.csv in {str(args.results)!r}; run run.py first.")
+    more = {what: results(args.results, what) for what in ("to-quality", "sweep")}
+    written = parts(found, results(args.results, "quality"), more)
+    printed = "\n\n".join(f"{path.relative_to(ROOT)}\n{t}" for (path, _), t in written.items())
+    if args.print:
+        return print(printed)
+    if args.into:
+        (args.into / "tables.md").write_text(f"{printed}\n")
+    else:
+        for readme, name in written:  # before the first is written
+            if not readme.is_file() or f"<!-- /{name} -->" not in readme.read_text():
+                raise UserError(
+                    f"{str(readme)!r} has no place for the table; put the lines <!-- {name} --> "
+                    f"and <!-- /{name} --> into it."
+                )
+        for (readme, name), text in written.items():
             write_part(readme, name, text)
-    if not args.print:
-        for path in plots.draw_all(found, ROOT / "assets"):
-            print(f"wrote {path}")
+    for path in plots.draw_all(found, args.into or ROOT / "assets", more):
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

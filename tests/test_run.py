@@ -14,7 +14,7 @@ from helpers.commands import ENCODER, PATIENCE, ROOT, losses, run_script, wait_f
 from PIL import Image
 
 from benchmarks import table
-from benchmarks.lib import engagement, launch, plots, quality
+from benchmarks.lib import engagement, launch, plots, quality, sweep, to_quality
 from benchmarks.lib.matrix import plan
 from benchmarks.lib.readme import part, read_rows
 from benchmarks.lib.results import (
@@ -196,9 +196,13 @@ def test_every_combination_that_can_run_is_planned_and_unknown_ones_are_refused(
         plan(["unet"], ["ampere"], {}, cpu, 4)
 
 
+WHAT = ("speed", "quality", "to-quality", "sweep")
+
+
 @pytest.fixture(scope="module")
 def written():
-    return table.parts(*(table.results(table.RESULTS, what) for what in ("speed", "quality")))
+    speed, quality, *more = (table.results(table.RESULTS, what) for what in WHAT)
+    return table.parts(speed, quality, dict(zip(WHAT[2:], more, strict=True)))
 
 
 @pytest.mark.parametrize(("readme", "name"), table.parts({}, {}))
@@ -209,7 +213,12 @@ def test_the_readmes_show_the_committed_numbers(written, readme, name):
 def test_the_picture_is_drawn_for_light_and_dark_pages(tmp_path):
     rows = rows_of({"plain": [10, 11], "amp": [20, 21], "compile": [5, 6]})
     rows += rows_of({"ddp": [1]}, error="it did not")
-    written = plots.draw_all({"cpu": rows}, tmp_path)
+    rows_of_both = {"to-quality": {"cpu": to_quality_rows()}, "sweep": {"cpu": sweep_rows()}}
+    written = plots.draw_all({"cpu": rows}, tmp_path, rows_of_both)
+    assert {path.stem for path in written[2:]} == {
+        *("to-quality", "to-quality_dark", "sweep", "sweep_dark")
+    }
+    written = written[:2]
     assert [path.name for path in written] == ["unet_benchmark.png", "unet_benchmark_dark.png"]
     light, dark = (Image.open(path).convert("L") for path in written)
     assert light.size == dark.size
@@ -283,3 +292,77 @@ def test_a_technique_that_did_not_engage_is_named(flags, changed, why):
     found = engagement.missing(SEEN | changed, tuple(flags.split()), 8)
     assert why in found
     assert bool(found) == bool(why)
+
+
+def test_the_seconds_to_a_score_are_measured_without_validation(tiled, tmp_path):
+    words = ["--to-quality", 0, "--models", "unet", "--backbone", ENCODER, "--techniques", "plain"]
+    words += ["--also", "slow=--grad-accum 2", "broken=--grad-accum 100", "--seeds", 2]
+    words += ["--max-steps", 4, "--eval-steps", 2, "--crop-size", 32, "--device", "cpu"]
+    words += ["--data-path", tiled, "-o", tmp_path / "speed.csv"]
+    done = run_script(ROOT / "benchmarks/run.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_rows(tmp_path / "to-quality.csv")
+    assert [row["technique"] for row in rows] == ["plain", "slow", "broken"] * 2
+    for row in rows:
+        if row["technique"] == "broken":
+            assert "the training set has" in row["error"]
+            continue
+        assert row["name"] == "IoU.aircraft"
+        assert row["at_steps"] == "2"  # any score will do, and the run ends there
+        assert 0 < float(row["reached_s"]) == float(row["at_s"]) < float(row["wall_s"])
+    assert "| unet, IoU.aircraft 0 | broken | 0 of 0 |  |  |  |  |" in done.stdout
+
+
+def to_quality_rows():
+    made = {"plain": [100, 110, 120], "amp": [50, 55, 60], "noise": [90, 121, 118]}
+    rows = []
+    for name, seconds in (made | {"bad": [9, "", 9]}).items():
+        for row, at in zip(rows_of({name: [1] * 3}), seconds, strict=True):
+            row |= {"level": "0.5", "max_steps": "9", "eval_steps": "3", "name": "mIoU"}
+            curve = {"at_steps": "3 6", "at_s": "4 8", "scores": "0.2 0.6"}
+            rows.append(row | {"reached_s": str(at), **curve})
+    return rows
+
+
+def sweep_rows():
+    rows = []
+    for batch, launch_ms, step_ms in (("1", 9, 10), ("2", 9, 11), ("4", 9, 20)):
+        for row in rows_of({"plain": [100], "amp": [200]}, batch=batch, crop="64"):
+            rows.append(row | {"launch_ms": str(launch_ms), "no_loader_ms": str(step_ms)})
+    return rows
+
+
+def test_a_sweep_tells_speed_ups_by_batch_and_marks_where_the_device_is_the_limit():
+    plain, amp = sweep.table(sweep_rows()).splitlines()[2:]
+    assert plain == "| unet | 64 | plain | 100 images/s | 100 images/s ● | 100 images/s ● |"
+    assert amp == "| unet | 64 | amp | 2.00 | 2.00 ● | 2.00 ● |"
+    assert sweep.sizes("batch=1,2") == ("batch", [1, 2])
+    for text in ("batch", "batch=", "batch=0", "side=3"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not of the form"):
+            sweep.sizes(text)
+    cells, _ = sweep.cells_of(
+        lambda batch: plan(["unet"], ["amp"], {}, torch.device("cpu"), batch),
+        [("batch", [1, 2]), ("crop", [32, 64])],
+        *(4, 128),
+    )
+    assert len({(c.technique, c.batch, c.crop) for c in cells}) == len(cells) == 2 * 2 * 2
+
+
+def test_a_file_with_fewer_columns_is_widened_and_keeps_its_values(tmp_path):
+    path = tmp_path / "speed.csv"
+    append(path, {"model": "unet", "device": "cpu"}, ("model", "device"))
+    append(path, rows_of({"plain": [10]})[0])
+    old, new = read_rows(path)
+    assert old == dict.fromkeys(COLUMNS, "") | {"model": "unet", "device": "cpu"}
+    assert new["step_ms"].split()[0] == "400.0"
+
+
+def test_time_to_quality_is_told_with_its_interval_and_p():
+    assert to_quality.two_sided(2.776, 4) == pytest.approx(0.05, abs=1e-4)
+    assert to_quality.quantile(2) == pytest.approx(4.303, abs=1e-3)
+    rows = to_quality_rows()
+    plain, amp, noise, bad = to_quality.table(rows).splitlines()[2:]
+    assert plain == "| unet, mIoU 0.5 | plain | 3 of 3 | 110 (85 to 135) | 6 |  |  |"
+    assert amp.endswith("| 55 (43 to 67) | 6 | 2.00 (2.00 to 2.00) | 0.000 |")
+    assert float(noise.split("|")[-2]) > 0.5
+    assert bad == "| unet, mIoU 0.5 | bad | 2 of 3 |  |  |  |  |"

@@ -29,6 +29,7 @@ def columns(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     """The columns of a row that describe the cell."""
     row: dict[str, Any] = {"model": cell.model, "technique": cell.technique}
     row |= {"flags": " ".join(cell.flags), "world": cell.world, "batch": cell.batch}
+    row |= {"crop": cell.crop or args.crop_size}
     return row | {"threads": cell.threads, "backbone": _backbone(cell, args)}
 
 
@@ -38,14 +39,22 @@ def train_words(cell: Cell, args: argparse.Namespace, output_dir: str) -> list[s
         *(MODELS[cell.model].option, _backbone(cell, args)),
         *("--weights-backbone", "none", "--device", args.device),
         *("--data-path", str(args.data_path), "--output-dir", output_dir),
-        *("--crop-size", str(args.crop_size), "-b", str(cell.batch), "-j", str(args.workers)),
+        *(
+            "--crop-size",
+            str(cell.crop or args.crop_size),
+            "-b",
+            str(cell.batch),
+            "-j",
+            str(args.workers),
+        ),
         *cell.flags,
     ]
 
 
 def cache_name(cell: Cell, args: argparse.Namespace) -> str:
     """Cells with the same name compile the same code."""
-    name = f"{cell.name.replace(' ', '-')}-{_backbone(cell, args)}-{args.crop_size}-{cell.batch}"
+    name = f"{cell.name.replace(' ', '-')}-{_backbone(cell, args)}"
+    name += f"-{cell.crop or args.crop_size}-{cell.batch}"
     return name.replace("/", "-")
 
 

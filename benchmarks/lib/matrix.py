@@ -26,6 +26,7 @@ class Cell:
     world: int
     batch: int  # tiles per process
     threads: int  # of each process
+    crop: int = 0  # pixels; 0 for that of all cells
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib import sweep, to_quality
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.results import SHARE, Row, Summary, summaries
 from benchmarks.lib.techniques import PLAIN
@@ -12,13 +13,16 @@ from common.io.files import whole_file
 from common.run.log import BLUE, INK, plt
 
 GREY, VERMILION = "#A0A0A0", "#D55E00"  # with BLUE of Okabe and Ito's palette
+COLOURS = (GREY, BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 # Each picture is drawn for light pages and for dark ones: suffix of its name, ink, paper, grid.
 THEMES = (("", INK, "white", "#E5E5E5"), ("_dark", "#E6EDF3", "#0D1117", "#30363D"))
 
 
-def draw_all(found: dict[str, list[Row]], folder: Path) -> list[Path]:
-    """`<model>_benchmark.png` of each measured model; from a GPU's rows if there are any."""
-    rows = found.get("cuda") or found.get("cpu") or []
+def draw_all(
+    found: dict[str, list[Row]], folder: Path, more: dict[str, dict[str, list[Row]]] | None = None
+) -> list[Path]:
+    """`<model>_benchmark.png` of each measured model, on the newest GPU or else the newest CPU."""
+    rows = max(found.values(), key=lambda rows: (rows[-1]["device"] != "cpu", rows[-1]["when"]))
     written = []
     for model in MODELS:
         bars = [o for o in summaries(rows, model) if not o.error and o.technique != SHARE]
@@ -27,6 +31,9 @@ def draw_all(found: dict[str, list[Row]], folder: Path) -> list[Path]:
             written += _write(
                 folder / f"{MODELS[model].picture}.png", partial(draw, bars, model, row)
             )
+    for what, drawn in (("to-quality", draw_to_quality), ("sweep", draw_sweep)):
+        for rows in list((more or {}).get(what, {}).values())[-1:]:
+            written += _write(folder / f"{what}.png", partial(drawn, rows))
     return written
 
 
@@ -101,3 +108,53 @@ def _bar(axes: Any, y: int, one: Summary, widest: float) -> None:
     ink = plt.rcParams["text.color"]
     axes.plot([low, high], [y, y], color=ink, linewidth=1.4, solid_capstyle="butt")
     axes.text(max(high, median) + 0.012 * widest, y, label, va="center")
+
+
+def draw_to_quality(rows: list[Row]) -> Any:
+    """Score over seconds of training, a line for each seed, a panel for each model."""
+    models = to_quality.current(rows)
+    figure, axes = plt.subplots(
+        1, len(models), figsize=(5 * len(models), 3.6), layout="constrained", squeeze=False
+    )
+    for panel, (model, runs) in zip(axes[0], models.items(), strict=True):
+        names = list(dict.fromkeys(row["technique"] for row in runs if not row["error"]))
+        for row in runs:
+            if row["error"]:
+                continue
+            at, scores = ([float(x) for x in row[k].split()] for k in ("at_s", "scores"))
+            colour = COLOURS[names.index(row["technique"]) % len(COLOURS)]
+            label = row["technique"] if row["round"] == "0" else None
+            panel.plot(at, scores, color=colour, linewidth=1.3, label=label)
+        panel.axhline(float(runs[-1]["level"]), linestyle=":", color=plt.rcParams["text.color"])
+        panel.set(title=model, xlabel="seconds of training", ylabel="validation score")
+        panel.legend(frameon=False, fontsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def draw_sweep(rows: list[Row]) -> Any:
+    """Speed-up over batch; a panel for each model and crop. Filled: the device is the limit."""
+    curves = sweep.curves(rows)
+    places = list(dict.fromkeys((model, crop) for model, _, crop in curves))
+    names = list(dict.fromkeys(technique for _, technique, _ in curves))
+    figure, axes = plt.subplots(
+        1, len(places), figsize=(4 * len(places), 3.6), layout="constrained", squeeze=False
+    )
+    for panel, place in zip(axes[0], places, strict=True):
+        panel.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
+        for (model, technique, crop), by_batch in curves.items():
+            points = [(b, s) for b, s in sorted(by_batch.items()) if s.speedup]
+            if (model, crop) != place or not points:
+                continue
+            colour = COLOURS[names.index(technique) % len(COLOURS)]
+            ratios = [summary.speedup[0] for _, summary in points if summary.speedup]
+            panel.plot([b for b, _ in points], ratios, color=colour, label=technique)
+            for (batch, summary), ratio in zip(points, ratios, strict=True):
+                face = colour if summary.device_limited else "none"
+                panel.plot(batch, ratio, "o", color=colour, markerfacecolor=face)
+        panel.set_xscale("log", base=2)
+        panel.set(title=f"{place[0]}, crops of {place[1]}", xlabel="batch", ylabel="speed-up")
+        if panel.get_legend_handles_labels()[1]:
+            panel.legend(frameon=False, fontsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure

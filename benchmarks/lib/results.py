@@ -1,6 +1,7 @@
 """The results of `run.py`: one line per cell and round, and their summary."""
 
 import csv
+import io
 import random
 import re
 import statistics
@@ -13,6 +14,7 @@ import torch
 
 from benchmarks.lib import engagement
 from benchmarks.lib.matrix import PLAIN, SHARE
+from common.io.files import whole_file
 from common.run.machine import cpu
 
 Row = dict[str, str]
@@ -42,14 +44,31 @@ def file_name(what: str, device: torch.device, dry: bool = False) -> str:
 
 
 def append(path: Path, row: dict[str, Any], columns: tuple[str, ...] = COLUMNS) -> None:
-    """Append a line in one write, so that a killed process leaves only whole lines."""
+    """Append a line in one write, so that a killed process leaves only whole lines.
+
+    A file that was written with fewer columns gets the new ones, empty in its old rows.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
+    if not new and path.open().readline().strip() != ",".join(columns):
+        widen(path, columns)
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
         if new:
             writer.writeheader()
         writer.writerow({key: _text(row.get(key, "")) for key in columns})
+
+
+def widen(path: Path, columns: tuple[str, ...]) -> None:
+    """Write a results file again with `columns`; values of columns that it did not have are ''."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with whole_file(path) as output:
+        text = io.TextIOWrapper(output, newline="", write_through=True)
+        writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(dict.fromkeys(columns, "") | row for row in rows)
+        text.detach()
 
 
 def _text(value: Any) -> Any:
@@ -58,10 +77,15 @@ def _text(value: Any) -> Any:
     return f"{value:.5g}" if isinstance(value, float) else value
 
 
-def newest(rows: list[Row]) -> list[Row]:
-    """The rows measured like the last one; of a cell that was tried twice, the later row."""
-    place = [rows[-1][key] for key in PLACE]
-    latest = {tuple(r[k] for k in KEY): r for r in rows if [r[key] for key in PLACE] == place}
+def newest(rows: list[Row], varied: tuple[str, ...] = ()) -> list[Row]:
+    """The rows measured like the last one; of a cell that was tried twice, the later row.
+
+    Args:
+        varied: Columns that differ on purpose, and tell cells apart.
+    """
+    common = [key for key in PLACE if key not in varied]
+    place, cell = [rows[-1][key] for key in common], (*KEY, *varied)
+    latest = {tuple(r[k] for k in cell): r for r in rows if [r[key] for key in common] == place}
     return list(latest.values())
 
 
@@ -81,6 +105,7 @@ class Summary:
     rounds: int = 0
     steps: int = 0  # timed steps
     speed: tuple[float, float, float] = (0.0, 0.0, 0.0)  # images/s of a step: p10, median, p90
+    without_loader: float | None = None  # images/s, median
     speedup: tuple[float, float, float] | None = None  # median of paired ratios, 95 % interval
     ms: dict[str, float] | None = None  # by phase
     memory: float = 0.0  # MiB
@@ -90,6 +115,7 @@ class Summary:
     syncs: int | None = None  # per step
     gflop: float | None = None  # per image, forward and backward
     mfu: float | None = None  # share of the matrix products' peak
+    device_limited: bool = False  # the CPU issues a step in less time than the GPU needs for it
     efficiency: float | None = None  # of DDP: its speed over that of as many single processes
 
 
@@ -140,6 +166,7 @@ def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) ->
         rounds=len(rows),
         steps=len(speeds),
         speed=(p10, median, p90),
+        without_loader=_without_loader(rows),
         speedup=speedup,
         ms={p: x for p in PHASES if (x := _median(rows, f"{p}_ms")) is not None},
         memory=_median(rows, "memory_mib") or 0.0,
@@ -149,8 +176,24 @@ def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) ->
         syncs=int(rows[0]["syncs"]) if rows[0]["syncs"] else None,
         gflop=gflop,
         mfu=mfu,
+        device_limited=_device_limited(rows),
         efficiency=_efficiency(name, good),
     )
+
+
+def _without_loader(rows: list[Row]) -> float | None:
+    """Rows measured before November 26 do not have it."""
+    speeds = [float(r["images"]) * 1e3 / ms for r in rows for ms in _numbers(r["no_loader_ms"])]
+    return statistics.median(speeds) if speeds else None
+
+
+def _device_limited(rows: list[Row]) -> bool:
+    """From a GPU's rows; on a CPU launching and computing are one."""
+    launch = _median(rows, "launch_ms")
+    if launch is None:
+        return False
+    step = statistics.median(ms for row in rows for ms in _numbers(row["no_loader_ms"]))
+    return launch < 0.9 * step
 
 
 def _peak(name: str, good: dict[str, dict[str, Row]]) -> float:

@@ -1,0 +1,86 @@
+"""Speed-ups by batch and crop: `run.py --sweep batch=1,2,4,8 crop=128,256,512`."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
+from benchmarks.lib import words
+from benchmarks.lib.matrix import SHARE, Cell
+from benchmarks.lib.results import PLAIN, Row, Summary, newest, summaries
+
+SIZES = ("batch", "crop")
+MARK = "●"
+
+
+def sizes(text: str) -> tuple[str, list[int]]:
+    """An argument type: `batch=1,2,4` or `crop=128,256`."""
+    name, equals, values = text.partition("=")
+    numbers = [int(value) for value in values.split(",") if value.isdecimal()]
+    if name not in SIZES or not equals or not numbers or 0 in numbers:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form batch=1,2,4 or crop=128,256")
+    return name, numbers
+
+
+def cells_of(
+    planned: Callable[[int], tuple[list[Cell], list[str]]],
+    wanted: list[tuple[str, list[int]]],
+    batch: int,
+    crop: int,
+) -> tuple[list[Cell], list[str]]:
+    """The cells of every combination, and what is left out; DDP's have another batch, so none.
+
+    Args:
+        planned: Batch → cells and what is left out, see `matrix.plan`.
+        wanted: From the options, `sizes`.
+        batch: For all, if it is not swept.
+        crop: Likewise, pixels.
+    """
+    given = {"batch": [batch], "crop": [crop]} | dict(wanted)
+    cells: list[Cell] = []
+    left_out: list[str] = []
+    for one_crop, one_batch in product(given["crop"], given["batch"]):
+        found, left_out = planned(one_batch)
+        cells += [
+            replace(cell, crop=one_crop)
+            for cell in found
+            if cell.world == 1 and cell.technique != SHARE
+        ]
+    return cells, left_out
+
+
+def curves(rows: list[Row]) -> dict[tuple[str, str, int], dict[int, Summary]]:
+    """(model, technique, crop) → batch → summary, of the newest measurement."""
+    found: dict[tuple[str, str, int], dict[int, Summary]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in newest(rows, SIZES):
+        groups.setdefault((row["model"], row["crop"], row["batch"]), []).append(row)
+    for (model, crop, batch), group in groups.items():
+        for summary in summaries(group, model):
+            key = model, summary.technique, int(crop)
+            found.setdefault(key, {})[int(batch)] = summary
+    return found
+
+
+def table(rows: list[Row]) -> str:
+    """Plain's images/s and the others' speed-ups, a column for each batch."""
+    found = curves(rows)
+    batches = sorted({batch for by_batch in found.values() for batch in by_batch})
+    shown = " | ".join(f"batch {batch}" for batch in batches)
+    lines = [f"| model | crop | technique | {shown} |", "|---|--:|---|" + "--:|" * len(batches)]
+    for (model, technique, crop), by_batch in sorted(
+        found.items(), key=lambda item: (item[0][0], item[0][2], item[0][1] != PLAIN)
+    ):
+        cells = [_cell(by_batch.get(batch)) for batch in batches]
+        lines.append(f"| {model} | {crop} | {technique} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(summary: Summary | None) -> str:
+    if summary is None:
+        return ""
+    if summary.error:
+        return "failed"
+    plain = summary.technique == PLAIN
+    text = f"{words.number(summary.speed[1])} images/s" if plain else words.speedup(summary)
+    return f"{text} {MARK}" if summary.device_limited else text
