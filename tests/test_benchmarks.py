@@ -2,9 +2,11 @@
 
 import pytest
 from helpers.commands import ROOT, run_forked
+from torch import nn
 from torture import run as torture
 
 from benchmarks import loader, onnx_speed, operators, overhead, parts, scenes
+from benchmarks.lib import convolutions
 from benchmarks.lib.readme import README, part, read_rows, write_part
 
 
@@ -82,6 +84,20 @@ def test_the_operators_are_measured_in_each_layout_and_precision(tmp_path):
     plain = [row for row in rows if row["way"] == operators.PLAIN]
     assert all(float(row["ratio"]) == 1 for row in plain)
     assert not any(float(row["ratio_low"]) == 1 for row in rows if row not in plain)
+
+
+def test_every_convolution_of_a_model_is_measured_in_both_layouts(capsys):
+    words = ["--model", "unet", "--backbone", "tu-test_resnet", "--rounds", "1"]
+    operators.main([*words, "-b", "2", "--crop-size", "64"])
+    *rows, total, optimizer = capsys.readouterr().out.splitlines()[2:]
+    model, seen = convolutions.of_model("unet", "tu-test_resnet", 2, 64)
+    assert sum(seen.values()) == sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    assert len(rows) == len(seen)
+    values = [[float(cell) for cell in row.split("|")[2:6]] for row in (*rows, total)]
+    assert values[-1] == pytest.approx([sum(v) for v in zip(*values[:-1], strict=True)], abs=2)
+    lost = [backward - last for *_, backward, last in values[:-1]]
+    assert lost == sorted(lost)
+    assert all(float(cell) > 0 for cell in optimizer.split("|")[2:4])
 
 
 def test_the_overhead_is_measured(tmp_path):
