@@ -4,6 +4,7 @@ import argparse
 import csv
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def measured(tiled, tmp_path_factory):
     words = [sys.executable, ROOT / "benchmarks/run.py", "--models", "unet", "--backbone", ENCODER]
     words += ["--techniques", "plain", "channels-last", "cuda-graphs", "--rounds", "2"]
     words += ["--also", "same=--no-amp", "broken=--grad-accum 100", "idle=--amp"]
-    words += ["--warmup", "2", "--steps", "12", "--crop-size", "32", "--device", "cpu"]
+    words += ["--warmup", "2", "--steps", "8", "--crop-size", "32", "--device", "cpu"]
     words += ["--data-path", tiled, "-o", output, "--cache", folder / "compiled"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -106,7 +107,7 @@ def test_a_row_says_where_its_time_went(measured):
             continue
         steps = [float(ms) for ms in row["step_ms"].split()]
         phases = [row[f"{p}_ms"] for p in PHASES if p != "captured"]
-        assert len(steps) == len(row["no_loader_ms"].split()) == 12
+        assert len(steps) == len(row["no_loader_ms"].split()) == 8
         assert row["tiles"] == "png"
         layout = row["flags"].removeprefix("--").removeprefix("no-amp") or "contiguous"
         assert row["conv_x"] == row["conv_backward_grad"] == f"float32 {layout}"
@@ -366,3 +367,17 @@ def test_time_to_quality_is_told_with_its_interval_and_p():
     assert amp.endswith("| 55 (43 to 67) | 6 | 2.00 (2.00 to 2.00) | 0.000 |")
     assert float(noise.split("|")[-2]) > 0.5
     assert bad == "| unet, mIoU 0.5 | bad | 2 of 3 |  |  |  |  |"
+
+
+def test_gpu_tests_that_are_ended_by_their_limit_keep_their_results(tmp_path):
+    """By the very options of `make benchmark-gpu`, with a shorter limit."""
+    line = re.search(r"timeout (.*) 230 ", (ROOT / "Makefile").read_text())
+    assert line
+    (tmp_path / "test_x.py").write_text(
+        "import time\ndef test_fails(): assert 1 == 2\ndef test_hangs(): time.sleep(99)\n"
+    )
+    limit = ["timeout", *line[1].split(), "6", sys.executable, "-m", "pytest", "-v", "-p"]
+    limit += ["no:cacheprovider", "--timeout-method=thread", str(tmp_path)]
+    done = subprocess.run(limit, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "assert 1 == 2" in done.stdout
+    assert "1 failed" in done.stdout.splitlines()[-1]
