@@ -4,10 +4,10 @@
     python benchmarks/run.py --models unet --techniques plain amp+channels-last --rounds 7
     python benchmarks/run.py --budget 60 --data-path data
 
-Every cell is a train.py in a fresh process (`lib/timed_train.py`). A round measures each cell once,
-so that a drift of the machine affects all of them. Each result is written to the CSV at once, also
-that of a failed cell, and is not measured again: to continue, start the command again. `table.py`
-makes tables and pictures of the CSV.
+Every cell is a train.py (`lib/timed_train.py`) in a fork of a process that has imported everything
+(`lib/launch.py`). A round measures each cell once, so that a drift of the machine affects all. Each
+result is written to the CSV at once, also that of a failed cell, and is not measured again: to
+continue, start the command again. `table.py` makes tables and pictures of the CSV.
 """
 
 import argparse
