@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any
@@ -127,15 +126,16 @@ def _forked(words: list[str], own: dict[str, str], output: str, malloc: bool, dr
 
 def rehearse() -> None:
     """For a dry run: the tests' narrow networks, and their graph, which replays on the CPU."""
-    networks = importlib.import_module("tests.helpers.networks")
-    networks.fcn.BACKBONES["resnet50"] = networks.thin_fcn
-    networks.mask.CHANNELS = networks.THIN
+    sys.path.append(str(ROOT / "tests"))
+    importlib.import_module("helpers.networks").narrow(
+        importlib.import_module("pytest").MonkeyPatch()
+    )
     MODELS["unet"] = replace(MODELS["unet"], light="tu-test_resnet")
     MODELS["mask"] = replace(MODELS["mask"], light_flags=("--proposals", "20"))
-    graphs.CudaGraph = importlib.import_module("tests.helpers.cpu_graph").CpuGraph  # type: ignore[misc]
+    graphs.CudaGraph = importlib.import_module("helpers.cpu_graph").CpuGraph  # type: ignore[misc]
     graphs.available = lambda device: True
     graphs.own_stream = lambda device: None
-    graphs.Graphed = partial(graphs.Graphed, warmup=2)  # type: ignore[assignment,misc]
+    graphs.WARMUP_STEPS = 2
 
 
 def _torchrun(

@@ -40,28 +40,12 @@ from common.cli import Parser, number, positive, run
 from common.data import Batch
 from common.io.tiles import Packed
 from common.run.log import Clock
+from common.run.machine import Timeline
 from common.session import Session, session
 
 
 class Enough(Exception):
     """Ends `fit`: everything is measured."""
-
-
-class Timeline:
-    """Time stamps of the CPU, or CUDA events, which do not make the CPU wait."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
-
-    def now(self) -> Any:
-        if not self.on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def seconds(self, begin: Any, end: Any) -> float:
-        return begin.elapsed_time(end) / 1e3 if self.on_gpu else end - begin
 
 
 class Repeating:
