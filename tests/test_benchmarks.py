@@ -1,5 +1,7 @@
 """The small benchmarks run, and the READMEs show their committed results."""
 
+from itertools import pairwise
+
 import pytest
 from helpers.commands import ROOT, run_forked
 from torch import nn
@@ -96,7 +98,8 @@ def test_every_convolution_of_a_model_is_measured_in_both_layouts(capsys):
     values = [[float(cell) for cell in row.split("|")[2:6]] for row in (*rows, total)]
     assert values[-1] == pytest.approx([sum(v) for v in zip(*values[:-1], strict=True)], abs=2)
     lost = [backward - last for *_, backward, last in values[:-1]]
-    assert lost == sorted(lost)
+    # Sorted before they are rounded to a tenth.
+    assert all(before < after + 0.25 for before, after in pairwise(lost))
     assert all(float(cell) > 0 for cell in optimizer.split("|")[2:4])
 
 

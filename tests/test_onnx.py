@@ -41,10 +41,10 @@ class Exported:
         return importlib.import_module(f"{self.model}.{name}")
 
 
-LONG = [pytest.param(model, marks=pytest.mark.long) for model in ("fcn", "DeepLabV3")]
+LONG = [pytest.param(model, marks=pytest.mark.long) for model in ("fcn", "DeepLabV3", "mask")]
 
 
-@pytest.fixture(scope="module", params=["unet", "mask", *LONG])
+@pytest.fixture(scope="module", params=["unet", *LONG])
 def exported(request, few, tmp_path_factory):
     """Each model, narrow, after two steps whose average differs from the last weights."""
     root = tmp_path_factory.mktemp(request.param)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from helpers.commands import ENCODER, ROOT, TORCHRUN, run_script
+from helpers.commands import NETWORKS, ROOT, TORCHRUN, run_script
 from helpers.cpu_graph import CpuGraph
 from helpers.networks import train_thin
 from torch import nn
@@ -29,7 +29,7 @@ STEPS, WARMUP = 4, 2  # a graph is captured after the warm-up, which is shorter 
 MODELS = {
     "FCN": ("fcn", ["--backbone", "resnet50", "--dropout", "0"]),  # narrow, by `thin`
     "DeepLabV3": ("DeepLabV3", ["--backbone", "mobilenet_v3_large", "--dropout", "0"]),
-    "UNet": ("unet", ["--encoder", ENCODER]),
+    "UNet": ("unet", NETWORKS["unet"]),
     "Mask R-CNN": ("mask", ["--backbone", "resnet18", "--proposals", "40"]),
 }
 # Flags, and how far the losses of all steps may be from the plain run's: the mean distance as a

@@ -18,7 +18,7 @@ SHARED = ROOT.parent / "shared" / "data"
 # Small enough to train in seconds: timm's own test network, and the lightest of the others.
 ENCODER = "tu-test_resnet"
 NETWORKS = {
-    "unet": ["--encoder", ENCODER],
+    "unet": ["--encoder", ENCODER, "--decoder-channels", "32", "32", "16", "16", "16"],
     "DeepLabV3": ["--backbone", "mobilenet_v3_large"],
     "fcn": ["--backbone", "resnet50"],
     "mask": ["--backbone", "resnet18", "--proposals", "40"],

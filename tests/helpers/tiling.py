@@ -25,7 +25,7 @@ def children(pid):
             cmdline = (stat.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == pid and b"spawn_main" in cmdline:
+        if int(fields[1]) == pid and b"forkserver" in cmdline:
             found.append(int(stat.parent.name))
     return found
 

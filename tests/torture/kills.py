@@ -20,7 +20,7 @@ KILLS = 10  # in each run
 COMMON = ["--device", "cpu", "-j", "0", "-b", "4", "--crop-size", "64", "--print-freq", "2"]
 COMMON += ["--weights-backbone", "none", "--max-steps", "11", "--save-every", "2"]
 MODELS = {
-    "unet": ["--encoder", "tu-test_resnet"],
+    "unet": ["--encoder", "tu-test_resnet", "--decoder-channels", "32", "32", "16", "16", "16"],
     "DeepLabV3": ["--backbone", "mobilenet_v3_large"],
     "mask": ["--backbone", "resnet18", "--proposals", "64"],
     "fcn": ["--backbone", "resnet50"],
