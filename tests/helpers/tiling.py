@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from helpers.commands import PATIENCE, ROOT, wait_for
@@ -17,17 +18,14 @@ def command(*args, cwd=None):
 
 
 def children(pid):
-    """Pool workers whose parent is `pid`."""
-    found = []
+    """Pool workers of the command `pid`: what its fork server has forked."""
+    parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with suppress(OSError):
             fields = stat.read_text().rsplit(")", 1)[1].split()
-            cmdline = (stat.parent / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and b"forkserver" in cmdline:
-            found.append(int(stat.parent.name))
-    return found
+            if b"forkserver" in (stat.parent / "cmdline").read_bytes():
+                parents[int(stat.parent.name)] = int(fields[1])
+    return [worker for worker, server in parents.items() if parents.get(server) == pid]
 
 
 def start_and_wait(args, stage, pattern, count):
