@@ -72,9 +72,11 @@ class Pyramid:
 def as_rows(features: Tensor) -> bool:
     """Whether to pool by a sparse matrix: on a CPU torchvision's backward pass is serial.
 
-    The exporter knows only torchvision's operator.
+    The exporter knows only torchvision's operator. Before torch 2.12 `is_exporting` is also true in
+    what torch.compile traces.
     """
-    return features.device.type == "cpu" and not torch.compiler.is_exporting()
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    return features.device.type == "cpu" and not exporting
 
 
 def level_of(boxes: Tensor) -> Tensor:

@@ -219,6 +219,12 @@ def way(request, monkeypatch):
     return request.param
 
 
+def test_a_compiled_step_pools_as_an_eager_one():
+    compiled = torch.compile(align.as_rows, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1))
+    assert align.as_rows(torch.zeros(1))
+
+
 @pytest.mark.parametrize("size", [(256, 192), (100, 100), (64, 64)])
 @pytest.mark.parametrize("bins", [7, 14])
 def test_roi_align_is_torchvisions_and_so_is_its_gradient(way, size, bins):
