@@ -217,7 +217,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         ("budget", 3 if few else float("inf"), 5 if few else float("inf"), 5),
         ("crop_size", 128, 512, 32),
         ("batch_size", 4, 8, 2),
-        ("workers", 0, 0 if few else 4, 0),
+        ("workers", 0, 4, 0),
     ):
         if getattr(args, name) is None:
             setattr(args, name, dry if args.dry_run else cuda if device.type == "cuda" else cpu)

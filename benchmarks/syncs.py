@@ -10,6 +10,7 @@ wait for the device, and a CUDA graph cannot capture them.
 
 import sys
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -112,6 +113,16 @@ def census(step: Callable[[], Any]) -> Counter[tuple[str, str]]:
     with SyncCensus() as mode, CopyCensus(mode.found):
         step()
     return mode.found
+
+
+def waits(step: Callable[[], Any]) -> int:
+    """How often the CPU waits for the GPU in `step()`, as CUDA's own calls count it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # it warns of itself, too
+        step()
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing" in str(w.message) for w in caught)
 
 
 def show(name: str, part: str, syncs: Counter[tuple[str, str]]) -> None:

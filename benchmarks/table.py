@@ -59,10 +59,7 @@ def of_model(rows: list[Row], model: str, trained: list[Row] | None = None) -> s
         name = SHARE_WORDS if summary.technique == SHARE else summary.technique
         alone = words.number(summary.without_loader) if summary.without_loader else ""
         cells = [name, speed, alone, words.speedup(summary), words.phases(summary)]
-        memory = f"{summary.memory:,.0f}"
-        if summary.reserved is not None:
-            memory += f" ({summary.reserved:,.0f} reserved)"
-        cells += [memory, f"{summary.one_off:.1f}", words.pays(summary)]
+        cells += [words.memory(summary), f"{summary.one_off:.1f}", words.pays(summary)]
         cells += [quality.cell_of(judged, model, summary.technique)] * bool(judged)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

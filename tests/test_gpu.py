@@ -18,11 +18,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.commands import ENCODER, ROOT, losses
-from helpers.fake_cuda import Census
+from helpers.fake_cuda import SMALL, Census, copied_by_group_norm
 from helpers.networks import THIN
 from torch import Tensor, nn
 
 from benchmarks.lib.synthetic import noise_tiles, training_step
+from benchmarks.syncs import waits
 from common import data, graphs, loader
 from common.distributed import Process
 from common.speedups import Speedups
@@ -139,14 +140,9 @@ def test_no_step_waits_for_the_device(name, cuda_graphs):
     for batch in batches:
         step(batch)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for batch in batches[:3]:
-            total = step(batch)
-        with pytest.raises(RuntimeError, match="synchronizing"):
-            total.item()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert [waits(lambda batch=batch: step(batch)) for batch in batches[:3]] == [0, 0, 0]
+    total = step(batches[3])
+    assert waits(total.item) == 1
     assert total.isfinite()
 
 
@@ -160,13 +156,12 @@ def test_a_step_stays_in_channels_last_as_fake_tensors_say(name, norm):
     with Census() as census:
         step(batch)
     assert census.mixed == {}
-    left = set(census.left) - {
-        "aten::upsample_bilinear2d",
-        "aten::_log_softmax",
-        "aten::add.Tensor",
-    }
-    assert ("aten::native_group_norm" in left) == (norm == "group")
-    assert norm == "group" or left == set()
+    if norm == "group":
+        assert copied_by_group_norm(census) > 0
+        return
+    # ASPP's pooled branch is 1×1, which is in both layouts; torch then joins the branches in NCHW.
+    aspp = {"aten::cat", "aten::hardswish_backward"} if name == "DeepLabV3" else set()
+    assert set(census.left) <= SMALL | aspp
 
 
 def test_replaying_takes_no_memory():
@@ -286,10 +281,9 @@ def test_a_captured_step_of_mask_rcnn_has_the_gradients_of_an_eager_one(norm, gr
     captured_step(last)
     eager_step(last)
     for name, parameter in eager.named_parameters():
-        found, expected = graphed.get_parameter(name).grad, parameter.grad
-        assert torch.nn.functional.cosine_similarity(
-            found.flatten(), expected.flatten(), dim=0
-        ) == pytest.approx(1, abs=0.01 if dtype == "fp32" else 0.1), name
+        found, expected = graphed.get_parameter(name).grad.flatten(), parameter.grad.flatten()
+        cosine = torch.nn.functional.cosine_similarity(found, expected, dim=0).item()
+        assert cosine == pytest.approx(1, abs=0.01 if dtype == "fp32" else 0.1), name
     for (name, found), expected in zip(graphed.named_buffers(), eager.buffers(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05, msg=name)
 

@@ -16,7 +16,6 @@ import json
 import resource
 import sys
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.lib import engagement
 from benchmarks.lib.environment import clock_mhz
 from benchmarks.lib.flops import FORMULAS, matmul_peak
-from benchmarks.syncs import census
+from benchmarks.syncs import census, waits
 from common import args as arguments
 from common.cli import Parser, number, positive, run
 from common.data import Batch
@@ -155,12 +154,7 @@ class Watch(Clock):
         """Count syncs and FLOP in the step after the timed ones: counting takes time."""
         traced = args["compile"] or args["cuda_graphs"]
         if self.timeline.on_gpu:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                torch.cuda.set_sync_debug_mode("warn")
-                step()
-                torch.cuda.set_sync_debug_mode("default")
-            self.report["syncs"] = sum("synchronizing" in str(w.message) for w in caught)
+            self.report["syncs"] = waits(step)
         if traced:  # operators inside a compiled or captured step cannot be seen
             return
         counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)

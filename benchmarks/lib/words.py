@@ -11,6 +11,15 @@ def phases(summary: Summary) -> str:
     return f"{forward:.1f} / {ms['backward']:.1f} / {ms['optimizer']:.1f} / {ms['data']:.1f}"
 
 
+def memory(summary: Summary) -> str:
+    if summary.reserved is None:
+        return f"{summary.memory:,.0f}"
+    reserved = f"{summary.reserved:,.0f} reserved"
+    if "captured" in (summary.ms or {}):  # to the allocator, the memory of a graph's step is free
+        return reserved
+    return f"{summary.memory:,.0f} ({reserved})"
+
+
 def speedup(summary: Summary) -> str:
     if summary.speedup is None:
         return ""
