@@ -267,6 +267,17 @@ def test_neither_the_order_of_cells_nor_their_number_matters(tiled, tmp_path, mo
     assert found[1] == found[2]
 
 
+def test_a_cell_ends_with_its_loader_processes(tiled, tmp_path, monkeypatch):
+    """`timed_train.py` leaves the loop in the middle of an epoch, and they ignore SIGTERM."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    sizes = {"backbone": ENCODER, "device": "cpu", "crop_size": 32, "workers": 1}
+    args = argparse.Namespace(data_path=tiled, **sizes)
+    (cell,), _ = plan(["unet"], ["plain"], {}, torch.device("cpu"), 4, dry=True)
+    words = ["benchmarks/lib/timed_train.py", str(tmp_path / "report.json"), "unet", "2", "1"]
+    words += launch.train_words(cell, args, str(tmp_path / "run"))
+    assert launch.run(cell, words, tmp_path / "compiled", PATIENCE, dry=True) == ""
+
+
 BF16 = dict.fromkeys(engagement.CONVOLUTIONS, "bfloat16 channels-last")
 SEEN = BF16 | {"dtype": "bfloat16", "world": 1, "processes": 1, "replays": 8}
 
