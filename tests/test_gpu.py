@@ -22,7 +22,8 @@ from helpers.fake_cuda import SMALL, Census, copied_by_group_norm
 from helpers.networks import THIN
 from torch import Tensor, nn
 
-from benchmarks.lib.synthetic import noise_tiles, training_step
+from benchmarks.lib import synthetic
+from benchmarks.lib.synthetic import noise_tiles
 from benchmarks.syncs import waits
 from common import data, graphs, loader
 from common.distributed import Process
@@ -70,6 +71,13 @@ def batches_of(count, side=128):
         cpu = noise_tiles(4, side, torch.device("cpu"))
         found.append(cpu.to(CUDA.device))
     return found
+
+
+def training_step(*args, **kwargs):
+    """Without cuDNN's search, which takes DeepLabV3 half a minute; the commands below have it."""
+    made = synthetic.training_step(*args, **kwargs)
+    torch.backends.cudnn.benchmark = False
+    return made
 
 
 def without_dropout(model):
