@@ -16,6 +16,8 @@ from common.data import Batch, Tiles
 from common.distributed import SIGNALS, Process
 
 PATIENCE = 120  # seconds the loop waits for a loader process
+# Not by a fork server: they would be its children, and their death would be noticed much later.
+START = "spawn"
 
 
 class GlobalBatches(Sampler[list[int]]):
@@ -88,7 +90,7 @@ def _loader(tiles: Tiles, batches: Sampler, workers: int, device: torch.device) 
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        multiprocessing_context="spawn" if workers else None,
+        multiprocessing_context=START if workers else None,
         persistent_workers=workers > 0,
         timeout=PATIENCE if workers else 0,
         worker_init_fn=_at_start,

@@ -18,9 +18,8 @@ import torch
 
 from benchmarks.lib.matrix import DEFAULT_MALLOC, Cell
 from benchmarks.lib.models import MODELS
-from common import cli, graphs
+from common import cli, graphs, loader
 from common.distributed import die_with_parent
-from common.loader import end_loaders
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,10 +121,11 @@ def _forked(words: list[str], own: dict[str, str], output: str, malloc: bool, dr
         rehearse()
     sys.argv = list(words)
     module = importlib.import_module(words[0].removesuffix(".py").replace("/", "."))
+    loader.START = "forkserver"  # the one that this process is from, which has imported everything
     try:
         cli.run(module.main)
     finally:
-        end_loaders()  # they ignore SIGTERM, so that multiprocessing would wait for ever
+        loader.end_loaders()  # they ignore SIGTERM, so that multiprocessing would wait for ever
 
 
 def rehearse() -> None:
