@@ -24,7 +24,10 @@ from common.cli import Parser, UserError, run
 
 RESULTS = ROOT / "benchmarks/results"
 SHARE_WORDS = "one DDP process, alone"
-NONE = "**GPU**: not measured yet. `make benchmark-gpu` fills this table on a machine with a GPU."
+NONE = (
+    "**GPU**: a first run on an H100 is in `benchmarks/LEDGER.md`; `make benchmark-gpu` fills this "
+    "table."
+)
 
 
 def models(rows: list[Row]) -> list[str]:
