@@ -9,7 +9,7 @@ overhead: a scene through UNet and through Mask R-CNN, from file to files, again
           networks on the same windows, in turns.
 join:     instances as windows find them, joined, encoded and written as COCO and GeoJSON.
 seams:    aircraft that are lost, doubled or cut where windows meet, with a detector that knows the
-          truth. Also sahi and supervision, where they are installed.
+          truth, and what each way takes beside it. Also sahi and supervision, where installed.
 """
 
 import argparse
@@ -80,7 +80,8 @@ def table(rows: list[dict[str, str]]) -> str:
         "join": ("detections", {"seconds": "s of CPU"}),
         "seams": (
             "windows joined by, on",
-            {"aircraft": "aircraft", "found": "found", "whole": "whole", "extra": "extra"},
+            {"aircraft": "aircraft", "found": "found", "whole": "whole", "extra": "extra"}
+            | {"seconds": "s of CPU", "memory_mb": "MB more"},
         ),
     }
     lines: list[str] = []
@@ -195,7 +196,7 @@ def join(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def seams(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The same detector and windows for every way of joining."""
+    """The same detector and windows for every way of joining, each in a new process."""
     scenes = truth.rendered(args.data_path)
     aprons = [truth.apron(scenes, seed) for seed in range(args.aprons)]
     kinds = {
@@ -203,14 +204,13 @@ def seams(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         "crowded aprons": (aprons, 0.0),
         "crowded aprons, one aircraft in ten halved or taken with its neighbour": (aprons, 0.05),
     }
+    context = multiprocessing.get_context("spawn")
     for kind, (chosen, errors) in kinds.items():
-        for name, way in slicers.ways(TILING).items():
-            total = dict.fromkeys(("aircraft", "found", "whole", "extra"), 0)
-            for seed, scene in enumerate(progress(chosen, desc=f"{name}, {kind}")):
-                found = way(scene, truth.Oracle(scene, seed, errors))
-                for key, number in truth.count_errors(scene, found).items():
-                    total[key] += number
-            yield {"case": f"{name}, {kind}"} | total
+        for name in slicers.ways(TILING):
+            with context.Pool(1) as pool:
+                total, seconds, peak = pool.apply(slicers.measure, (name, TILING, chosen, errors))
+            cost = {"seconds": f"{seconds:.1f}", "memory_mb": f"{peak:.0f}"}
+            yield {"case": f"{name}, {kind}"} | total | cost
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

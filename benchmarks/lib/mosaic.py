@@ -33,12 +33,22 @@ def one_layer(folder: Path) -> tuple[float, float]:
     network(torch.zeros(4, 512, 512, 3, dtype=torch.uint8))
     words = ["model", str(folder / "scene.tif"), str(folder)]
     args = semantic.semantic_parser("").parse(words)
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
+    before = forget_peak()
     since = time.process_time()
     with open_scene(folder / "scene.tif") as scene:
         semantic.predict_scene(scene, "out", network, ["ground", "aircraft"], args)
-    return time.process_time() - since, _resident("VmHWM") - before
+    return time.process_time() - since, peak_memory() - before
+
+
+def forget_peak() -> float:
+    """Start a new peak: the MB that are resident now."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    return _resident("VmRSS")
+
+
+def peak_memory() -> float:
+    """The most MB that were resident since `forget_peak`."""
+    return _resident("VmHWM")
 
 
 def _resident(name: str) -> float:
