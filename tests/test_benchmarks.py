@@ -3,12 +3,13 @@
 from itertools import pairwise
 
 import pytest
+import torch
 from helpers.commands import ROOT, run_forked
 from torch import nn
 from torture import run as torture
 
 from benchmarks import loader, onnx_speed, operators, overhead, parts, scenes
-from benchmarks.lib import convolutions
+from benchmarks.lib import convolutions, results
 from benchmarks.lib.readme import README, part, read_rows, write_part
 
 
@@ -131,3 +132,10 @@ def test_a_part_of_a_readme_is_replaced_and_nothing_else(tmp_path):
     assert part(readme, "x") == "| new |"
     with pytest.raises(ValueError, match="no marks"):
         part(readme, "y")
+
+
+def test_a_limited_processor_has_a_results_file_of_its_own(monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    whole = results.file_name("speed", torch.device("cpu"))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert results.file_name("speed", torch.device("cpu")) != whole

@@ -47,7 +47,10 @@ def command() -> str:
 
 
 def cpu() -> str:
-    return cpuinfo("model name") or platform.processor() or "unknown"
+    """The processor's name, and the instructions that it is limited to by the environment."""
+    name = cpuinfo("model name") or platform.processor() or "unknown"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"{name} limited to {limit}" if limit else name
 
 
 def cpuinfo(key: str) -> str:
