@@ -211,6 +211,16 @@ def test_the_readmes_show_the_committed_numbers(written, readme, name):
     assert part(readme, name) == written[readme, name], "stale; run: python benchmarks/table.py"
 
 
+def test_the_front_page_shows_the_processor_measured_last_and_every_gpu():
+    def machine(device, cpu, when):
+        return rows_of({"plain": [1]}, device=device, cpu=cpu, when=when)
+
+    old, new = machine("cpu", "Xeon", "2025"), machine("cpu", "EPYC", "2026")
+    limited, gpu = machine("cpu", "EPYC limited to AVX2", "2027"), machine("H100", "Xeon", "2024")
+    found = {"a": old, "b": new, "c": limited, "d": gpu}
+    assert table.in_front(found) == [new, gpu]
+
+
 def test_the_picture_is_drawn_for_light_and_dark_pages(tmp_path):
     rows = rows_of({"plain": [10, 11], "amp": [20, 21], "compile": [5, 6]})
     rows += rows_of({"ddp": [1]}, error="it did not")
