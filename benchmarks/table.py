@@ -216,17 +216,9 @@ def parts(
         made[README, what] = "\n\n".join(blocks) or "Not measured yet."
     made[README, "machines"] = side_by_side(found)
     made[README, "ceilings"] = ceilings()
-    overviews = [f"{heading(rows)}\n\n{overview(rows)}" for rows in in_front(found)]
+    overviews = [f"{heading(rows)}\n\n{overview(rows)}" for rows in plots.in_front(found)]
     made[ROOT / "README.md", "benchmark"] = _blocks(overviews, found)
     return made
-
-
-def in_front(found: dict[str, list[Row]]) -> list[list[Row]]:
-    """The machines of the front page: the processor measured last, as it is, and every GPU."""
-    cpus = [rows for rows in found.values() if rows[-1]["device"] == "cpu"]
-    whole = [rows for rows in cpus if " limited to " not in rows[-1]["cpu"]]
-    last = max(whole, key=lambda rows: rows[-1]["when"], default=None)
-    return [rows for rows in found.values() if rows is last or rows not in cpus]
 
 
 def _blocks(blocks: list[str], found: dict[str, list[Row]]) -> str:

@@ -218,7 +218,7 @@ def test_the_front_page_shows_the_processor_measured_last_and_every_gpu():
     old, new = machine("cpu", "Xeon", "2025"), machine("cpu", "EPYC", "2026")
     limited, gpu = machine("cpu", "EPYC limited to AVX2", "2027"), machine("H100", "Xeon", "2024")
     found = {"a": old, "b": new, "c": limited, "d": gpu}
-    assert table.in_front(found) == [new, gpu]
+    assert plots.in_front(found) == [new, gpu]
 
 
 def test_the_picture_is_drawn_for_light_and_dark_pages(tmp_path):

@@ -22,7 +22,8 @@ def draw_all(
     found: dict[str, list[Row]], folder: Path, more: dict[str, dict[str, list[Row]]] | None = None
 ) -> list[Path]:
     """`<model>_benchmark.png` of each measured model, on the newest GPU or else the newest CPU."""
-    rows = max(found.values(), key=lambda rows: (rows[-1]["device"] != "cpu", rows[-1]["when"]))
+    measured = in_front(found)
+    rows = max(measured, key=lambda rows: (rows[-1]["device"] != "cpu", rows[-1]["when"]))
     written = []
     for model in MODELS:
         bars = [o for o in summaries(rows, model) if not o.error and o.technique != SHARE]
@@ -35,6 +36,17 @@ def draw_all(
         for rows in list((more or {}).get(what, {}).values())[-1:]:
             written += _write(folder / f"{what}.png", partial(drawn, rows))
     return written
+
+
+def in_front(found: dict[str, list[Row]]) -> list[list[Row]]:
+    """Of each machine's rows those for the front page: the newest processor, and every GPU.
+
+    A processor whose instructions were limited does not count.
+    """
+    cpus = [rows for rows in found.values() if rows[-1]["device"] == "cpu"]
+    whole = [rows for rows in cpus if " limited to " not in rows[-1]["cpu"]]
+    last = max(whole, key=lambda rows: rows[-1]["when"], default=None)
+    return [rows for rows in found.values() if rows is last or rows not in cpus]
 
 
 def shown(name: str, words: str) -> str:
