@@ -12,6 +12,7 @@ import pyogrio
 import pytest
 import rasterio
 import torch
+from helpers.commands import ROOT
 from helpers.instances import numbered
 from helpers.rasters import raster
 from hypothesis import given, settings
@@ -256,6 +257,20 @@ def test_without_a_place_maps_are_in_pixels(monkeypatch, tmp_path, capsys):
         r["area"] for r in report["c.tif"]["regions"]
     }
     assert len(np.unique(mask)) == 3
+
+
+def test_the_readme_draws_a_map_over_its_scene(monkeypatch, tmp_path):
+    (tmp_path / "scenes").mkdir()
+    raster(tmp_path / "scenes/scene.png", scene_of(SHAPES), "PNG")
+    predict(monkeypatch, tmp_path / "scenes", tmp_path / "maps")
+    readme = (ROOT / "common/predict/README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    drawn = np.asarray(Image.open("map.jpg")).astype(int)
+    yellow = (drawn[..., 0] > 180) & (drawn[..., 1] > 180) & (drawn[..., 2] < 120)
+    # The outlines, and the scores beside them, cover a small part of the picture.
+    assert 0.001 < yellow.mean() < 0.1
 
 
 def test_invalid_pixels_are_ground_in_every_output(monkeypatch, tmp_path):
