@@ -17,6 +17,7 @@ from benchmarks.lib.readme import README, part, read_rows, write_part
     ("name", "show"),
     [
         ("loader", loader.table),
+        ("onnx_speed", onnx_speed.table),
         ("operators", operators.table),
         ("overhead", overhead.sentence),
         ("parts", parts.table),
