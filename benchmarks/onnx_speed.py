@@ -3,8 +3,8 @@
     python benchmarks/onnx_speed.py --write-readme
 
 Both as inference.py runs them on a CPU, from uint8 windows to results: PyTorch channels-last, with
-BatchNorm folded and freed memory kept (`common.cli.keep_freed_memory`). Weights are random. Mask R-CNN's file
-always outlines as many boxes as it may report; with random weights PyTorch does, too.
+BatchNorm folded and freed memory kept (`common.cli.keep_freed_memory`). Weights are random. Mask
+R-CNN's file always outlines as many boxes as it may report; with random weights PyTorch does, too.
 """
 
 import argparse

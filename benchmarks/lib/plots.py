@@ -149,8 +149,10 @@ def draw_sweep(rows: list[Row]) -> Any:
     curves = sweep.curves(rows)
     places = list(dict.fromkeys((model, crop) for model, _, crop in curves))
     names = list(dict.fromkeys(technique for _, technique, _ in curves))
+    batches = sorted({batch for by_batch in curves.values() for batch in by_batch})
+    size = 4 * len(places), 3.6
     figure, axes = plt.subplots(
-        1, len(places), figsize=(4 * len(places), 3.6), layout="constrained", squeeze=False
+        1, len(places), figsize=size, layout="constrained", squeeze=False, sharey=True
     )
     for panel, place in zip(axes[0], places, strict=True):
         panel.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
@@ -165,6 +167,7 @@ def draw_sweep(rows: list[Row]) -> Any:
                 face = colour if summary.device_limited else "none"
                 panel.plot(batch, ratio, "o", color=colour, markerfacecolor=face)
         panel.set_xscale("log", base=2)
+        panel.set_xticks(batches, batches)
         panel.set(title=f"{place[0]}, crops of {place[1]}", xlabel="batch", ylabel="speed-up")
         if panel.get_legend_handles_labels()[1]:
             panel.legend(frameon=False, fontsize=8)
