@@ -120,8 +120,10 @@ def waits(step: Callable[[], Any]) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")  # it warns of itself, too
-        step()
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     return sum("called a synchronizing" in str(w.message) for w in caught)
 
 

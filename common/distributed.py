@@ -26,7 +26,7 @@ from common.run import heartbeat
 
 # What a scheduler sends before it ends a run, and Ctrl-C: all processes then save and exit.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-DRIVER = Path("/proc/driver/nvidia/version")  # of Linux; there is none without a driver
+DRIVER = Path("/proc/driver/nvidia/version")  # on Linux; missing without a driver
 
 
 @dataclass(frozen=True)

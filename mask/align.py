@@ -72,7 +72,7 @@ class Pyramid:
 def as_rows(features: Tensor) -> bool:
     """Whether to pool by a sparse matrix: on a CPU torchvision's backward pass is serial.
 
-    The exporter knows only torchvision's operator. Before torch 2.12 `is_exporting` is also true in
+    The exporter knows only torchvision's operator. In torch 2.11 `is_exporting` is also true in
     what torch.compile traces.
     """
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()

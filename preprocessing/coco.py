@@ -119,7 +119,7 @@ def other_splits(output: Path, wanted: set[str]) -> dict[Path, dict[str, Any]]:
 
 
 def classes_of(others: dict[Path, dict[str, Any]]) -> list[str] | None:
-    """The names of the classes that the other splits have; None if there are none."""
+    """The class names of the other splits; None if there are no other splits."""
     for coco in others.values():
         return [category["name"] for category in coco["categories"]]
     return None

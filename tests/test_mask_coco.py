@@ -368,7 +368,7 @@ def test_files_that_are_something_else_are_refused(tmp_path):
             main([str(tmp_path / word) for word in words])
 
 
-kinds_of_ids = st.sampled_from(["anew", "zero", "same", "texts", "huge", "none"])
+kinds_of_ids = st.sampled_from(["shared", "zero", "same", "texts", "huge", "none"])
 
 
 @settings(max_examples=12, deadline=None)
@@ -378,7 +378,7 @@ def test_ids_do_not_change_a_number(seed, of_annotations, of_the_rest):
     coco, found = noisy(seed, images=4)
     expected = evaluate(found, copy.deepcopy(coco))
     new = {
-        "anew": lambda n: n % 3,
+        "shared": lambda n: n % 3,
         "zero": lambda n: n - 1,
         "same": lambda n: 7,
         "texts": lambda n: f"id {n:04}",
@@ -387,7 +387,7 @@ def test_ids_do_not_change_a_number(seed, of_annotations, of_the_rest):
     }
     for annotation in coco["annotations"]:
         annotation["id"] = new[of_annotations](annotation["id"])
-    if of_the_rest not in ("anew", "same"):
+    if of_the_rest not in ("shared", "same"):
         for entry in (*coco["images"], *coco["categories"]):
             entry["id"] = new[of_the_rest](entry["id"])
         for entry in (*coco["annotations"], *found):

@@ -392,13 +392,16 @@ def test_time_to_quality_is_told_with_its_interval_and_p():
 
 def test_gpu_tests_that_are_ended_by_their_limit_keep_their_results(tmp_path):
     """By the very options of `make benchmark-gpu`, with a shorter limit."""
-    line = re.search(r"timeout (.*) \d+ ", (ROOT / "Makefile").read_text())
+    makefile = (ROOT / "Makefile").read_text()
+    line = re.search(r"timeout (.*) \d+ ", makefile)
+    options = re.search(r"GPU_TESTS := -m gpu (.*)", makefile)
     assert line
+    assert options
     (tmp_path / "test_x.py").write_text(
         "import time\ndef test_fails(): assert 1 == 2\ndef test_hangs(): time.sleep(99)\n"
     )
-    limit = ["timeout", *line[1].split(), "6", sys.executable, "-m", "pytest", "-v", "-p"]
-    limit += ["no:cacheprovider", "--timeout-method=thread", str(tmp_path)]
+    limit = ["timeout", *line[1].split(), "15", sys.executable, "-m", "pytest", "-v", "-p"]
+    limit += ["no:cacheprovider", *options[1].split(), str(tmp_path)]
     done = subprocess.run(limit, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "assert 1 == 2" in done.stdout
     assert "1 failed" in done.stdout.splitlines()[-1]

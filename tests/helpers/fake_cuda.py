@@ -99,7 +99,7 @@ class Census(TorchDispatchMode):
 
 
 def copied_by_group_norm(census):
-    """How many layers left channels-last; before torch 2.12 they copied their input first."""
+    """How many layers left channels-last; in torch 2.11 they copied their input first."""
     return census.left["aten::native_group_norm"] or census.left["aten::clone"]
 
 
