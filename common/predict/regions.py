@@ -113,10 +113,12 @@ class Regions:
                     regions.append(parts[i])
             for place, i in above:
                 self._open[place].root.join(parts[i].root)
+            places = np.zeros(len(stats), np.int64)
             for i in below[below > 0].tolist():
                 if np.prod(_extent(parts[i].root.box())) <= LARGEST:
                     goes_on.append(parts[i])
-                    edge[ids[-1] == i] = len(goes_on)
+                    places[i] = len(goes_on)
+            edge += places[ids[-1]]
         still = {part.root for part in goes_on}
         ended = dict.fromkeys(r.root for r in regions if r.root not in still)
         self._edge, self._open = edge, goes_on

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from common.cli import Parser
@@ -122,8 +123,13 @@ def predict_scene(
 
 def likeliest(band: Band) -> tuple[np.ndarray, np.ndarray]:
     """The class ids of a band, uint8 [n,W], and their probabilities, float32; 0 where invalid."""
-    probability, index = band.probability.max(0)
-    mask, confidence = index.byte().cpu().numpy(), probability.cpu().numpy()
+    best = band.probability[0]
+    ids = torch.zeros_like(best, dtype=torch.uint8)
+    for label in range(1, len(band.probability)):  # with two classes 4 times as fast as max(0)
+        probability = band.probability[label]
+        ids = torch.maximum(ids, (probability > best).byte() * label)
+        best = torch.maximum(best, probability)
+    mask, confidence = ids.cpu().numpy(), best.cpu().numpy()
     if band.valid is not None:
         mask[~band.valid], confidence[~band.valid] = 0, 0
     return mask, confidence
