@@ -100,8 +100,9 @@ def merge(found: list[Instance]) -> list[Instance]:
 
     Boxes are not enough: the box of half an aircraft at a seam overlaps little with the box of the
     whole one. So the masks are compared only in the area that both windows share, where the half is
-    all there is. Two instances that one window told apart are never merged, whatever a third one
-    covers: on a crowded apron that would make one of two neighbours.
+    all there is. Two instances that one window told apart are never merged: on a crowded apron that
+    would make one of two neighbours. If another window shows one instance in the place of both,
+    either is wrong, and the one with the lower score is left out.
     """
     group = list(range(len(found)))
 
@@ -116,13 +117,18 @@ def merge(found: list[Instance]) -> list[Instance]:
         for i, j in _overlapping([instance.box for instance in found])
     )
     windows = [{instance.seen} for instance in found]
+    wrong: set[int] = set()
     for _, i, j in sorted((pair for pair in pairs if pair[0] > SAME), reverse=True):
         one, other = root(i), root(j)
         if windows[one].isdisjoint(windows[other]):
             group[one] = other
             windows[other] |= windows[one]
+        elif one != other and found[i].score != found[j].score:
+            wrong.add(min(i, j, key=lambda k: found[k].score))
     whole: dict[int, Instance] = {}
     for i, instance in enumerate(found):
+        if i in wrong:
+            continue
         key = root(i)
         whole[key] = _union(whole[key], instance) if key in whole else instance
     return sorted(whole.values(), key=lambda instance: -instance.score)

@@ -228,13 +228,16 @@ def test_a_sliver_at_a_window_s_border_is_no_second_aircraft():
     assert one.box == (15, 5, 35, 16)
 
 
-def test_what_one_window_told_apart_stays_apart():
-    """Also if another window takes both for one aircraft."""
+@pytest.mark.parametrize("sure", [0.7, 0.95])
+def test_where_windows_disagree_the_surer_one_is_right(sure):
+    """One window shows two aircraft, the next one aircraft in the place of both."""
     left, right = (0, 0, 64, 64), (32, 0, 96, 64)
     small, both = np.ones((10, 10), bool), np.ones((10, 20), bool)
     found = [Instance(1, 0.9, 36, 5, small, left), Instance(1, 0.8, 46, 5, small, left)]
-    found.append(Instance(1, 0.7, 36, 5, both, right))
-    assert [one.score for one in merge(found)] == [0.9, 0.8]
+    found.append(Instance(1, sure, 36, 5, both, right))
+    apart = {(36, 5, 46, 15): 0.9, (46, 5, 56, 15): 0.8}
+    together = {(36, 5, 56, 15): 0.95}
+    assert {one.box: one.score for one in merge(found)} == (apart if sure < 0.8 else together)
 
 
 def test_merging_does_not_compare_what_is_far_apart(monkeypatch):
