@@ -219,4 +219,4 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     x1, y1, x2, y2 = boxes.unbind(1)
     with torch.autocast(boxes.device.type, enabled=False):
         rows, columns = weights(y1, y2, size[0]), weights(x1, x2, size[1])
-        return rows @ masks.float() @ columns.mT > 0.5
+        return rows @ masks.to(rows.dtype) @ columns.mT > 0.5

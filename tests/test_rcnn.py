@@ -147,16 +147,23 @@ def test_labels_are_torchvisions(model):
     assert (labels > 0).any()
 
 
-@pytest.mark.parametrize(("classes", "side"), [(2, 96), (4, 100)])
-def test_detections_are_torchvisions(classes, side):
-    """Also of tiles whose sides are no multiple of the pyramid's strides."""
+@pytest.mark.parametrize(
+    ("classes", "side", "tiles"),
+    [(2, 96, 2), (4, 100, 2), pytest.param(2, 96, 50, marks=pytest.mark.long)],
+)
+def test_detections_are_torchvisions(monkeypatch, classes, side, tiles):
+    """Also of tiles whose sides are no multiple of the pyramid's strides.
+
+    In float32 two scores that differ in their last bits may change places.
+    """
+    monkeypatch.setattr(mask, "CHANNELS", THIN)
     torch.manual_seed(classes)
-    model = build_model("resnet18", classes, norm="group", proposals=80).eval()
+    model = build_model("resnet18", classes, norm="group", proposals=80).eval().double()
     for part in (model.dense["head"], model.roi_heads["box_predictor"]):
         for layer in part.modules():
             if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
                 torch.nn.init.normal_(layer.weight, std=0.05)
-    images, _ = batch_of(2, side)
+    images = batch_of(tiles, side)[0].double()
     with torch.inference_mode():
         detections, masks = model(images)
         expected = detect_with(torchvisions(model, side).eval(), images)
@@ -166,9 +173,9 @@ def test_detections_are_torchvisions(classes, side):
         assert count == (detections.scores[i] > 0).sum() > 5
         for name in ("boxes", "scores", "labels"):
             ours = getattr(detections, name)[i, :count]
-            torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(predicted[i][name], ours, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(masks[i, :count], theirs["masks"][:, 0], rtol=0, atol=1e-4)
+            torch.testing.assert_close(ours, theirs[name], rtol=1e-6, atol=1e-4)
+            torch.testing.assert_close(predicted[i][name], ours, rtol=1e-6, atol=1e-4)
+        torch.testing.assert_close(masks[i, :count], theirs["masks"][:, 0], rtol=0, atol=1e-6)
         assert predicted[i]["masks"].shape == (count, side, side)
         assert not detections.boxes[i, count:].any()
 
