@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from helpers.commands import training
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from torture import children
 from benchmarks import compare
 from common.cli import UserError
 from common.io.extremes import Extremes
-from common.run import checkpoint, page, record, report
+from common.run import checkpoint, machine, page, record, report
 from mask import train as train_mask
 from unet import inference, train
 
@@ -93,6 +94,17 @@ def test_the_scores_on_the_page_are_those_of_the_files(scored):
     assert found == known
     assert any(".airport." in name for name in tested)
     assert any(".size." in name for name in tested)
+
+
+def test_a_processor_without_avx_512_is_not_taken_for_one_of_the_same_name(monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(machine, "cpuinfo", lambda key: "AMD EPYC")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert machine.cpu() == "AMD EPYC"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert machine.cpu() == "AMD EPYC with AVX2"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert machine.cpu() == "AMD EPYC limited to AVX2"
 
 
 def test_the_page_says_what_the_run_is_made_of(scored, tiled):

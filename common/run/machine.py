@@ -47,10 +47,16 @@ def command() -> str:
 
 
 def cpu() -> str:
-    """The processor's name, and the instructions that it is limited to by the environment."""
+    """The processor's name, and its instructions where they end at AVX2.
+
+    Cloud machines with and without AVX-512 have the same name, "AMD EPYC".
+    """
     name = cpuinfo("model name") or platform.processor() or "unknown"
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    return f"{name} limited to {limit}" if limit else name
+    if limit:
+        return f"{name} limited to {limit}"
+    avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return f"{name} with AVX2" if avx2 else name
 
 
 def cpuinfo(key: str) -> str:
