@@ -52,7 +52,6 @@ class MaskRCNN(nn.Module):
 
     cells: Tensor
     least_score, most_detections = 0.05, 100  # of an image
-    mask_weight = 1.0  # of the masks' loss
 
     def __init__(
         self,
@@ -104,8 +103,7 @@ class MaskRCNN(nn.Module):
         own = stand_ins((samples.exists & (samples.labels > 0)).flatten())
         labels = samples.labels.flatten()[own]
         masks = self.mask_logits(pyramid, as_rois(samples.boxes)[own], labels)
-        loss = self.mask_weight * mask_loss(masks, own, samples, targets)
-        return losses | {"loss_mask": loss}
+        return losses | {"loss_mask": mask_loss(masks, own, samples, targets)}
 
     def scan(self, images: Tensor) -> tuple[Pyramid, list[Tensor], Tensor, Tensor]:
         """Features; anchors [A,4] of each level; their objectness [B,ΣA] and deltas [B,ΣA,4]."""

@@ -97,17 +97,6 @@ def _extents(place: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
     return x1, y1, x2, y2
 
 
-def mask_weight(batches: DataLoader) -> float:
-    """The number of tiles for each one that shows aircraft.
-
-    The masks' loss is a mean over all images, and 0 for an image without aircraft. Where half of
-    the tiles are such, it would count half as much beside the other losses.
-    """
-    tiles = batches.dataset
-    assert isinstance(tiles, Tiles)
-    return len(tiles) / max(1, sum(map(bool, tiles.instances)))
-
-
 def warn_of_crowds(batches: DataLoader, max_aircraft: int, process: Process) -> None:
     """Count the tiles that show more aircraft than a crop has places, and say so."""
     tiles = batches.dataset

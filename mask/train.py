@@ -22,7 +22,7 @@ from common.speedups import make_step, place
 from mask.coco import DEFINITION
 from mask.evaluate import evaluate, test
 from mask.model import BACKBONES, MASK_ROIS, NAME, STRIDE, build_model, loss_fn
-from mask.targets import MAX_AIRCRAFT, mask_weight, training_views, warn_of_crowds
+from mask.targets import MAX_AIRCRAFT, training_views, warn_of_crowds
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,7 +39,6 @@ def main(argv: list[str] | None = None) -> None:
     with session(args, NAME, STRIDE) as s:
         options = args.weights_backbone, args.norm, args.proposals, args.mask_rois
         model = build_model(args.backbone, len(s.classes), *options)
-        model.mask_weight = mask_weight(s.batches)
         body = model.dense["backbone"].body
         weights = parameter_groups(model, body, args.lr, args.lr_encoder)
         objective = place(model, loss_fn, s.process, s.speedups)

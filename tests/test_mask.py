@@ -148,22 +148,6 @@ def test_a_rank_that_sees_only_ground_keeps_up(tmp_path):
     assert first.startswith("gradients True")
 
 
-def test_tiles_without_aircraft_do_not_weaken_the_masks(few, tmp_path, monkeypatch):
-    weights = []
-
-    def watched(model, images, targets):
-        weights.append(model.mask_weight)
-        return loss_fn(model, images, targets)
-
-    monkeypatch.setattr(train, "loss_fn", watched)
-    words = ["--max-steps", 1, "--eval-freq", 99]
-    train.main(training(few, tmp_path / "run", *words, model="mask"))
-    coco = json.loads((few / "train/instances_tiled.json").read_text())
-    with_aircraft = {a["image_id"] for a in coco["annotations"]}
-    assert 0 < len(with_aircraft) < len(coco["images"])
-    assert weights == [len(coco["images"]) / len(with_aircraft)]
-
-
 def test_crowded_tiles_are_counted(few, tmp_path, capsys):
     words = ["--max-steps", 1, "--eval-freq", 99, "--max-aircraft", 1]
     train.main(training(few, tmp_path / "run", *words, model="mask"))

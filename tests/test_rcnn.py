@@ -83,12 +83,8 @@ def masks_of(chosen, exists, positive):
 
 
 def test_the_losses_are_torchvisions(model, monkeypatch):
-    """In float64, on the same samples; ours are the mean over the images of what theirs are.
-
-    The masks', with the weight that two of three tiles with aircraft give, is one over these two.
-    """
+    """In float64, on the same samples; ours are the mean over the images of what theirs are."""
     model = model.double().train()
-    model.mask_weight = 3 / 2
     model.mask_rois = model.positives
     images, targets = batch_of(3, ignore=False)
     targets.labels[2] = targets.boxes[2] = targets.ids[2] = 0  # only ground
@@ -121,7 +117,7 @@ def test_the_losses_are_torchvisions(model, monkeypatch):
         expected.append(theirs([images[i]], [listed[i]]))
     for name, loss in ours.items():
         assert loss.dtype == torch.float64
-        mean = sum(one[name].item() for one in expected) / (2 if name == "loss_mask" else 3)
+        mean = sum(one[name].item() for one in expected) / 3
         assert loss.item() == pytest.approx(mean, rel=1e-6), name
 
 
