@@ -354,6 +354,16 @@ def sweep_rows():
     return rows
 
 
+def test_the_curves_to_quality_of_all_machines_are_in_one_picture(tmp_path):
+    rows = to_quality_rows()
+    others = [row | {"model": "fcn", "cpu": "another"} for row in rows]
+    widths = []
+    for machines in ({"a": rows}, {"a": rows, "b": others}):
+        plots.draw_all({"a": rows_of({"plain": [10]})}, tmp_path, {"to-quality": machines})
+        widths.append(Image.open(tmp_path / "to-quality.png").width)
+    assert widths[1] == 2 * widths[0]
+
+
 def test_a_sweep_tells_speed_ups_by_batch_and_marks_where_the_device_is_the_limit():
     plain, amp = sweep.table(sweep_rows()).splitlines()[2:]
     assert plain == "| unet | 64 | plain | 100 images/s | 100 images/s ● | 100 images/s ● |"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,12 @@ def draw_all(
             written += _write(
                 folder / f"{MODELS[model].picture}.png", partial(draw, bars, model, row)
             )
-    for what, drawn in (("to-quality", draw_to_quality), ("sweep", draw_sweep)):
-        for rows in list((more or {}).get(what, {}).values())[-1:]:
-            written += _write(folder / f"{what}.png", partial(drawn, rows))
+    trained, swept = (list((more or {}).get(w, {}).values()) for w in ("to-quality", "sweep"))
+    if trained:
+        by_time = sorted(chain(*trained), key=lambda row: row["when"])
+        written += _write(folder / "to-quality.png", partial(draw_to_quality, by_time))
+    if swept:
+        written += _write(folder / "sweep.png", partial(draw_sweep, swept[-1]))
     return written
 
 
@@ -123,13 +127,16 @@ def _bar(axes: Any, y: int, one: Summary, widest: float) -> None:
 
 
 def draw_to_quality(rows: list[Row]) -> Any:
-    """Score over seconds of training, a line for each seed, a panel for each model."""
+    """Score over seconds of training, a line for each seed.
+
+    A panel for each model, on the machine that measured it last.
+    """
     models = to_quality.current(rows)
+    names = list(dict.fromkeys(row["technique"] for runs in models.values() for row in runs))
     figure, axes = plt.subplots(
         1, len(models), figsize=(5 * len(models), 3.6), layout="constrained", squeeze=False
     )
     for panel, (model, runs) in zip(axes[0], models.items(), strict=True):
-        names = list(dict.fromkeys(row["technique"] for row in runs if not row["error"]))
         for row in runs:
             if row["error"]:
                 continue
@@ -138,7 +145,10 @@ def draw_to_quality(rows: list[Row]) -> Any:
             label = row["technique"] if row["round"] == "0" else None
             panel.plot(at, scores, color=colour, linewidth=1.3, label=label)
         panel.axhline(float(runs[-1]["level"]), linestyle=":", color=plt.rcParams["text.color"])
-        panel.set(title=model, xlabel="seconds of training", ylabel="validation score")
+        machine = runs[-1]["cpu" if runs[-1]["device"] == "cpu" else "device"]
+        panel.set(
+            title=f"{model}, {machine}", xlabel="seconds of training", ylabel="validation score"
+        )
         panel.legend(frameon=False, fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     return figure
