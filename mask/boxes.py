@@ -5,11 +5,13 @@ what does not exist is marked by a boolean tensor.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 LARGEST_GROWTH = math.log(1000 / 16)  # of a side; torchvision's limit
 BLOCK = 64  # boxes that `suppress` decides at a time on a CPU: their IoUs stay in the cache
@@ -105,15 +107,14 @@ def suppress(boxes: Tensor, exists: Tensor, threshold: float, block: int | None 
         boxes: [B,N,4], sorted by falling score.
         exists: bool [B,N].
         threshold: The largest IoU of two boxes that are kept.
-        block: Boxes in a block; by default `BLOCK` on a CPU, and all on a GPU and in a compiled
-            step, where each operator is a kernel to launch and code to generate.
+        block: Boxes in a block; by default `BLOCK` in an eager step on a CPU, and all elsewhere,
+            where each operator is a kernel to launch or code to generate.
 
     Returns:
         bool [B,N]: kept, and exists.
     """
     count = boxes.shape[1]
-    in_blocks = boxes.device.type == "cpu" and not torch.compiler.is_compiling()
-    block = block or (BLOCK if in_blocks else max(1, count))
+    block = block or (BLOCK if shapes_may_vary(boxes) else max(1, count))
     kept, kept_boxes = exists[:, :0], boxes[:, :0]  # what is not kept has no area
     for start in range(0, count, block):
         own, free = boxes[:, start : start + block], exists[:, start : start + block]
@@ -166,6 +167,29 @@ def ignored(boxes: Tensor, ignore: Tensor) -> Tensor:
 
     covered = above(y2, x2) - above(y1, x2) - above(y2, x1) + above(y1, x1)
     return covered > 0.5 * (x2 - x1) * (y2 - y1)
+
+
+def shapes_may_vary(values: Tensor) -> bool:
+    """Whether this is an eager step on a CPU: not compiled, exported, nor recorded by a mode."""
+    eager = not torch.compiler.is_compiling() and not is_in_torch_dispatch_mode()
+    return eager and values.device.type == "cpu"
+
+
+def of_real(head: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
+    """What `head` makes of the real places of bool [N]; anything for the others: [N,...].
+
+    An eager step on a CPU leaves the others out, so that fixed shapes cost it nothing. Elsewhere
+    real ones stand in for them.
+
+    Args:
+        head: int64 [R], places in N → values [R,...].
+        real: Which places exist.
+    """
+    if shapes_may_vary(real) and real.any():  # without any, the weights still get gradients of 0
+        places = real.nonzero()[:, 0]
+        values = head(places)
+        return values.new_zeros(len(real), *values.shape[1:]).index_copy(0, places, values)
+    return head(stand_ins(real))
 
 
 def stand_ins(real: Tensor) -> Tensor:

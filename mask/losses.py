@@ -136,12 +136,11 @@ def box_losses(
     }
 
 
-def mask_loss(logits: Tensor, own: Tensor, samples: Samples, targets: Targets) -> Tensor:
+def mask_loss(logits: Tensor, samples: Samples, targets: Targets) -> Tensor:
     """Which pixels of each positive sample belong to its aircraft.
 
     Args:
         logits: Of the samples' masks, [B·S,M,M].
-        own: int64 [B·S], which sample each was computed for; the others do not count.
         samples: At most the positives count.
         targets: The aircraft.
     """
@@ -149,7 +148,7 @@ def mask_loss(logits: Tensor, own: Tensor, samples: Samples, targets: Targets) -
     # Each box has its aircraft's mask as an image of its own.
     masks = (targets.ids[:, None] == samples.place[..., None, None] + 1).flatten(0, 1)
     boxes = as_rois(samples.boxes.flatten(0, 1)[:, None])
-    wanted = roi_align(masks[:, None].to(boxes.dtype), boxes, logits.shape[-1])[own, 0]
+    wanted = roi_align(masks[:, None].to(boxes.dtype), boxes, logits.shape[-1])[:, 0]
     loss = F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="none")
     return _mean(loss.mean((1, 2)).view_as(positive), positive)
 

@@ -29,6 +29,7 @@ from mask.boxes import (
     as_rois,
     clip,
     decode,
+    of_real,
     precise,
     stand_ins,
     suppress,
@@ -100,10 +101,12 @@ class MaskRCNN(nn.Module):
         losses |= box_losses(logits, codes, samples, targets)
 
         samples = Samples(*(value[:, : self.mask_rois] for value in samples))
-        own = stand_ins((samples.exists & (samples.labels > 0)).flatten())
-        labels = samples.labels.flatten()[own]
-        masks = self.mask_logits(pyramid, as_rois(samples.boxes)[own], labels)
-        return losses | {"loss_mask": mask_loss(masks, own, samples, targets)}
+        rois, labels = as_rois(samples.boxes), samples.labels.flatten()
+        masks = of_real(
+            lambda own: self.mask_logits(pyramid, rois[own], labels[own]),
+            samples.exists.flatten() & (labels > 0),
+        )
+        return losses | {"loss_mask": mask_loss(masks, samples, targets)}
 
     def scan(self, images: Tensor) -> tuple[Pyramid, list[Tensor], Tensor, Tensor]:
         """Features; anchors [A,4] of each level; their objectness [B,ΣA] and deltas [B,ΣA,4]."""

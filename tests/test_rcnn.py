@@ -19,14 +19,14 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, nms
 
 from benchmarks.lib.synthetic import noise_tiles, training_step
-from benchmarks.syncs import census
+from benchmarks.syncs import SyncCensus, census
 from common import graphs
 from common.augment import uniform
 from common.distributed import Process
 from common.speedups import Speedups
 from mask import align, losses, rcnn
 from mask import model as mask
-from mask.boxes import ROUNDS, as_rois, ignored, sample, stand_ins, suppress
+from mask.boxes import ROUNDS, as_rois, ignored, of_real, sample, stand_ins, suppress
 from mask.losses import ANCHORS, POSITIVE_ANCHORS, label_anchors, label_boxes
 from mask.model import BACKBONES, build_model, loss_fn, predict
 
@@ -295,6 +295,24 @@ def test_only_the_real_stand_in(real):
         assert times.max() - times.min() <= 1
 
 
+@given(real=st.lists(st.booleans(), min_size=1, max_size=30))
+def test_an_eager_step_on_a_cpu_computes_what_is_real_and_a_recorded_one_as_much_as_ever(real):
+    real, computed = torch.tensor(real), []
+    values = torch.rand(len(real), 2)
+
+    def head(places):
+        computed.append(len(places))
+        return values[places]
+
+    eager = of_real(head, real)
+    with SyncCensus() as census:
+        recorded = of_real(head, real)
+    assert computed == [int(real.sum()) or len(real), len(real)]
+    assert census.found == {}
+    assert torch.equal(eager[real], values[real])
+    assert torch.equal(recorded[real], values[real])
+
+
 def test_boxes_on_ignored_ground_are_no_negatives():
     _, targets = batch_of(2)
     ground = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
@@ -341,7 +359,12 @@ def test_the_canvas_reads_nothing_back(fake, monkeypatch):
 
 @pytest.mark.parametrize(("norm", "grad_accum"), [("batch", 1), ("group", 2)])
 def test_a_captured_step_has_the_gradients_of_an_eager_one(standin, monkeypatch, norm, grad_accum):
-    """And BatchNorm's statistics, although some boxes are there twice to fill their places."""
+    """Although in the captured one some boxes are there twice to fill their places.
+
+    BatchNorm sees that they are: compared is an eager step of fixed shapes, as on a GPU.
+    """
+    if norm == "batch":
+        monkeypatch.setattr("mask.boxes.shapes_may_vary", lambda values: False)
     monkeypatch.setattr(graphs, "WARMUP_STEPS", 1)
     monkeypatch.setattr(mask, "CHANNELS", THIN)
     process = Process(0, 1, CPU)
