@@ -3,7 +3,8 @@
 Read `forward` first; it follows the paper. All images of a batch take every step at once. Each step
 has a fixed number of boxes per image and marks those that do not exist, so nothing depends on what
 is found: training never waits for the device, and can be captured, compiled and exported as a
-whole. The mathematics is torchvision's, to which the tests compare it. What is different:
+whole. (Only an eager step on a CPU, which has nothing to wait for, leaves out masks that do not
+exist.) The mathematics is torchvision's, to which the tests compare it. What is different:
 
 - images are one batch of one size and already normalised;
 - boxes that lie on ignored ground are neither positive nor negative;
