@@ -170,7 +170,10 @@ def ignored(boxes: Tensor, ignore: Tensor) -> Tensor:
 
 
 def shapes_may_vary(values: Tensor) -> bool:
-    """Whether this is an eager step on a CPU: not compiled, exported, nor recorded by a mode."""
+    """Whether this is an eager step on a CPU: not compiled, exported, nor watched by a mode.
+
+    So what a mode counts, FLOPs or syncs, it counts in the fixed shapes of a GPU.
+    """
     eager = not torch.compiler.is_compiling() and not is_in_torch_dispatch_mode()
     return eager and values.device.type == "cpu"
 

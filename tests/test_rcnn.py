@@ -305,10 +305,10 @@ def test_an_eager_step_on_a_cpu_computes_what_is_real_and_a_recorded_one_as_much
         return values[places]
 
     eager = of_real(head, real)
-    with SyncCensus() as census:
+    with SyncCensus() as syncs:
         recorded = of_real(head, real)
     assert computed == [int(real.sum()) or len(real), len(real)]
-    assert census.found == {}
+    assert syncs.found == {}
     assert torch.equal(eager[real], values[real])
     assert torch.equal(recorded[real], values[real])
 
