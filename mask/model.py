@@ -34,7 +34,7 @@ BACKBONES = ("resnet50", "resnet50_v2", "resnet18", "mobilenet_v3_large")
 ANCHORS = (12, 24, 48, 96, 192)
 RATIOS = (0.7, 1.0, 1.4)  # height over width
 CHANNELS = 256  # of the pyramid's levels and the convolutions on them
-MASK_ROIS = 16
+MASK_ROIS = 25  # all positives of 200 proposals
 OUTPUTS = ("boxes", "scores", "labels", "masks", "exists")  # of an exported network
 
 
