@@ -122,6 +122,7 @@ def _inspect(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+    # zipfile raises NotImplementedError if the archive names a version that it does not know.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise _damaged(path, type(error).__name__) from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):

@@ -25,6 +25,7 @@ def fake_cuda(patch):
         patch: pytest's MonkeyPatch.
     """
     patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    # `torch.amp`'s autocast and GradScaler ask this function.
     patch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     patch.setattr(Tensor, "backward", backward)
     patch.setattr(nn.Module, "to", _in_layout)
