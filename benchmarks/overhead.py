@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,18 +30,18 @@ from benchmarks.lib.environment import provenance
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
 from benchmarks.lib.results import median_interval
-from benchmarks.lib.synthetic import noise_tiles
+from benchmarks.lib.synthetic import bare_session, noise_tiles
 from common import engine
+from common.args import Speedups
 from common.augment import normalise
 from common.cli import Parser, positive, progress, run
 from common.data import Batch
 from common.distributed import Process, pick_device
 from common.loader import GlobalBatches
-from common.run.checkpoint import Run
 from common.run.nonfinite import Tally
+from common.run.report import Scoring
 from common.semantic import semantic_target
-from common.session import Session
-from common.speedups import Speedups, make_step, place
+from common.speedups import make_step, place
 
 
 class Clock:
@@ -95,42 +94,32 @@ def main(argv: list[str] | None = None) -> None:
         optimizer.step()
         return loss.detach()
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    scaler = Speedups().scaler(process.device)
-    state = Run(args.model, ["ground", "aircraft"], {}, model, optimizer, schedule, scaler)
-    ours = make_step(objective, state, Speedups())
-    clocks = {
-        "bare": Clock(bare, process.device),
-        "fit": Clock(lambda: ours(images, targets), process.device),
-    }
     loader = DataLoader(
         Same(Batch(*(t.cpu() for t in batch)), args.steps),
         batch_sampler=GlobalBatches(args.steps, 1, process, 0),
         collate_fn=lambda batch: batch,
     )
+    s = bare_session(process, Speedups(), loader, total_steps=args.steps)
+    s.start(model, optimizer)
+    ours = make_step(objective, s)
+    clocks = {
+        "bare": Clock(bare, process.device),
+        "fit": Clock(lambda: ours(images, targets), process.device),
+    }
     model.train()
+
+    unscored = Scoring(lambda *_: {}, "", (), "")
 
     def loop() -> None:
         for _ in range(args.steps):
             clocks["bare"]()
 
     def fit() -> None:
-        fresh = replace(state, step=0, epoch=0, seen=0, tally=Tally())
+        s.step = s.epoch = s.seen = 0
+        s.tally = Tally()
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
-            session = Session(
-                name=args.model,
-                classes=fresh.classes,
-                process=process,
-                speedups=Speedups(),
-                batches=loader,
-                val_batches=None,
-                output_dir=Path(folder),
-                total_steps=args.steps,
-                eval_interval=args.steps,
-            )
-            engine.fit(
-                session, fresh, clocks["fit"], lambda _batch, _epoch: (images, targets), dict
-            )
+            s.output_dir = Path(folder)
+            engine.fit(s, clocks["fit"], lambda _batch, _epoch: (images, targets), unscored)
 
     rounds: dict[str, list[float]] = {"bare": [], "fit": []}
     for turn in progress(range(args.rounds + 1), desc="measure", unit="round"):

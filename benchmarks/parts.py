@@ -32,11 +32,11 @@ from torch import Tensor
 from benchmarks.lib.environment import hardware, provenance, seconds
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
 from benchmarks.lib.results import median_interval
+from common.args import Speedups, has_native_bf16
 from common.augment import normalise
 from common.cli import Parser, UserError, positive, progress, run
 from common.distributed import pick_device
 from common.predict.windows import Tiling, blend
-from common.speedups import Speedups, has_native_bf16
 from mask.coco import evaluate
 from rareplanes.scene import instance_ids, read_xml, scene_files, scene_stems
 from unet.model import build_model, probabilities

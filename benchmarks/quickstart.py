@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.lib.environment import provenance
 from benchmarks.lib.readme import ROOT, read_rows, write_part, write_rows
+from common.args import has_native_bf16
 from common.cli import Parser, UserError, run, whole
-from common.speedups import has_native_bf16
 
 DATA, RUN = "sample_data", "runs/quickstart"
 PARTS = ("render", "tile", "train", "score", "predict")

@@ -27,10 +27,10 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.synthetic import noise_tiles, training_step
+from common.args import Speedups
 from common.augment import normalise
 from common.cli import Parser, positive, run
 from common.distributed import Process
-from common.speedups import Speedups
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,17 +1,19 @@
-"""The command line that all train.py share, and the checks that refuse what cannot work."""
+"""The options that all train.py share, what cannot work together, and what the speed-ups mean."""
 
 import argparse
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
+from torch.amp import GradScaler
 
 from common import graphs
 from common.cli import Parser, UserError, fraction, interval, number, positive, whole
 from common.distributed import Process, pick_device
-from common.speedups import Speedups, has_native_bf16
 
 
 def train_parser(description: str, output_dir: str = "runs") -> Parser:
@@ -60,12 +62,7 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     add = group.add_argument
     add("--epochs", type=positive, default=20, help="passes over the training tiles")
     add("--max-steps", type=positive, help="train for this many steps, whatever --epochs says")
-    add(
-        "--eval-freq",
-        type=positive,
-        default=1,
-        help="epochs between validations and checkpoints",
-    )
+    add("--eval-freq", type=positive, default=1, help="epochs between validations and checkpoints")
     add(
         "--eval-steps",
         type=positive,
@@ -109,8 +106,8 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
         "--init-from",
         type=Path,
         metavar="CHECKPOINT",
-        help="start from the weights of this file; layers whose size depends on the classes are "
-        "new if their number differs",
+        help="start from the weights of this file; if the number of classes differs, the layers "
+        "that depend on it start anew",
     )
     add(
         "--lr-encoder",
@@ -133,9 +130,6 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     group.add_argument(
         "--cuda-graphs", action=switch, default=False, help="launch the whole step at once"
     )
-    group.add_argument(
-        "--sync-bn", action=switch, default=False, help="BatchNorm over the tiles of all processes"
-    )
     return parser
 
 
@@ -156,8 +150,6 @@ def add_precision(group: argparse._ActionsContainer) -> None:
 
 def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int = 1) -> None:
     """Refuse what cannot work, before a process group, a download or an allocation starts.
-
-    Also makes the output folder, so that a missing permission is found now.
 
     Args:
         stride: Sides of a crop must be multiples of it.
@@ -185,8 +177,6 @@ def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int 
             f"--batch-size {args.batch_size} leaves one value per channel in a layer of this "
             f"network, and one value has no variance; use -b {min_batch} or --norm group."
         )
-    if args.init_from:
-        args.weights_backbone = "none"  # all weights come from that file
     check_speedups(args, pick_device(args.device))
     is_new = not args.resume or (
         args.resume.name != "auto" and args.resume.parent != args.output_dir
@@ -196,7 +186,6 @@ def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int 
             f"{str(args.output_dir)!r} holds a run already; continue it with --resume auto or "
             "choose another --output-dir."
         )
-    args.output_dir.mkdir(parents=True, exist_ok=True)
 
 
 def check_speedups(args: argparse.Namespace, device: torch.device) -> None:
@@ -210,20 +199,55 @@ def check_speedups(args: argparse.Namespace, device: torch.device) -> None:
         )
     if args.compile and device.type == "cpu" and not (shutil.which("g++") or os.getenv("CXX")):
         raise UserError("--compile on a CPU needs a C++ compiler; install g++ or leave it out.")
-    if args.sync_bn and device.type != "cuda":
-        raise UserError(
-            "--sync-bn has no CPU implementation in torch; leave it out, or use --norm group."
-        )
-    if args.sync_bn and args.compile:
-        raise UserError(
-            "--sync-bn cannot be compiled as one graph; leave out --compile or use --norm group."
-        )
 
 
-def plain(args: argparse.Namespace) -> dict[str, Any]:
-    """The options as a checkpoint holds them: numbers, strings, booleans and None."""
-    texts = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in texts.items()}
+@dataclass(frozen=True)
+class Speedups:
+    """What is switched on. DDP is not here: it is on when there is a process group."""
+
+    amp_dtype: torch.dtype | None = None
+    channels_last: bool = False
+    cuda_graphs: bool = False
+    compile: bool = False
+    grad_accum: int = 1
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.amp_dtype, self.amp_dtype is not None)
+
+    def scaler(self, device: torch.device) -> GradScaler:
+        """fp16 has five exponent bits and loses small gradients unscaled; bf16 has fp32's range."""
+        return GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
+
+    def banner(self, process: Process, batch_size: int | None = None) -> str:
+        """The first line that a run prints: what its flags were resolved to.
+
+        Args:
+            batch_size: Of one forward pass of one process, in training.
+        """
+        device = process.device
+        items = [torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"]
+        if device.type == "cpu":
+            items.append(f"{torch.get_num_threads()} threads")
+        items.append(str(self.amp_dtype or torch.float32).removeprefix("torch."))
+        in_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+        if device.type == "cuda" and in_tf32:
+            items[-1] += " (float32 convolutions in TF32)"
+        items.append("channels-last" if self.channels_last else "contiguous")
+        items += ["compiled"] * self.compile
+        items += [f"CUDA graph after {graphs.WARMUP_STEPS} steps"] * self.cuda_graphs
+        items.append(f"world size {process.world_size}")
+        items += [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
+        if batch_size:
+            parts = (
+                f"{batch_size} tiles x {process.world_size} processes x {self.grad_accum} passes"
+            )
+            total = batch_size * process.world_size * self.grad_accum
+            items.append(f"global batch {total} ({parts})")
+        return "device " + ", ".join(items)
 
 
 def amp_dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype | None:
@@ -256,5 +280,32 @@ def speedups(args: argparse.Namespace, process: Process) -> Speedups:
         cuda_graphs=args.cuda_graphs,
         compile=args.compile,
         grad_accum=args.grad_accum,
-        sync_bn=args.sync_bn,
     )
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies bf16 itself; others convert to float32 and back.
+
+    `ATEN_CPU_CAPABILITY=avx2` with `ONEDNN_MAX_CPU_ISA=AVX2` keeps torch from using a processor's
+    bf16 instructions; it then computes as on a processor without them.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return False
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.12
+        return torch.cpu._is_avx512_bf16_supported()
+    can = torch.cpu.get_capabilities()
+    return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def plain(args: argparse.Namespace) -> dict[str, Any]:
+    """The options as a checkpoint holds them: numbers, strings, booleans and None."""
+    texts = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in texts.items()}
+
+
+def of_the_model(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of `options` that a model's own train.py adds, and `norm`: they shape the network."""
+    shared = vars(train_parser("").parse([])).keys() - {"norm"}
+    return {name: value for name, value in options.items() if name not in shared}

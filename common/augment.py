@@ -49,31 +49,31 @@ def random_view(
         `images` and `ids` cropped in the same way.
     """
     height, width = batch.images.shape[1:3]
-    dice = uniform(batch.tile, 16, seed, epoch)
-    place = _gather_index(dice[:, :6], height, width, crop, scale_jitter)
-    rows = torch.arange(len(dice), device=dice.device)[:, None]
-    images = batch.images.flatten(1, 2)[rows, place].unflatten(1, (crop, crop))
-    ids = batch.ids.flatten(1)[rows, place].unflatten(1, (crop, crop))
+    u = uniform(batch.tile, 16, seed, epoch)
+    index = _gather_index(u[:, :6], height, width, crop, scale_jitter)
+    rows = torch.arange(len(u), device=u.device)[:, None]
+    images = batch.images.flatten(1, 2)[rows, index].unflatten(1, (crop, crop))
+    ids = batch.ids.flatten(1)[rows, index].unflatten(1, (crop, crop))
     view = batch._replace(images=images, ids=ids)
-    return _light(images, dice[:, 6:]).permute(0, 3, 1, 2), view
+    return _light(images, u[:, 6:]).permute(0, 3, 1, 2), view
 
 
-def _gather_index(dice: Tensor, height: int, width: int, crop: int, jitter: float) -> Tensor:
+def _gather_index(u: Tensor, height: int, width: int, crop: int, jitter: float) -> Tensor:
     """Where in its tile (as row·width + column) each pixel of the view comes from: [B, crop²]."""
     # Not so large that the crop would leave the tile.
     largest = min(1 + jitter, min(height, width) / crop)
     low, high = -math.log1p(jitter), math.log(largest)
-    scale = torch.exp(low + (high - low) * dice[:, 0])
-    steps = torch.arange(crop, device=dice.device)
-    flip_down, flip_across, transpose = (d[:, None, None] < 0.5 for d in dice[:, 1:4].unbind(1))
+    scale = torch.exp(low + (high - low) * u[:, 0])
+    steps = torch.arange(crop, device=u.device)
+    flip_down, flip_across, transpose = (d[:, None, None] < 0.5 for d in u[:, 1:4].unbind(1))
     down, across = steps[:, None].expand(crop, crop), steps[None, :].expand(crop, crop)
     # Two flips and a transposition generate the eight symmetries of the square.
     y = torch.where(transpose, across, down)
     x = torch.where(transpose, down, across)
     y = torch.where(flip_down, crop - 1 - y, y)
     x = torch.where(flip_across, crop - 1 - x, x)
-    y = _source(y, dice[:, 4], scale, height, crop)
-    x = _source(x, dice[:, 5], scale, width, crop)
+    y = _source(y, u[:, 4], scale, height, crop)
+    x = _source(x, u[:, 5], scale, width, crop)
     return (y * width + x).flatten(1)
 
 
@@ -85,31 +85,31 @@ def _source(step: Tensor, where: Tensor, scale: Tensor, length: int, crop: int) 
     return source.long().clamp(0, length - 1)
 
 
-def _light(images: Tensor, dice: Tensor) -> Tensor:
+def _light(images: Tensor, u: Tensor) -> Tensor:
     """Brightness, contrast, colour cast and noise, folded into the normalisation: float, HWC.
 
     Values may leave 0…255 a little. Clamping would cost a pass and teach the network nothing.
     """
     mean, scale = _statistics(images.device)
-    signed = dice * 2 - 1
+    signed = u * 2 - 1
     contrast = torch.exp(signed[:, 0:1] * math.log1p(CONTRAST))
     gain = contrast * torch.exp(signed[:, 1:4] * math.log1p(CAST))
     shift = 128 + signed[:, 4:5] * BRIGHTNESS - 128 * gain
     gain, shift = gain * scale, (shift - mean) * scale
-    noise = (dice[:, 5:6] * NOISE) * scale
+    noise = (u[:, 5:6] * NOISE) * scale
     lit = torch.addcmul(shift[:, None, None], images.float(), gain[:, None, None])
-    return lit.addcmul_(_grain(images.shape[1], dice[:, 6:8]), noise[:, None, None])
+    return lit.addcmul_(_grain(images.shape[1], u[:, 6:8]), noise[:, None, None])
 
 
-def _grain(side: int, dice: Tensor) -> Tensor:
-    """Unit noise [B,side,side,3], each tile's cut from one fixed field at its own place.
+def _grain(side: int, u: Tensor) -> Tensor:
+    """Unit noise [B,side,side,3], cut for each tile from one fixed field, at a random position.
 
     A generator on the device would give other numbers for each world size, and its state would have
-    to be saved. Two tiles may share parts of it, at other places.
+    to be saved. Two tiles may share parts of it, at other positions.
     """
-    field = _noise_field(dice.device)
-    steps = torch.arange(side, device=dice.device)
-    origin = (dice * len(field)).long()
+    field = _noise_field(u.device)
+    steps = torch.arange(side, device=u.device)
+    origin = (u * len(field)).long()
     y = (origin[:, 0:1] + steps) % len(field)
     x = (origin[:, 1:2] + steps) % len(field)
     return field[y[:, :, None], x[:, None, :]]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.cli import UserError
-from common.run.average import averaged
+from common.run.checkpoint import averaged
 
 
 @contextmanager
@@ -48,13 +48,13 @@ def load_backbone(backbone: nn.Module, weights_backbone: str, name: str) -> None
         if "model" in weights:
             saved = averaged(weights)
             weights = {k[len(name) + 1 :]: saved[k] for k in saved if k.startswith(f"{name}.")}
-        own = backbone.state_dict()
-        # torchvision's backbones without a classifier have lost a level of their names.
-        prefix = "" if any(key.startswith("features.") for key in own) else "features."
+        built = backbone.state_dict()
+        # Feature extractors of torchvision drop the prefix `features.`.
+        prefix = "" if any(key.startswith("features.") for key in built) else "features."
         weights = {
             key.removeprefix(prefix): tensor
             for key, tensor in weights.items()
-            if key in own or not key.startswith(("fc.", "classifier."))
+            if key in built or not key.startswith(("fc.", "classifier."))
         }
         backbone.load_state_dict(weights)
     except Exception as error:
@@ -114,5 +114,5 @@ def training_mode(model: nn.Module) -> None:
     model.train()
     for module in model.modules():
         frozen = [not parameter.requires_grad for parameter in module.parameters(recurse=False)]
-        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and any(frozen):
+        if isinstance(module, nn.BatchNorm2d) and any(frozen):
             module.eval()

@@ -1,4 +1,4 @@
-"""How a script talks to its user: options, errors in one sentence, progress (no torch here)."""
+"""How a script talks to its user: options, errors in one sentence, progress."""
 
 import argparse
 import ctypes
@@ -15,10 +15,8 @@ import yaml
 from tqdm import tqdm
 
 # Errors of a full disk, a missing permission or a lost network folder; all others are our bugs.
-OF_THE_DISK = {
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
-    errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR,
-}  # fmt: skip
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+OF_THE_DISK |= {errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR}
 
 
 class UserError(Exception):

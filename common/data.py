@@ -6,7 +6,6 @@ uint8, a quarter of the bytes of float32. There `augment.py` crops, turns and no
 
 import copy
 import math
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ class Batch(NamedTuple):
 
     images: uint8 [H,W,3], RGB. ids: [H,W], 0 ground, 1…N aircraft, `Tiles.ignore` ignore (uint8, or
     int32 where a tile of the set holds more than 254 aircraft). classes: uint8 [ignore+1], the
-    class of each id. tile: int64, the tile's place in the set.
+    class of each id. tile: int64, the tile's index in the set.
     """
 
     images: Tensor
@@ -58,12 +57,12 @@ class Tiles(Dataset):
                 f"{IGNORE - 1}; tile again with another --attribute (preprocess.py) or with "
                 "--rename (coco.py)."
             )
-        place = {category: i for i, category in enumerate(sorted(names), start=1)}
+        index = {category: i for i, category in enumerate(sorted(names), start=1)}
         aircraft = [a for a in coco["annotations"] if not a.get("iscrowd", 0)]
         aircraft.sort(key=lambda a: a["instance"])
         of_image: dict[int, list[int]] = {image["id"]: [] for image in self.images}
         for a in aircraft:
-            of_image[a["image_id"]].append(place[a["category_id"]])
+            of_image[a["image_id"]].append(index[a["category_id"]])
         # Per tile the classes of its aircraft 1…N, in the order of their ids in the mask.
         self.instances = [of_image[image["id"]] for image in self.images]
         count = [len(classes) for classes in self.instances]
@@ -91,11 +90,11 @@ class Tiles(Dataset):
         return bool(self.instances[index])
 
     def airports(self) -> tuple[list[str], list[int]]:
-        """The known airports, and of each tile the place of its airport; unknown: their number."""
+        """The known airports, and each tile's index into them; for an unknown one their number."""
         names = [airport_of(image) for image in self.images]
         known = sorted({name for name in names if name is not None})
-        place = {name: i for i, name in enumerate(known)}
-        return known, [len(known) if name is None else place[name] for name in names]
+        index = {name: i for i, name in enumerate(known)} | {None: len(known)}
+        return known, [index[name] for name in names]
 
     def summary(self) -> dict[str, Any]:
         """How much is in the set, as plain values; an aircraft counts in each tile that shows it.
@@ -105,8 +104,8 @@ class Tiles(Dataset):
             class), and `airports`, the number of tiles of each known one.
         """
         aircraft = Counter(self.classes[c] for classes in self.instances for c in classes)
-        known, place = self.airports()
-        tiles_of = Counter(place)
+        known, airport_of_tile = self.airports()
+        tiles_of = Counter(airport_of_tile)
         return {
             "folder": str(self.folder),
             "tiles": len(self),
@@ -228,23 +227,3 @@ def training_splits(root: Path) -> tuple[Tiles, Tiles | None]:
             f"has {val.classes[1:]}; tile both in one run, or give coco.py --rename OLD=NEW."
         )
     return train, val
-
-
-def scoring_split(root: Path, split: str, classes: list[str]) -> Tiles:
-    """The tiles of `root/split`, which must have the classes a model was trained on.
-
-    If both have a single class, it may have another name in the tiles, which a line says.
-    """
-    tiles = Tiles(root / split)
-    if tiles.classes == classes:
-        return tiles
-    if len(tiles.classes) != 2 or len(classes) != 2:
-        raise UserError(
-            f"{str(tiles.folder)!r} has the classes {tiles.classes[1:]} and the checkpoint has "
-            f"{classes[1:]}; tile it with the same --attribute (preprocess.py), or beside the "
-            f"training tiles with --as {split} and --rename OLD=NEW (coco.py)."
-        )
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"{tiles.classes[1]!r} of {str(tiles.folder)!r} is scored as {classes[1]!r}")
-    tiles.classes = classes
-    return tiles

@@ -5,10 +5,8 @@ group is made, so that it costs a single process nothing.
 """
 
 import ctypes
-import fcntl
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,6 @@ from torch import Tensor, nn
 
 from common import graphs
 from common.cli import UserError
-from common.run import heartbeat
 
 # What a scheduler sends before it ends a run, and Ctrl-C: all processes then save and exit.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -53,8 +50,7 @@ def process_group(
 ) -> Iterator[Process]:
     """Join the process group that torchrun announces, if any, and leave it at the end.
 
-    When its launcher ends, a process ends too. If it falls silent, its peers name it, see
-    `common.run.heartbeat`.
+    When its launcher ends, a process ends too.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`. With several processes on one machine each takes
@@ -83,8 +79,7 @@ def process_group(
         device_id=where if where.type == "cuda" else None,
     )
     try:
-        with heartbeat.watched(rank, world_size, timeout_seconds):
-            yield Process(rank, world_size, where)
+        yield Process(rank, world_size, where)
     finally:
         graphs.release()  # NCCL would wait for them at the end
     # Only after success: with NCCL this is a collective. A process that fails alone would wait in
@@ -100,31 +95,6 @@ def die_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-@contextmanager
-def locked(folder: Path, process: Process) -> Iterator[None]:
-    """Be the only run that writes into `folder`; the lock ends with the process, even a killed one.
-
-    Raises:
-        UserError: On rank 0, if another run holds the lock.
-    """
-    if not process.is_main:
-        yield
-        return
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise UserError(
-                f"{str(folder)!r} is in use by another run ({file.read().strip() or error}); "
-                "wait until it ends or choose another --output-dir."
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
 
 
 def pick_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.device:
@@ -181,12 +151,12 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 def gather(process: Process, tensor: Tensor) -> list[Tensor]:
     """`tensor` of every process, by rank, on the CPU; all have the same shape and dtype."""
-    own = tensor.detach().cpu()
+    local = tensor.detach().cpu()
     if process.world_size == 1:
-        return [own]
-    by_rank = [torch.empty_like(own) for _ in range(process.world_size)]
-    if own.numel():
-        dist.all_gather(by_rank, own)
+        return [local]
+    by_rank = [torch.empty_like(local) for _ in range(process.world_size)]
+    if local.numel():
+        dist.all_gather(by_rank, local)
     return by_rank
 
 

@@ -16,7 +16,7 @@ from common.data import Batch, Tiles
 from common.distributed import SIGNALS, Process
 
 PATIENCE = 120  # seconds the loop waits for a loader process
-# Not by a fork server: they would be its children, and their death would be noticed much later.
+# Not "forkserver": torch's SIGCHLD handler would not see these workers die.
 START = "spawn"
 
 
@@ -48,16 +48,16 @@ class GlobalBatches(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.length, generator=generator)
         steps = order[: len(self) * self.batch_size * self.world_size]
-        own = steps.view(len(self), self.world_size, self.batch_size)[:, self.rank]
-        yield from own[self.first_step :].tolist()
+        of_rank = steps.view(len(self), self.world_size, self.batch_size)[:, self.rank]
+        yield from of_rank[self.first_step :].tolist()
 
 
 class Shard(Sampler[list[int]]):
     """This rank's share of an evaluation: every tile exactly once over all ranks, no padding."""
 
     def __init__(self, length: int, batch_size: int, process: Process) -> None:
-        own = range(process.rank, length, process.world_size)
-        self.batches = [list(own[i : i + batch_size]) for i in range(0, len(own), batch_size)]
+        tiles = range(process.rank, length, process.world_size)
+        self.batches = [list(tiles[i : i + batch_size]) for i in range(0, len(tiles), batch_size)]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -1,5 +1,6 @@
 """What the semantic models share: targets, loss, predicted classes and scores."""
 
+import argparse
 import math
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from common.args import Speedups
 from common.augment import normalise, random_view
 from common.cli import progress
 from common.data import Batch, Tiles
@@ -20,9 +22,8 @@ from common.io.extremes import Extremes
 from common.io.pictures import Sheet
 from common.io.tiles import IGNORE
 from common.loader import prefetch
-from common.speedups import Speedups
+from common.run.report import Scoring
 
-Prepare = Callable[[Batch, int], tuple[Tensor, Tensor]]
 DEFINITION = (
     "IoU = TP / (TP + FP + FN) from one confusion matrix over all pixels of the set; "
     "a class absent from truth and prediction is left out of the mean; recall.size = share of the "
@@ -37,14 +38,14 @@ AIRCRAFT_WEIGHT = 2.0
 AUXILIARY_WEIGHT = 0.5
 
 
-def training_views(crop_size: int, seed: int, scale_jitter: float = 0.0) -> Prepare:
+def training_views(args: argparse.Namespace) -> Callable[[Batch, int], tuple[Tensor, Tensor]]:
     """(batch on the device, epoch) → images float32 [B,3,crop,crop] and targets int64."""
 
-    def prepare(batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-        images, view = random_view(batch, crop_size, seed, epoch, scale_jitter)
+    def views(batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+        images, view = random_view(batch, args.crop_size, args.seed, epoch, args.scale_jitter)
         return images, semantic_target(view)
 
-    return prepare
+    return views
 
 
 def semantic_target(batch: Batch) -> Tensor:
@@ -186,6 +187,11 @@ def scores(matrix: Tensor, classes: list[str]) -> dict[str, float]:
     return result
 
 
+def scoring(predict: Callable[[nn.Module, Tensor], Tensor]) -> Scoring:
+    """How a semantic model is scored: (model, images) → class ids is its `predict`."""
+    return Scoring(partial(evaluate, predict), "mIoU", ("mIoU", "IoU."), DEFINITION)
+
+
 @torch.inference_mode()
 def evaluate(
     predict: Callable[[nn.Module, Tensor], Tensor],
@@ -209,8 +215,8 @@ def evaluate(
     assert isinstance(tiles, Tiles)
     model.eval()
     count, device = len(tiles.classes), process.device
-    airports, place = tiles.airports()
-    of_tile = torch.tensor(place, device=device)
+    airports, airport_of_tile = tiles.airports()
+    airport = torch.tensor(airport_of_tile, device=device)
     # One for each airport, and a last one for tiles of unknown airports.
     matrices = torch.zeros(len(airports) + 1, count, count, dtype=torch.int64, device=device)
     sizes = torch.zeros(len(SIZES), 2, dtype=torch.int64, device=device)
@@ -223,7 +229,7 @@ def evaluate(
             predicted = predict(model, images)
         target = semantic_target(batch)
         counts = confusion(predicted, target, count)
-        matrices.index_add_(0, of_tile[batch.tile], counts)
+        matrices.index_add_(0, airport[batch.tile], counts)
         sizes += recalled(batch, predicted == target)
         row = partial(_row, batch.images, target, predicted)
         if process.is_main:
@@ -240,15 +246,15 @@ def evaluate(
     if process.is_main:
         extremes.write(folder / f"{split}_tiles.json")
     all_reduce_sum(matrices)
-    found = scores(matrices.sum(0), tiles.classes)
+    result = scores(matrices.sum(0), tiles.classes)
     for name, (pixels_of_size, right) in zip(SIZES, all_reduce_sum(sizes).tolist(), strict=True):
         if pixels_of_size:
-            found[f"recall.size.{name}"] = right / pixels_of_size
+            result[f"recall.size.{name}"] = right / pixels_of_size
     for name, matrix in zip(airports if len(airports) > 1 else [], matrices, strict=False):
         for score, value in scores(matrix, tiles.classes).items():
             if score == "mIoU" or score.removeprefix("IoU.") in tiles.classes[1:]:
-                found[f"{score}.airport.{name}"] = value
-    return found
+                result[f"{score}.airport.{name}"] = value
+    return result
 
 
 def _row(images: Tensor, targets: Tensor, predicted: Tensor, i: int) -> tuple[np.ndarray, ...]:

@@ -1,4 +1,4 @@
-"""What every training needs besides a model and an optimizer, set up once by `session`."""
+"""A training as one object: opened by `session`, given a model and an optimizer by `start`."""
 
 import argparse
 from collections.abc import Iterator
@@ -14,80 +14,73 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from common import args as arguments
+from common.args import Speedups
 from common.data import Tiles, training_splits
-from common.distributed import Process, locked, process_group
+from common.distributed import process_group
 from common.loader import scoring_loader, training_loader
-from common.run import checkpoint, machine, resume
-from common.run.average import MovingAverage
-from common.run.checkpoint import Run
-from common.run.log import Clock
-from common.speedups import Speedups
+from common.run import checkpoint, heartbeat, machine, resume
+from common.run.checkpoint import MovingAverage, State
 
 
-@dataclass(frozen=True)
-class Session:
-    """What a training needs besides a model and an optimizer: plain values and this process's data.
+class Clock:
+    """Hooks for the benchmark's timer; no-ops here."""
 
-    `eval_interval` is the number of steps between validations. `args` are the options as a
-    checkpoint holds them. `settings` are the values that must be equal for a bit-exact run. `saved`
-    is the checkpoint to continue from, `initial` the one whose weights to start from.
+    def mark(self, phase: str) -> None:
+        """A phase begins: `views`, `backward`, `forward`, `optimizer`, `loop` or `data`."""
+
+
+@dataclass(kw_only=True)
+class Session(State):
+    """A training: what `session` opened and, after `start`, the state of the run.
+
+    `eval_interval` is the number of steps between validations. `saved` is the checkpoint to
+    continue from, `initial` the one whose weights to start from.
     """
 
-    name: str
-    classes: list[str]
-    process: Process
     speedups: Speedups
     batches: DataLoader
     val_batches: DataLoader | None
     output_dir: Path
     total_steps: int
     eval_interval: int
-    warmup_steps: int = 0
-    print_freq: int = 20
-    save_every: tuple[str, float] | None = None
-    args: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
     saved: dict[str, Any] | None = None
     initial: dict[str, Any] | None = None
     clock: Clock = field(default_factory=Clock)
 
-    def run(self, model: nn.Module, optimizer: Optimizer) -> Run:
-        """All that a checkpoint saves of this training, at step 0; `fit` restores `saved`.
+    def start(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Train `model` with `optimizer`, from step 0 or from where `saved` ended.
 
-        Copies the weights of `initial` into `model`. Seeds torch again, so that every rank has its
-        own dropout.
+        Makes the schedule, the loss scaler and the moving average. Copies the weights of `initial`
+        into `model`. Seeds torch again, so that every rank has its own dropout.
 
         Raises:
-            UserError: `initial` is of another network.
+            UserError: `saved` or `initial` does not fit this training.
         """
         if self.initial:
-            new = checkpoint.start_from(model, self.initial, self.classes, self.args)
-            fresh = f"; new, because the classes differ: {', '.join(new)}" if new else ""
-            self.process.print(f"starting from {self.args['init_from']!r}{fresh}.")
+            options = arguments.of_the_model(self.args)
+            new = checkpoint.start_from(model, self.initial, self.classes, options)
+            suffix = f"; new, because the classes differ: {', '.join(new)}" if new else ""
+            self.process.print(f"starting from {self.args['init_from']!r}{suffix}.")
         torch.manual_seed(self.args["seed"] + self.process.rank)
-        schedule = polynomial_schedule(optimizer, self.total_steps, self.warmup_steps)
-        scaler = self.speedups.scaler(self.process.device)
-        decay = self.args["ema"]
-        return Run(
-            self.name,
-            self.classes,
-            self.args,
-            model,
-            optimizer,
-            schedule,
-            scaler,
-            self.settings,
-            clock=self.clock,
-            average=None if decay is None else MovingAverage(model, decay),
+        self.model, self.optimizer = model, optimizer
+        self.lr_scheduler = polynomial_schedule(
+            optimizer, self.total_steps, self.args["warmup_steps"]
         )
+        self.scaler = self.speedups.scaler(self.process.device)
+        decay = self.args["ema"]
+        self.average = None if decay is None else MovingAverage(model, decay)
+        if self.saved:
+            resume.restore(self, self.saved, self.total_steps)
+        self.saved = self.initial = None  # frees their memory
 
     def facts(self) -> dict[str, Any]:
         """What the training is made of, as plain values for `run.json`."""
-        sets = [b.dataset for b in (self.batches, self.val_batches) if b]
+        sets = [batches.dataset for batches in (self.batches, self.val_batches) if batches]
         return {
             "model": self.name,
             "classes": self.classes,
             "started": machine.now(),
+            "from_step": self.step,
             "total_steps": self.total_steps,
             "settings": self.args | self.settings,
             "data": {
@@ -102,62 +95,58 @@ class Session:
 
 @contextmanager
 def session(
-    args: argparse.Namespace,
-    name: str,
-    stride: int,
-    min_batch: int = 1,
-    clock: Clock | None = None,
+    args: argparse.Namespace, name: str, stride: int, min_batch: int = 1
 ) -> Iterator[Session]:
     """Refuse what cannot work, open the data, join the process group and lock the output folder.
 
-    Seeds torch last, so that all ranks build a model with the same weights.
+    Seeds torch last, so that all ranks build a model with the same weights. With `--init-from` sets
+    `args.weights_backbone` to `none`, because all weights come from that file.
 
     Args:
         args: From `arguments.train_parser`.
         name: The model's name.
         stride: Sides of a crop must be multiples of it.
         min_batch: Tiles that the network's BatchNorm needs in a forward pass.
-        clock: Is told when each phase of a step begins.
 
     Raises:
         UserError: The sentence ends with what to type instead.
     """
     train_tiles, val_tiles = training_splits(args.data_path)
     arguments.check(args, stride, train_tiles.size, min_batch)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     saved = resume.find(args.resume, args.output_dir, name)
     initial = checkpoint.load(args.init_from, name) if args.init_from else None
+    if initial:
+        args.weights_backbone = "none"
+    options = arguments.plain(args)
     with (
         process_group(args.device, args.cuda_graphs, args.dist_timeout) as process,
-        locked(args.output_dir, process),
+        resume.locked(args.output_dir, process),
     ):
-        speedups = arguments.speedups(args, process)
         per_step = args.batch_size * args.grad_accum
         batches = training_loader(train_tiles, per_step, args.workers, process, args.seed)
         val_batches = None
         if val_tiles:
-            shown = val_tiles.spread(args.eval_tiles)
-            val_batches = scoring_loader(shown, args.batch_size, args.workers, process)
-        plain = arguments.plain(args)
-        torch.manual_seed(args.seed)
-        yield Session(
-            name,
-            train_tiles.classes,
-            process,
-            speedups,
-            batches,
-            val_batches,
-            args.output_dir,
-            args.max_steps or args.epochs * len(batches),
-            args.eval_steps or args.eval_freq * len(batches),
-            args.warmup_steps,
-            args.print_freq,
-            args.save_every,
-            plain,
-            resume.settings(plain, process, train_tiles.folder),
-            saved,
-            initial,
-            clock or Clock(),
+            scored = val_tiles.spread(args.eval_tiles)
+            val_batches = scoring_loader(scored, args.batch_size, args.workers, process)
+        s = Session(
+            name=name,
+            classes=train_tiles.classes,
+            args=options,
+            settings=resume.settings(options, process, train_tiles.folder),
+            process=process,
+            speedups=arguments.speedups(args, process),
+            batches=batches,
+            val_batches=val_batches,
+            output_dir=args.output_dir,
+            total_steps=args.max_steps or args.epochs * len(batches),
+            eval_interval=args.eval_steps or args.eval_freq * len(batches),
+            saved=saved,
+            initial=initial,
         )
+        with heartbeat.watched(process, args.dist_timeout, lambda: s.step):
+            torch.manual_seed(args.seed)
+            yield s
 
 
 def polynomial_schedule(optimizer: Optimizer, steps: int, warmup: int) -> LambdaLR:

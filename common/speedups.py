@@ -1,4 +1,4 @@
-"""The speed-ups, each resolved once into an object that does nothing when it is off.
+"""What the speed-ups do, each by an object that does nothing when it is off.
 
 `place` moves and wraps the model (device, memory layout, compilation, DDP). `make_step` builds the
 training step (autocast, scaler, accumulation, graph). The loop that calls it has no branch for any
@@ -7,77 +7,21 @@ speed-up.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from common import graphs
+from common.args import Speedups
 from common.distributed import Process
-from common.run import nonfinite
-from common.run.checkpoint import Run
+from common.session import Session
 
 Step = Callable[[Tensor, Any], Tensor]
-
-
-@dataclass(frozen=True)
-class Speedups:
-    """What is switched on. DDP is not here: it is on when there is a process group."""
-
-    amp_dtype: torch.dtype | None = None
-    channels_last: bool = False
-    cuda_graphs: bool = False
-    compile: bool = False
-    grad_accum: int = 1
-    sync_bn: bool = False
-
-    @property
-    def layout(self) -> torch.memory_format:
-        return torch.channels_last if self.channels_last else torch.contiguous_format
-
-    def autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, self.amp_dtype, self.amp_dtype is not None)
-
-    def scaler(self, device: torch.device) -> GradScaler:
-        """fp16 has five exponent bits and loses small gradients unscaled; bf16 has fp32's range."""
-        return GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
-
-    def banner(self, process: Process, batch_size: int | None = None) -> str:
-        """The first line that a run prints: what its flags were resolved to.
-
-        Args:
-            batch_size: Of one forward pass of one process, in training.
-        """
-        device = process.device
-        items = [torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"]
-        if device.type == "cpu":
-            items.append(f"{torch.get_num_threads()} threads")
-        items.append(str(self.amp_dtype or torch.float32).removeprefix("torch."))
-        if device.type == "cuda" and _tf32_convolutions():
-            items[-1] += " (float32 convolutions in TF32)"
-        items.append("channels-last" if self.channels_last else "contiguous")
-        items += ["compiled"] * self.compile
-        items += [f"CUDA graph after {graphs.WARMUP_STEPS} steps"] * self.cuda_graphs
-        items.append(f"world size {process.world_size}" + ", synchronised BN" * self.sync_bn)
-        items += [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
-        if batch_size:
-            parts = (
-                f"{batch_size} tiles x {process.world_size} processes x {self.grad_accum} passes"
-            )
-            total = batch_size * process.world_size * self.grad_accum
-            items.append(f"global batch {total} ({parts})")
-        return "device " + ", ".join(items)
-
-
-def _tf32_convolutions() -> bool:
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 class Objective(nn.Module):
@@ -96,10 +40,7 @@ class Objective(nn.Module):
 
 
 def place(
-    model: nn.Module,
-    loss_fn: Callable[..., Tensor],
-    process: Process,
-    speedups: Speedups,
+    model: nn.Module, loss_fn: Callable[..., Tensor], process: Process, speedups: Speedups
 ) -> nn.Module:
     """Move `model` to its device and layout; compile it with its loss; wrap both into DDP.
 
@@ -118,8 +59,6 @@ def place(
         torch.backends.cudnn.benchmark = True  # all training batches have one shape
     if speedups.cuda_graphs:
         graphs.own_stream(device)
-    if speedups.sync_bn:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place; the names stay
     model = model.to(device).to(memory_format=speedups.layout)
     objective = Objective(model, loss_fn)
     if speedups.compile:
@@ -140,9 +79,7 @@ def place(
     return ddp
 
 
-def make_step(
-    objective: nn.Module, run: Run, speedups: Speedups, clip_grad_norm: float | None = None
-) -> Step:
+def make_step(objective: nn.Module, s: Session) -> Step:
     """One training step, `step(images, targets) -> loss`.
 
     `images` are float32 [B·grad_accum,3,H,W]. `targets` are what the objective takes, as many as
@@ -153,31 +90,30 @@ def make_step(
 
     Args:
         objective: What `place` returned.
-        run: Its optimizer, schedule and scaler are stepped.
-        clip_grad_norm: Scale gradients down to this global norm.
+        s: A started session. Its optimizer, schedule, scaler and moving average are stepped.
     """
-    optimizer, scaler, parts = run.optimizer, run.scaler, speedups.grad_accum
-    device = next(objective.parameters()).device
+    optimizer, scaler, parts = s.optimizer, s.scaler, s.speedups.grad_accum
+    device, clip_grad_norm = s.process.device, s.args["clip_grad_norm"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def split(values: Any) -> Any:
         """Equal parts of a tensor, or of each tensor in a tuple."""
         tensors, form = tree_flatten(values)
-        cut = zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)
-        return [tree_unflatten(part, form) for part in cut]
+        chunks = zip(*(tensor.chunk(parts) for tensor in tensors), strict=True)
+        return [tree_unflatten(chunk, form) for chunk in chunks]
 
     def whole_step(images: Tensor, targets: Any) -> Tensor:
         optimizer.zero_grad()  # to None: the first part's gradients are then not added to zeros
         losses = []
         for i, part in enumerate(zip(split(images), split(targets), strict=True)):
-            with _reduced_after(i == parts - 1, objective):
-                with speedups.autocast(device):
+            with _sync_gradients_if(i == parts - 1, objective):
+                with s.speedups.autocast(device):
                     loss = objective(*part) / parts
-                run.clock.mark("backward")
-                scaler.scale(nonfinite.poisoned(loss)).backward()
-                run.clock.mark("forward")
+                s.clock.mark("backward")
+                scaler.scale(poisoned(loss)).backward()
+                s.clock.mark("forward")
             losses.append(loss.detach())
-        run.clock.mark("optimizer")
+        s.clock.mark("optimizer")
         total = torch.stack(losses).sum()
         norm = None
         if clip_grad_norm is not None:
@@ -190,25 +126,63 @@ def make_step(
             # Halved at every skipped step, it would reach 0, and 0 · inf would reach the weights.
             scaler._scale.clamp_(min=1.0)  # type: ignore[union-attr]
         else:
-            total = nonfinite.guarded_step(optimizer, parameters, total, norm)
-        if run.average:
-            run.average.update()
+            total = guarded_step(optimizer, parameters, total, norm)
+        if s.average:
+            s.average.update()
         return total
 
     run_step: Callable[..., Tensor] = whole_step
-    if speedups.cuda_graphs:
+    if s.speedups.cuda_graphs:
         _make_capturable(optimizer, device)
         run_step = graphs.Graphed(whole_step, graphs.CudaGraph(), graphs.WARMUP_STEPS)
 
     def step(images: Tensor, targets: Any) -> Tensor:
-        loss = run_step(images.contiguous(memory_format=speedups.layout), targets)
-        run.lr_scheduler.step()
+        loss = run_step(images.contiguous(memory_format=s.speedups.layout), targets)
+        s.lr_scheduler.step()
         return loss
 
     return step
 
 
-def _reduced_after(last: bool, objective: nn.Module) -> AbstractContextManager[None]:
+def poisoned(loss: Tensor) -> Tensor:
+    """`loss`; if it is not finite, all its gradients are nan, on all processes.
+
+    Some gradients of an infinite loss may be finite; those would reach the weights.
+    """
+    return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
+
+
+def guarded_step(
+    optimizer: Optimizer, parameters: list[Tensor], loss: Tensor, norm: Tensor | None = None
+) -> Tensor:
+    """Step `optimizer`, but change nothing if a gradient is not finite; waits for nothing.
+
+    It does for float32 and bf16 what the loss scaler does for fp16.
+
+    Args:
+        optimizer: A fused one, which skips a step on the device if `found_inf` is set.
+        parameters: The parameters of the optimizer.
+        loss: A scalar.
+        norm: The norm of all gradients, if it has been computed already.
+
+    Returns:
+        The loss; nan if the step was skipped.
+    """
+    if norm is None:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        # On a GPU one kernel computes all norms. On a CPU a sum takes 0.6 times as long as a norm.
+        norm = (
+            torch.stack([gradient.sum() for gradient in gradients]).sum()
+            if loss.device.type == "cpu"
+            else nn.utils.get_total_norm(gradients)
+        )
+    skipped = ~norm.isfinite()
+    optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+    optimizer.step()
+    return torch.where(skipped, torch.nan, loss)
+
+
+def _sync_gradients_if(last: bool, objective: nn.Module) -> AbstractContextManager[None]:
     """DDP averages the gradients once per step, in the backward pass of the last part."""
     if last or not isinstance(objective, DistributedDataParallel):
         return nullcontext()
@@ -227,19 +201,3 @@ def _make_capturable(optimizer: Optimizer, device: torch.device) -> None:
             group["capturable"] = True
     # The warm-up runs uncaptured by design; the optimizer would warn about it once.
     optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
-
-
-def has_native_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bf16 itself; others convert to float32 and back.
-
-    `ATEN_CPU_CAPABILITY=avx2` with `ONEDNN_MAX_CPU_ISA=AVX2` keeps torch from using a processor's
-    bf16 instructions; it then computes as on a processor without them.
-    """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":
-        return False
-    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.12
-        return torch.cpu._is_avx512_bf16_supported()
-    can = torch.cpu.get_capabilities()
-    return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

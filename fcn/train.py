@@ -6,7 +6,6 @@ python fcn/train.py --data-path data --test-only --resume runs/fcn/model_best.pt
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,8 +17,8 @@ from common.backbones import parameter_groups
 from common.cli import fraction
 from common.cli import run as run_main
 from common.engine import fit
-from common.predict.score import test_semantic
-from common.semantic import evaluate, training_views
+from common.predict.score import score_checkpoint
+from common.semantic import scoring, training_views
 from common.session import session
 from common.speedups import make_step, place
 from fcn.model import BACKBONES, NAME, STRIDE, build_model, from_checkpoint, loss_fn, predict
@@ -31,20 +30,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dropout", type=fraction, help="default: torchvision's, 0.1")
     args = parser.parse(argv)
     if args.test_only:
-        return test_semantic(args, NAME, from_checkpoint, predict)
+        return score_checkpoint(args, NAME, from_checkpoint, scoring(predict))
 
     with session(args, NAME, STRIDE) as s:
-        options = args.weights_backbone, args.norm, args.dropout
-        model = build_model(args.backbone, len(s.classes), *options)
-        weights = parameter_groups(model, model.backbone, args.lr, args.lr_encoder)
+        model = build_model(
+            args.backbone,
+            len(s.classes),
+            weights_backbone=args.weights_backbone,
+            norm=args.norm,
+            dropout=args.dropout,
+        )
+        groups = parameter_groups(model, model.backbone, args.lr, args.lr_encoder)
         objective = place(model, loss_fn, s.process, s.speedups)
         optimizer = torch.optim.AdamW(
-            weights, lr=args.lr, weight_decay=args.weight_decay, fused=True
+            groups, lr=args.lr, weight_decay=args.weight_decay, fused=True
         )
-        run = s.run(model, optimizer)
-        step = make_step(objective, run, s.speedups, args.clip_grad_norm)
-        views = training_views(args.crop_size, args.seed, args.scale_jitter)
-        fit(s, run, step, views, partial(evaluate, predict))
+        s.start(model, optimizer)
+        fit(s, make_step(objective, s), training_views(args), scoring(predict))
 
 
 if __name__ == "__main__":

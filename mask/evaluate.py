@@ -1,6 +1,5 @@
 """Average precision of Mask R-CNN over a split, and a sheet of its predictions."""
 
-import argparse
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from common.args import Speedups
 from common.augment import normalise
 from common.cli import progress
 from common.data import Batch, Tiles
@@ -17,10 +17,9 @@ from common.io.extremes import Extremes
 from common.io.pictures import Sheet
 from common.io.tiles import IGNORE
 from common.loader import prefetch
-from common.predict import score
-from common.speedups import Speedups
+from common.run.report import Scoring
 from mask import coco
-from mask.model import NAME, from_checkpoint, predict
+from mask.model import predict
 
 
 @torch.inference_mode()
@@ -69,9 +68,7 @@ def evaluate(
     return coco.score(everything, tiles)
 
 
-def test(args: argparse.Namespace) -> None:
-    """What `--test-only` does."""
-    score.test(args, NAME, from_checkpoint, evaluate, coco.DEFINITION)
+SCORING = Scoring(evaluate, "mask_AP", ("mask_AP", "mask_AP50", "box_AP"), coco.DEFINITION)
 
 
 def _row(batch: Batch, predictions: list, ignore: int, i: int) -> tuple[np.ndarray, ...]:

@@ -1,5 +1,6 @@
 """What Mask R-CNN trains on: a random view of each tile, and the aircraft in it."""
 
+import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,20 +31,18 @@ class Targets(NamedTuple):
     key: Tensor
 
 
-def training_views(
-    crop_size: int, seed: int, scale_jitter: float = 0.0, max_aircraft: int = MAX_AIRCRAFT
-) -> Callable[[Batch, int], tuple[Tensor, Targets]]:
+def training_views(args: argparse.Namespace) -> Callable[[Batch, int], tuple[Tensor, Targets]]:
     """(batch on the device, epoch) → images float32 [B,3,crop,crop] and their targets.
 
     Each target's key is unique to the seed, the epoch and the tile.
     """
 
-    def prepare(batch: Batch, epoch: int) -> tuple[Tensor, Targets]:
-        images, view = random_view(batch, crop_size, seed, epoch, scale_jitter)
-        targets = instance_targets(view, max_aircraft, MIN_PIXELS)
-        return images, targets._replace(key=view.tile + (epoch << 24) + (seed << 44))
+    def views(batch: Batch, epoch: int) -> tuple[Tensor, Targets]:
+        images, view = random_view(batch, args.crop_size, args.seed, epoch, args.scale_jitter)
+        targets = instance_targets(view, args.max_aircraft, MIN_PIXELS)
+        return images, targets._replace(key=view.tile + (epoch << 24) + (args.seed << 44))
 
-    return prepare
+    return views
 
 
 def instance_targets(

@@ -17,11 +17,19 @@ from common.backbones import parameter_groups
 from common.cli import positive
 from common.cli import run as run_main
 from common.engine import fit
+from common.predict.score import score_checkpoint
 from common.session import session
 from common.speedups import make_step, place
-from mask.coco import DEFINITION
-from mask.evaluate import evaluate, test
-from mask.model import BACKBONES, MASK_ROIS, NAME, STRIDE, build_model, loss_fn
+from mask.evaluate import SCORING
+from mask.model import (
+    BACKBONES,
+    MASK_ROIS,
+    NAME,
+    STRIDE,
+    build_model,
+    from_checkpoint,
+    loss_fn,
+)
 from mask.targets import MAX_AIRCRAFT, training_views, warn_of_crowds
 
 
@@ -30,26 +38,39 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--backbone", choices=BACKBONES, default="resnet50")
     add("--proposals", type=positive, default=1000, help="RPN proposals per tile")
-    add("--mask-rois", type=positive, default=MASK_ROIS, help="of these for the mask head")
-    add("--max-aircraft", type=positive, default=MAX_AIRCRAFT, help="per crop, the largest ones")
+    add(
+        "--mask-rois",
+        type=positive,
+        default=MASK_ROIS,
+        help="positive proposals per tile for the mask head",
+    )
+    add(
+        "--max-aircraft",
+        type=positive,
+        default=MAX_AIRCRAFT,
+        help="aircraft per crop; if more, the largest",
+    )
     args = parser.parse(argv)
     if args.test_only:
-        return test(args)
+        return score_checkpoint(args, NAME, from_checkpoint, SCORING)
 
     with session(args, NAME, STRIDE) as s:
-        options = args.weights_backbone, args.norm, args.proposals, args.mask_rois
-        model = build_model(args.backbone, len(s.classes), *options)
-        body = model.dense["backbone"].body
-        weights = parameter_groups(model, body, args.lr, args.lr_encoder)
+        warn_of_crowds(s.batches, args.max_aircraft, s.process)
+        model = build_model(
+            args.backbone,
+            len(s.classes),
+            weights_backbone=args.weights_backbone,
+            norm=args.norm,
+            proposals=args.proposals,
+            mask_rois=args.mask_rois,
+        )
+        groups = parameter_groups(model, model.dense["backbone"].body, args.lr, args.lr_encoder)
         objective = place(model, loss_fn, s.process, s.speedups)
         optimizer = torch.optim.AdamW(
-            weights, lr=args.lr, weight_decay=args.weight_decay, fused=True
+            groups, lr=args.lr, weight_decay=args.weight_decay, fused=True
         )
-        run = s.run(model, optimizer)
-        step = make_step(objective, run, s.speedups, args.clip_grad_norm)
-        warn_of_crowds(s.batches, args.max_aircraft, s.process)
-        views = training_views(args.crop_size, args.seed, args.scale_jitter, args.max_aircraft)
-        fit(s, run, step, views, evaluate, "mask_AP", DEFINITION)
+        s.start(model, optimizer)
+        fit(s, make_step(objective, s), training_views(args), SCORING)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,12 @@ def weights_of(monkeypatch):
         module = importlib.import_module(f"{model}.train")
         make_step, steps = module.make_step, []
 
-        def watched(objective, run, *more):
-            step = make_step(objective, run, *more)
+        def watched(objective, s):
+            step = make_step(objective, s)
 
             def watch(*given):
                 loss = step(*given)
-                steps.append({n: p.detach().clone() for n, p in run.model.named_parameters()})
+                steps.append({n: p.detach().clone() for n, p in s.model.named_parameters()})
                 return loss
 
             return watch

@@ -15,10 +15,11 @@ from torch.utils.data import default_collate
 
 from common import loader
 from common.cli import UserError
-from common.data import Batch, Tiles, scoring_split
+from common.data import Batch, Tiles
 from common.distributed import Process
 from common.io.tiles import tile_paths
 from common.loader import GlobalBatches, Shard
+from common.predict.score import scoring_split
 from common.semantic import semantic_target
 from mask.targets import instance_targets
 

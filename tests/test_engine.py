@@ -1,20 +1,19 @@
 """What the loop reports of a device that computes behind its back."""
 
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.networks import run_of
+from helpers.networks import session_of
 from torch import nn
 
 from benchmarks.lib.synthetic import noise_tiles
 from common import engine
+from common.args import Speedups
 from common.distributed import Process
 from common.loader import training_loader
 from common.run import machine
 from common.run.log import Log
-from common.speedups import Speedups
 
 CPU = Process(0, 1, torch.device("cpu"))
 LAUNCH, STEP = 0.010, 0.100  # seconds of the CPU and of the device
@@ -64,14 +63,14 @@ def test_a_wait_counts_only_while_the_device_has_nothing_to_do(
     monkeypatch.setattr(engine, "account", lambda *given: device.wait(device.free) or real(*given))
     model = nn.Conv2d(1, 1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    run = run_of(model, optimizer, None, Speedups())
+    s = session_of(model, optimizer, None, Speedups())
     log = Log(tmp_path / "log.jsonl", CPU, 0)
     lines = []
     monkeypatch.setattr(log, "write", lambda **line: lines.append(line))
-    batches = training_loader(Tiles(device, period), 1, 0, CPU, 0)
-    session = SimpleNamespace(process=CPU, batches=batches, total_steps=20, print_freq=10)
+    s.batches, s.total_steps = training_loader(Tiles(device, period), 1, 0, CPU, 0), 20
+    s.args["print_freq"] = 10
     for _ in engine.train_one_epoch(
-        session, run, device.launch, lambda batch, epoch: (batch.images, None), log
+        s, device.launch, lambda batch, epoch: (batch.images, None), log
     ):
         pass
     assert [line["step"] for line in lines] == [10, 20]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.commands import ENCODER
 from helpers.fake_cuda import CUDA, SMALL, Census, copied_by_group_norm, fake_cuda
-from helpers.networks import THIN, run_of, thin_fcn
+from helpers.networks import THIN, session_of, thin_fcn
 from torch import nn
 
 from benchmarks.lib.synthetic import noise_tiles, training_step
@@ -52,10 +52,9 @@ def test_no_operator_of_a_step_sees_two_devices(on_cuda, dtype, clip, grad_accum
     objective = place(model, lambda m, x, y: (m(x).float() - y).square().mean(), GPU, settings)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    run = run_of(model, optimizer, schedule, settings)
-    run.scaler = settings.scaler(CUDA)
+    s = session_of(model, optimizer, schedule, settings, clip, "cuda")
     tally = nonfinite.Tally(CUDA)
-    step = make_step(objective, run, settings, clip)
+    step = make_step(objective, s)
     images = torch.empty(4, 3, 8, 8, device=CUDA)
     targets = torch.empty(4, 2, 6, 6, device=CUDA)
     with Census() as census:

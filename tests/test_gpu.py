@@ -26,8 +26,8 @@ from benchmarks.lib import synthetic
 from benchmarks.lib.synthetic import noise_tiles
 from benchmarks.syncs import waits
 from common import data, graphs, loader
+from common.args import Speedups
 from common.distributed import Process
-from common.speedups import Speedups
 from mask import model as mask_model
 
 DRY = bool(os.environ.get("DRY_RUN"))

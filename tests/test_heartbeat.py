@@ -21,8 +21,7 @@ def heart(monkeypatch):
     monkeypatch.setattr(dist.HashStore, "clone", lambda self: self)
     monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
     monkeypatch.setattr(os, "_exit", ended.append)
-    monkeypatch.setattr(heartbeat, "STEP", 9)
-    heart = heartbeat._Heart(0, 2, LIMIT)
+    heart = heartbeat._Heart(0, 2, LIMIT, lambda: 9)
     heart.start()
     yield heart, ended
     heart.stop()
@@ -43,9 +42,9 @@ def test_a_peer_that_beats_and_does_not_move_is_named(heart, capsys):
     assert "rank 1 (there, process 7) has not moved since step 7, and rank 0 waits" in said
 
 
-def test_a_peer_that_scores_or_is_slow_is_not_stuck(heart, monkeypatch):
+def test_a_peer_that_scores_or_is_slow_is_not_stuck(heart):
     heart, ended = heart
     beat(heart, 2 * LIMIT, lambda elapsed: 9)  # at our own step it may take its time
-    monkeypatch.setattr(heartbeat, "STEP", 999)
+    heart.step = lambda: 999
     beat(heart, 2 * LIMIT, lambda elapsed: 10 + int(20 * elapsed))
     assert ended == []

@@ -21,9 +21,9 @@ from torchvision.ops import MultiScaleRoIAlign, nms
 from benchmarks.lib.synthetic import noise_tiles, training_step
 from benchmarks.syncs import SyncCensus, census
 from common import graphs
+from common.args import Speedups
 from common.augment import uniform
 from common.distributed import Process
-from common.speedups import Speedups
 from mask import align, losses, rcnn
 from mask import model as mask
 from mask.boxes import ROUNDS, as_rois, ignored, of_real, sample, stand_ins, suppress

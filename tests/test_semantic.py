@@ -74,7 +74,6 @@ def test_a_checkpoint_of_another_model_is_refused(deeplab, trained, folder, tmp_
         ("fcn", ["--crop-size", "60"], "not a multiple of 8"),
         ("fcn", ["--weights-backbone", "nowhere.pth"], "neither imagenet, none nor a file"),
         ("fcn", ["--cuda-graphs"], "--cuda-graphs needs a CUDA device"),
-        ("fcn", ["--sync-bn"], "use --norm group"),
         ("fcn", ["--grad-accum", "1000"], "lower --batch-size"),
         ("unet", ["--clip-grad-norm", "-1"], "-1 is not 0 or more"),
         ("unet", ["--amp-dtype", "fp16"], "add --amp"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.commands import ENCODER
 from helpers.cpu_graph import CpuGraph
-from helpers.networks import THIN, run_of, thin_fcn
+from helpers.networks import THIN, session_of, thin_fcn
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._pytree import tree_leaves
@@ -18,10 +18,10 @@ from benchmarks.lib.models import MODELS
 from benchmarks.lib.synthetic import noise_tiles, training_step
 from benchmarks.syncs import census
 from common import args as arguments
-from common import augment, distributed, graphs, speedups
+from common import augment, distributed, graphs
 from common.cli import UserError
 from common.distributed import Process, process_group
-from common.run.optimizer_state import restore_optimizer
+from common.run.checkpoint import restore_optimizer
 from common.speedups import Speedups, make_step, place
 from fcn import model as fcn
 from mask import model as mask
@@ -80,8 +80,8 @@ def test_an_optimizer_that_is_not_fused_makes_the_scaler_wait(fake):
     objective = place(model, lambda m, x, y: (m(x) - y).square().mean(), CPU, settings)
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    run = run_of(model, optimizer, schedule, settings)
-    step = make_step(objective, run, settings)
+    s = session_of(model, optimizer, schedule, settings)
+    step = make_step(objective, s)
     with pytest.raises(DataDependentOutputException):
         step(torch.empty(2, 3, 8, 8), torch.empty(2, 2, 8, 8))
 
@@ -193,7 +193,7 @@ def test_a_replay_through_torchs_capture_has_the_gradients_of_an_eager_step(
             objective.compile(fullgraph=True, dynamic=False, backend=backend)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-        step = make_step(objective, run_of(model, optimizer, schedule, settings), settings)
+        step = make_step(objective, session_of(model, optimizer, schedule, settings))
         found = []
         for i in range(graphs.WARMUP_STEPS + 3):
             torch.manual_seed(i)
@@ -243,8 +243,8 @@ def test_the_schedule_reaches_the_graph(standin):
     # The gradient is always 1, so a step moves the weight by the learning rate.
     rates = [0.5] * (graphs.WARMUP_STEPS + 2) + [0.25, 0.0, 0.125]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rates[min(i, len(rates) - 1)])
-    run = run_of(model, optimizer, schedule, settings)
-    step = make_step(objective, run, settings)
+    s = session_of(model, optimizer, schedule, settings)
+    step = make_step(objective, s)
     ones = torch.ones(2, 1, 4, 4)
     moved = []
     for _ in rates:
@@ -266,7 +266,7 @@ def test_compiled_code_learns_the_same(monkeypatch):
         objective = place(model, lambda m, x, y: (m(x) - y).square().mean(), CPU, settings)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1.0)
-        step = make_step(objective, run_of(model, optimizer, schedule, settings), settings)
+        step = make_step(objective, session_of(model, optimizer, schedule, settings))
         images, targets = torch.rand(4, 3, 16, 16), torch.rand(4, 1, 16, 16)
         return [step(images, targets).item() for _ in range(4)]
 
@@ -318,8 +318,7 @@ def test_an_optimizers_state_moves_between_a_graph_and_a_plain_run(standin):
         objective = place(model, lambda m, x, y: (m(x) * y).mean(), CPU, settings)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5)
-        run = run_of(model, optimizer, schedule, settings)
-        step = make_step(objective, run, settings)
+        step = make_step(objective, session_of(model, optimizer, schedule, settings))
         if saved:
             restore_optimizer(optimizer, saved)
         ones = torch.ones(2, 1, 4, 4)
@@ -362,7 +361,6 @@ def test_graphs_end_before_the_process_group(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: ended.append("group"))
-    monkeypatch.setattr(distributed.heartbeat, "watched", lambda *_: nullcontext())
     monkeypatch.setattr(graphs, "release", lambda: ended.append("graphs"))
     with process_group("cpu"):
         pass
@@ -392,7 +390,7 @@ def test_a_processor_that_may_not_use_its_bf16_has_none(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     for allowed, native in (("AVX2", False), ("AVX512", True)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=allowed: name)
-        assert speedups.has_native_bf16(CPU.device) == native
+        assert arguments.has_native_bf16(CPU.device) == native
 
 
 def test_the_banner_says_what_was_resolved():

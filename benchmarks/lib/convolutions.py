@@ -11,9 +11,9 @@ from torch import nn
 from benchmarks.lib.environment import seconds
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.synthetic import noise_tiles, training_step
+from common.args import Speedups
 from common.cli import progress
 from common.distributed import Process
-from common.speedups import Speedups
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # Shape of the input, then the arguments of nn.Conv2d.

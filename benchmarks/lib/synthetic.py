@@ -1,19 +1,23 @@
 """A training step of any model on tiles of noise, built as in its train.py."""
 
+import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.lib.models import MODELS
+from common import args as arguments
+from common.args import Speedups
 from common.data import Batch
 from common.distributed import Process
 from common.io.tiles import IGNORE
-from common.run.checkpoint import Run
 from common.semantic import training_views
-from common.session import polynomial_schedule
-from common.speedups import Speedups, make_step, place
+from common.session import Session
+from common.speedups import make_step, place
+from mask.targets import MAX_AIRCRAFT
 from mask.targets import training_views as mask_views
 
 
@@ -29,6 +33,35 @@ def noise_tiles(count: int, side: int, device: torch.device, aircraft: int = 3) 
     classes[:, 1 : aircraft + 1] = 1
     classes[:, IGNORE] = IGNORE
     return Batch(images, ids, classes, torch.arange(count, device=device))
+
+
+def bare_session(
+    process: Process,
+    speedups: Speedups,
+    batches: Any = None,
+    output_dir: Path = Path(),
+    total_steps: int = 10_000,
+    **options: Any,
+) -> Session:
+    """A session that was not opened: without data of its own, a lock or a process group.
+
+    Args:
+        options: Options of train.py that differ from the defaults.
+    """
+    args = arguments.plain(arguments.train_parser("").parse([])) | options
+    return Session(
+        name="",
+        classes=["ground", "aircraft"],
+        args=args,
+        settings={},
+        process=process,
+        speedups=speedups,
+        batches=batches,
+        val_batches=None,
+        output_dir=output_dir,
+        total_steps=total_steps,
+        eval_interval=total_steps,
+    )
 
 
 def training_step(
@@ -47,12 +80,12 @@ def training_step(
         model = module.build_model(backbone or MODELS[name].backbone, 2, norm=norm)
     objective = place(model.train(), module.loss_fn, process, speedups)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    schedule = polynomial_schedule(optimizer, 10_000, 50)
-    scaler = speedups.scaler(process.device)
-    run = Run(name, ["ground", "aircraft"], {}, model, optimizer, schedule, scaler)
-    step = make_step(objective, run, speedups, clip_grad_norm)
+    s = bare_session(process, speedups, clip_grad_norm=clip_grad_norm)
+    s.start(model, optimizer)
+    step = make_step(objective, s)
+    args = argparse.Namespace(**s.args | {"crop_size": crop, "max_aircraft": MAX_AIRCRAFT})
     views: Callable[[Batch, int], tuple[Tensor, Any]]
-    views = (training_views if MODELS[name].semantic else mask_views)(crop, seed=0)
+    views = (training_views if MODELS[name].semantic else mask_views)(args)
     total = torch.zeros((), device=process.device)
 
     def whole(batch: Batch) -> Tensor:

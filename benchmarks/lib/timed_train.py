@@ -19,7 +19,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,9 @@ from common import args as arguments
 from common.cli import Parser, number, positive, run
 from common.data import Batch
 from common.io.tiles import Packed
-from common.run.log import Clock
 from common.run.machine import Timeline
-from common.session import Session, session
+from common.session import Clock, Session, session
+from common.speedups import Step, make_step
 
 
 class Enough(Exception):
@@ -89,28 +88,32 @@ class Watch(Clock):
         self.report: dict[str, Any] = {}
         self.graphs = engagement.count_replays()
 
-    def open(self, session: Session) -> Session:
-        """Take what the report needs of a training; returns it with a loader that can repeat."""
-        self.process, self.args = session.process, session.args
-        self.device, self.timeline = session.process.device, Timeline(session.process.device)
-        sampler: Any = session.batches.batch_sampler
-        self.images = sampler.batch_size * session.process.world_size
-        stored = session.batches.dataset.stored  # type: ignore[attr-defined]
+    def open(self, s: Session) -> None:
+        """Take what the report needs of a training, and give it a loader that can repeat."""
+        self.process, self.args = s.process, s.args
+        self.device, self.timeline = s.process.device, Timeline(s.process.device)
+        sampler: Any = s.batches.batch_sampler
+        self.images = sampler.batch_size * s.process.world_size
+        stored = s.batches.dataset.stored  # type: ignore[attr-defined]
         self.report["tiles"] = "packed" if isinstance(stored, Packed) else "png"
-        self.loader = Repeating(session.batches, self.device)
-        repeating: Any = self.loader
-        return replace(session, batches=repeating)
+        self.loader = Repeating(s.batches, self.device)
+        s.batches, s.clock = self.loader, self  # type: ignore[assignment]
 
-    def step(self, step: Callable[..., Tensor], images: Tensor, targets: Any) -> Tensor:
-        self.mark("forward")
-        if self.number == self.end:
-            self._inspect(lambda: step(images, targets), self.args)
-            raise Enough
-        if self.number == 1:  # a warm-up step: compiled by now, not captured yet
-            loss, seen = engagement.watch_convolutions(lambda: step(images, targets))
-            self.report |= seen
-            return loss
-        return step(images, targets)
+    def around(self, step: Step) -> Step:
+        """`step`, which begins the phase `forward` and is looked at."""
+
+        def timed(images: Tensor, targets: Any) -> Tensor:
+            self.mark("forward")
+            if self.number == self.end:
+                self._inspect(lambda: step(images, targets), self.args)
+                raise Enough
+            if self.number == 1:  # a warm-up step: compiled by now, not captured yet
+                loss, seen = engagement.watch_convolutions(lambda: step(images, targets))
+                self.report |= seen
+                return loss
+            return step(images, targets)
+
+        return timed
 
     def mark(self, phase: str) -> None:
         if phase == "views":
@@ -214,16 +217,16 @@ def main(argv: list[str] | None = None) -> None:
     watch = Watch(args.warmup, args.steps, time.perf_counter())
 
     @contextmanager
-    def watched(
-        options: argparse.Namespace, name: str, stride: int, min_batch: int = 1
-    ) -> Iterator[Session]:
-        with session(options, name, stride, min_batch, watch) as opened:
+    def watched(*given: Any, **options: Any) -> Iterator[Session]:
+        with session(*given, **options) as s:
+            watch.open(s)
             try:
-                yield watch.open(opened)
+                yield s
             except Enough:
                 watch.summarise()
 
     train.session = watched  # type: ignore[attr-defined]
+    train.make_step = lambda objective, s: watch.around(make_step(objective, s))  # type: ignore[attr-defined]
     # One extra step for `_inspect`, and one more so that `fit` does not reach its last checkpoint.
     # With --eval-freq no epoch ends with a checkpoint or a validation either.
     steps = str(watch.end + 2)

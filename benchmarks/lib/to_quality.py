@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,9 @@ from benchmarks.lib.results import CELL, KEY, PLACE, PLAIN, Row, append, newest
 from common.cli import Parser, UserError, fraction, progress, run, say
 from common.distributed import gather
 from common.engine import fit
+from common.run.report import Scoring
 from common.session import Session, session
 
-# The score that has to reach the level: the first of these that a model has.
-SCORES = ("IoU.aircraft", "mIoU", "mask_AP")
 SETTINGS = ("level", "max_steps", "eval_steps")
 MEASURED = ("name", "reached_s", "at_steps", "at_s", "scores")
 COLUMNS = (*KEY, *CELL, *SETTINGS, *MEASURED, "wall_s", *PLACE, "when", "command")
@@ -68,26 +68,26 @@ def main(argv: list[str] | None = None) -> None:
             except Reached:
                 report["reached_s"] = report["at_s"][-1]
 
-    def fit_until(opened: Session, run: Any, step: Any, views: Any, score: Any, *rest: str) -> None:
+    def fit_until(s: Session, step: Any, views: Any, scoring: Scoring) -> None:
+        report["name"] = scoring.select
+
         def judged(*given: Any) -> dict[str, float]:
             nonlocal began
-            if opened.process.device.type == "cuda":
-                torch.cuda.synchronize(opened.process.device)
+            if s.process.device.type == "cuda":
+                torch.cuda.synchronize(s.process.device)
             paused = time.perf_counter()
-            scores = score(*given)
-            name = next((name for name in SCORES if name in scores), "")
-            value = scores.get(name, -1.0)
-            report["name"] = name
-            report["at_steps"].append(run.step)
+            scores = scoring.evaluate(*given)
+            value = scores.get(scoring.select, -1.0)
+            report["at_steps"].append(s.step)
             report["at_s"].append(paused - began)
             report["scores"].append(value)
             reached = torch.tensor(value >= args.level)
-            if gather(opened.process, reached)[0]:  # only rank 0 may know the scores
+            if gather(s.process, reached)[0]:  # only rank 0 may know the scores
                 raise Reached
             began += time.perf_counter() - paused
             return scores
 
-        fit(opened, run, step, views, judged, *rest)
+        fit(s, step, views, replace(scoring, evaluate=judged))
 
     train.session, train.fit = until_reached, fit_until  # type: ignore[attr-defined]
     train.main(words[3:])

@@ -2,42 +2,32 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
 from common import args as arguments
-from common import semantic
 from common.cli import UserError
-from common.data import scoring_split
-from common.distributed import Process, process_group
+from common.data import Tiles
+from common.distributed import process_group
 from common.loader import loader_deaths, scoring_loader
-from common.run import checkpoint, machine, record, report, resume
+from common.run import checkpoint, heartbeat, machine, record, report, resume
 from common.run.log import describe
-from common.speedups import Speedups
-
-FromCheckpoint = Callable[[dict[str, Any]], nn.Module]
+from common.run.report import Scoring
 
 
-def test(
+def score_checkpoint(
     args: argparse.Namespace,
     model_name: str,
-    from_checkpoint: FromCheckpoint,
-    score: Callable[[nn.Module, DataLoader, Process, Speedups, Path], dict[str, float]],
-    definition: str,
+    from_checkpoint: Callable[[dict[str, Any]], nn.Module],
+    scoring: Scoring,
 ) -> None:
     """Score `--resume` on a split of the data, without training.
 
-    Writes `<split>_scores.json`, and what `score` writes, next to the checkpoint.
-
-    Args:
-        score: Called on all processes, with the folder to write into; its result on rank 0 is
-            used.
-        definition: What the scores are, in a sentence.
+    Writes `<split>_scores.json`, and what `scoring` writes, next to the checkpoint.
     """
     if args.resume in (None, resume.AUTO):
         raise UserError(
@@ -46,32 +36,41 @@ def test(
     saved = checkpoint.load(args.resume, model_name)
     split, folder = args.test_only, args.resume.parent
     tiles = scoring_split(args.data_path, split, saved["classes"])
-    with process_group(args.device) as process, loader_deaths():
+    with (
+        process_group(args.device, timeout_seconds=args.dist_timeout) as process,
+        heartbeat.watched(process, args.dist_timeout, lambda: 0),
+        loader_deaths(),
+    ):
         speedups = arguments.speedups(args, process)
-        model = (
-            checkpoint.rebuild(saved, from_checkpoint)
-            .to(process.device)
-            .to(memory_format=speedups.layout)
-            .eval()
-        )
+        model = checkpoint.rebuild(saved, from_checkpoint).to(process.device)
+        model = model.to(memory_format=speedups.layout).eval()  # type: ignore[call-overload]
         batches = scoring_loader(tiles, args.batch_size, args.workers, process)
         process.print(speedups.banner(process))
-        result = score(model, batches, process, speedups, folder)
+        scores = scoring.evaluate(model, batches, process, speedups, folder)
         if process.is_main:
-            (folder / f"{split}_scores.json").write_text(json.dumps(result, indent=1) + "\n")
+            (folder / f"{split}_scores.json").write_text(json.dumps(scores, indent=1) + "\n")
             scored = {"checkpoint": args.resume.name, "step": saved.get("step")}
             if record.tested(folder, split, scored | {"when": machine.now()}):
                 report.refresh(folder)
-            process.print(f"{split}: {describe(result)}\n({definition})")
+            process.print(f"{split}: {describe(scores)}\n({scoring.definition})")
             process.print(f"wrote {split}_scores.json and {split}_sheet.jpg into {str(folder)!r}")
 
 
-def test_semantic(
-    args: argparse.Namespace,
-    model_name: str,
-    from_checkpoint: FromCheckpoint,
-    predict: Callable[[nn.Module, Tensor], Tensor],
-) -> None:
-    """`test` of a semantic model."""
-    score = partial(semantic.evaluate, predict)
-    test(args, model_name, from_checkpoint, score, semantic.DEFINITION)
+def scoring_split(root: Path, split: str, classes: list[str]) -> Tiles:
+    """The tiles of `root/split`, which must have the classes a model was trained on.
+
+    If both have a single class, it may have another name in the tiles, which a line says.
+    """
+    tiles = Tiles(root / split)
+    if tiles.classes == classes:
+        return tiles
+    if len(tiles.classes) != 2 or len(classes) != 2:
+        raise UserError(
+            f"{str(tiles.folder)!r} has the classes {tiles.classes[1:]} and the checkpoint has "
+            f"{classes[1:]}; tile it with the same --attribute (preprocess.py), or beside the "
+            f"training tiles with --as {split} and --rename OLD=NEW (coco.py)."
+        )
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"{tiles.classes[1]!r} of {str(tiles.folder)!r} is scored as {classes[1]!r}")
+    tiles.classes = classes
+    return tiles

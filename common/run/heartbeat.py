@@ -1,4 +1,4 @@
-"""Names the process that has fallen silent.
+"""Names the process that has stopped responding.
 
 A collective that waits for a peer does not know which one. So a thread of each process writes a
 beat and the process's step into the job's store. If the beat stops, the process was stopped or its
@@ -11,37 +11,46 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch.distributed as dist
 
 from common.cli import UserError
-
-STEP = 0  # of this process; set by the training loop
+from common.distributed import Process
 
 
 @contextmanager
-def watched(rank: int, world_size: int, timeout_seconds: float) -> Iterator[None]:
+def watched(process: Process, timeout_seconds: float, step: Callable[[], int]) -> Iterator[None]:
     """Beat while the body runs; end the process when a peer has been silent or stuck for too long.
+
+    With one process nothing happens.
+
+    Args:
+        process: This process.
+        timeout_seconds: How long a peer may be silent, or stay behind.
+        step: The step that this process has done.
 
     Raises:
         UserError: A collective of the body failed; names the ranks that are silent or behind.
     """
-    heart = _Heart(rank, world_size, timeout_seconds)
+    if process.world_size == 1:
+        yield
+        return
+    heart = _Heart(process.rank, process.world_size, timeout_seconds, step)
     heart.start()
     try:
         yield
     except RuntimeError as error:  # gloo's timeouts and lost connections; torch's DistError
-        if not _of_a_collective(error):
+        if not _is_collective_error(error):
             raise
         raise UserError(heart.diagnosis(str(error))) from error
     finally:
         heart.stop()
 
 
-def _of_a_collective(error: RuntimeError) -> bool:
+def _is_collective_error(error: RuntimeError) -> bool:
     text = str(error)
     return isinstance(error, dist.DistError) or any(
         word in text for word in ("gloo", "Gloo", "NCCL", "Timed out waiting", "Connection closed")
@@ -49,15 +58,18 @@ def _of_a_collective(error: RuntimeError) -> bool:
 
 
 class _Heart(threading.Thread):
-    def __init__(self, rank: int, world_size: int, timeout_seconds: float) -> None:
+    def __init__(
+        self, rank: int, world_size: int, timeout_seconds: float, step: Callable[[], int]
+    ) -> None:
         super().__init__(daemon=True, name="heartbeat")
         self.rank, self.world_size, self.timeout = rank, world_size, timeout_seconds
+        self.step = step
         self.period = min(5.0, timeout_seconds / 10)
         store = dist.distributed_c10d._get_default_store()
         # A separate connection, because the loop's may be blocked in a wait. Its timeout is short.
         self.store = dist.PrefixStore("heartbeat", store.clone())
         self.store.set_timeout(timedelta(seconds=max(2.0, self.period)))
-        self.name_of_me = f"{socket.gethostname()}, process {os.getpid()}"
+        self.label = f"{socket.gethostname()}, process {os.getpid()}"
         self.seen: dict[int, tuple[str, float]] = {}  # the last beat of a rank, and when it came
         self.behind: dict[int, tuple[int, float]] = {}  # its step while below ours, and since when
         self.over = threading.Event()
@@ -67,7 +79,7 @@ class _Heart(threading.Thread):
         while not self.over.wait(self.period if beat else 0):
             beat += 1
             with suppress(RuntimeError):  # the store's host may be the one that is gone
-                self.store.set(str(self.rank), f"{beat}|{STEP}|{self.name_of_me}")
+                self.store.set(str(self.rank), f"{beat}|{self.step()}|{self.label}")
                 self.look()
             problem = self.problem(self.timeout + self.period)
             if problem and not self.over.is_set():
@@ -88,7 +100,7 @@ class _Heart(threading.Thread):
                     self.seen[rank] = beat, now
                 step = int(beat.split("|")[1])
                 # A rank at our own step may score or save for as long as it takes.
-                if step >= STEP:
+                if step >= self.step():
                     self.behind.pop(rank, None)
                 elif self.behind.get(rank, (-1, 0.0))[0] != step:
                     self.behind[rank] = step, now
@@ -112,11 +124,13 @@ class _Heart(threading.Thread):
         silent = self.silent(2.5 * self.period)
         if silent:
             return self.sentence(silent, "has been silent")
-        behind = [rank for rank, (beat, _) in self.seen.items() if int(beat.split("|")[1]) < STEP]
+        behind = [
+            rank for rank, (beat, _) in self.seen.items() if int(beat.split("|")[1]) < self.step()
+        ]
         if behind:
             return self.sentence(behind, "is behind")
         return (
-            f"rank {self.rank} waited at step {STEP} for a process that did not answer "
+            f"rank {self.rank} waited at step {self.step()} for a process that did not answer "
             f"({' '.join(reason.split())[:120]}); no rank is silent, so one hangs inside the same "
             "step. The last checkpoint is untouched: --resume continues from it."
         )
@@ -127,6 +141,6 @@ class _Heart(threading.Thread):
             _, step, where = self.seen[rank][0].split("|", 2)
             names.append(f"rank {rank} ({where}) {what} since step {step}")
         return (
-            f"{'; '.join(names)}, and rank {self.rank} waits for it at step {STEP}. The last "
-            "checkpoint is untouched: --resume continues from it."
+            f"{'; '.join(names)}, and rank {self.rank} waits for it at step {self.step()}. "
+            "The last checkpoint is untouched: --resume continues from it."
         )

@@ -1,13 +1,11 @@
 """What a run reports: the lines of `log.jsonl`, their curves, and numbers as text."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
-from torch import Tensor
 
 from common.distributed import Process
 from common.io.files import whole_file
@@ -17,20 +15,6 @@ from matplotlib import pyplot as plt
 
 INK, BLUE = "#222222", "#0072B2"
 MAIN = ("mIoU", "mask_AP")
-
-
-class Clock:
-    """Is told when each phase of a training step begins, and does nothing with it.
-
-    The benchmark's own takes the time: `views`, `forward`, `backward`, `optimizer`, `loop`, `data`.
-    """
-
-    def mark(self, phase: str) -> None:
-        """A phase begins."""
-
-    def step(self, step: Callable[..., Tensor], images: Tensor, targets: Any) -> Tensor:
-        """Call the training step; a clock may look at it."""
-        return step(images, targets)
 
 
 class Log:

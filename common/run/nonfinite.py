@@ -9,50 +9,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from common.cli import UserError
 
 LIMIT = 20  # steps in a row
 NAMED = 4  # tiles of the last such step that are remembered
-
-
-def poisoned(loss: Tensor) -> Tensor:
-    """`loss`; if it is not finite, all its gradients are nan, on all processes.
-
-    Some gradients of an infinite loss may be finite; those would reach the weights.
-    """
-    return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
-
-
-def guarded_step(
-    optimizer: Optimizer, parameters: list[Tensor], loss: Tensor, norm: Tensor | None = None
-) -> Tensor:
-    """Step `optimizer`, but change nothing if a gradient is not finite; waits for nothing.
-
-    It does for float32 and bf16 what the loss scaler does for fp16.
-
-    Args:
-        optimizer: A fused one, which skips a step on the device if `found_inf` is set.
-        parameters: The parameters of the optimizer.
-        loss: A scalar.
-        norm: The norm of all gradients, if it has been computed already.
-
-    Returns:
-        The loss; nan if the step was skipped.
-    """
-    if norm is None:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        # On a GPU one kernel computes all norms. On a CPU a sum takes 0.6 times as long as a norm.
-        norm = (
-            torch.stack([gradient.sum() for gradient in gradients]).sum()
-            if loss.device.type == "cpu"
-            else nn.utils.get_total_norm(gradients)
-        )
-    skipped = ~norm.isfinite()
-    optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-    optimizer.step()
-    return torch.where(skipped, torch.nan, loss)
 
 
 class Tally:
@@ -94,7 +55,7 @@ class Tally:
 
 
 def repair(model: nn.Module, tally: Tally) -> None:
-    """Give BatchNorm statistics that are not finite their last finite values (waits).
+    """Restore non-finite BatchNorm statistics to their last finite values (one sync).
 
     One non-finite image makes them non-finite for good, in the forward pass alone. They are checked
     when the counts are read and when the run is saved. A step pays nothing: no training

@@ -5,6 +5,8 @@ to no other file and to no network.
 """
 
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,35 @@ from common.run.log import headline
 from common.run.record import Record, Scores, read, read_object, split_name
 
 PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a model is scored, and what its scores mean.
+
+    `evaluate` is (bare model, batches, process, speed-ups, folder) → scores over the batches; it
+    may write pictures into the folder. `select` is the score that chooses `model_best.pth`; higher
+    is better. `drawn` are the scores that are drawn over the steps: names, or beginnings that end
+    in a dot. `definition` says in a sentence what the scores are. `labels` maps the name of a score
+    to a dotted one, `mask_APs` to `mask_AP.size.small`, where the name itself is not.
+    """
+
+    evaluate: Callable[..., dict[str, float]]
+    select: str
+    drawn: tuple[str, ...]
+    definition: str
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """All but `evaluate`, as plain values for `run.json`."""
+        return {
+            "select": self.select,
+            "drawn": list(self.drawn),
+            "definition": self.definition,
+            "labels": self.labels,
+        }
+
+
 # A full disk, or files that are not as expected. Not RuntimeError: the death of a loader process is
 # raised as one wherever the program is, and must end the run.
 FAILURES = (OSError, UserError, ArithmeticError, LookupError, TypeError, ValueError)

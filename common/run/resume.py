@@ -1,7 +1,11 @@
-"""`--resume`: which file it means, and whether the continued run is bit-exact."""
+"""The output folder of one run at a time, and `--resume`: which file, and whether bit-exact."""
 
+import fcntl
 import hashlib
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,31 @@ AUTO = Path("auto")
 # Options that do not change the training.
 FREE = {"config", "data_path", "output_dir", "resume", "test_only", "device", "workers"}
 FREE |= {"print_freq", "save_every", "dist_timeout", "init_from", "weights_backbone"}
+
+
+@contextmanager
+def locked(folder: Path, process: Process) -> Iterator[None]:
+    """Be the only run that writes into `folder`; the lock ends with the process, even a killed one.
+
+    Raises:
+        UserError: On rank 0, if another run holds the lock.
+    """
+    if not process.is_main:
+        yield
+        return
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise UserError(
+                f"{str(folder)!r} is in use by another run ({file.read().strip() or error}); "
+                "wait until it ends or choose another --output-dir."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def find(wanted: Path | None, output_dir: Path, model_name: str) -> dict[str, Any] | None:
@@ -46,7 +75,7 @@ def find(wanted: Path | None, output_dir: Path, model_name: str) -> dict[str, An
         source, saved = previous, checkpoint_file.read(previous)
         if int(os.environ.get("RANK", 0)) == 0:
             print(
-                f"{error} Continuing from {str(previous)!r}, step {saved.get('step')!r:.20}.",
+                f"{error} Continuing from {str(previous)!r}, step {saved.get('step')}.",
                 flush=True,
             )
     checkpoint_file.check_model(saved, source, model_name)
@@ -87,21 +116,15 @@ def fingerprint(folder: Path) -> str:
     return sha.hexdigest()
 
 
-def restore(
-    run: checkpoint.Run, saved: dict[str, Any] | None, process: Process, total_steps: int
-) -> None:
-    """Continue `run` from what `find` returned; print the step, and whether it is bit-exact.
+def restore(state: checkpoint.State, saved: dict[str, Any], total_steps: int) -> None:
+    """Continue from `saved`, which `find` returned; print the step, and whether it is bit-exact.
 
     If all of `total_steps` are done, that is what is printed.
 
     Raises:
         UserError: It does not fit, or another number of processes would change the global batch.
     """
-    if saved is None:
-        return
-    before, now = saved.get("settings", {}), run.settings
-    if not isinstance(before, dict) or not all(map(_plain, before.values())):
-        raise UserError("the checkpoint does not fit this run: its settings are invalid.")
+    before, now = saved.get("settings", {}), state.settings
     # An option that the checkpoint does not name is newer than the checkpoint.
     changed = [name for name in now if name in before and before[name] != now[name]]
     if "world_size" in changed and "global_batch" in changed:
@@ -114,34 +137,25 @@ def restore(
     kept = before.get("lr_encoder", 1.0)  # earlier checkpoints do not name it
     if kept != now.get("lr_encoder", 1.0):
         raise UserError(
-            f"the run had --lr-encoder {kept!r:.20} and keeps it; to change it, "
+            f"the run had --lr-encoder {kept} and keeps it; to change it, "
             "start a new run with --init-from this checkpoint."
         )
-    run.restore(saved, process)
+    state.restore(saved)
     if "training tiles" in changed or "seed" in changed:
-        run.seen = 0  # the current epoch had another order
-    if run.step >= total_steps:
-        process.print(
-            f"all {total_steps} steps are done: the checkpoint is at step {run.step}; to train "
+        state.seen = 0  # the current epoch had another order
+    if state.step >= total_steps:
+        state.process.print(
+            f"all {total_steps} steps are done: the checkpoint is at step {state.step}; to train "
             "more, give a larger --epochs or --max-steps."
         )
         return
-    message = f"continuing at step {run.step}, {run.seen} tiles into epoch {run.epoch}"
+    message = f"continuing at step {state.step}, {state.seen} tiles into epoch {state.epoch}"
     differences = [_difference(name, before.get(name), now[name]) for name in changed]
     if differences:
         message += f"; not bit-exact, because {', '.join(differences)}"
     if {"lr", "weight_decay"} & set(changed):
         message += "; learning rate and weight decay stay the checkpoint's"
-    process.print(message + ".")
-
-
-def _plain(value: Any) -> bool:
-    """Whether a value may be in `settings` and can be printed."""
-    if isinstance(value, str):
-        return len(value) < 1000 and value.isprintable()
-    if isinstance(value, list):
-        return len(value) < 100 and all(map(_plain, value))
-    return isinstance(value, int | float | None)
+    state.process.print(message + ".")
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchvision.models import resnet
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -10,7 +12,10 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 from torchvision.models.segmentation.fcn import FCN, FCNHead
 from torture import kills
 
-from common.run.checkpoint import Run
+from benchmarks.lib.synthetic import bare_session
+from common.args import Speedups
+from common.distributed import Process
+from common.session import Session
 from DeepLabV3 import model as deeplab
 from fcn import model as fcn
 from mask import model as mask
@@ -60,6 +65,17 @@ def train_thin(folder: str, words: list[str]) -> None:
     kills.run(f"{folder}.train", words)
 
 
-def run_of(model, optimizer, schedule, settings) -> Run:
-    """A run for `make_step`, of no particular model."""
-    return Run("", [], {}, model, optimizer, schedule, settings.scaler(torch.device("cpu")))
+def session_of(
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    speedups: Speedups,
+    clip_grad_norm: float | None = None,
+    device: str = "cpu",
+) -> Session:
+    """A session for `make_step`, of no particular model and without data."""
+    process = Process(0, 1, torch.device(device))
+    s = bare_session(process, speedups, clip_grad_norm=clip_grad_norm)
+    s.model, s.optimizer, s.lr_scheduler = model, optimizer, schedule
+    s.scaler, s.average = speedups.scaler(process.device), None
+    return s

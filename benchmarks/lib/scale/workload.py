@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.lib.flops import FORMULAS
+from common.args import Speedups
 from common.distributed import Process
-from common.speedups import Speedups, place
+from common.speedups import place
 
 CROP = 512  # pixels, the side all train.py take by default
 BATCH = 2  # the least for BatchNorm behind DeepLabV3's global pooling; FLOP are linear in it
