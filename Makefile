@@ -1,4 +1,4 @@
-# Everything a person types. `make quickstart` and `make test` need nothing but Python 3.11+ with venv.
+# The commands for people. `make quickstart` and `make test` need only Python 3.11 to 3.13 with venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/installed
 
-# One environment for users and developers: the stamp is renewed when a requirements file changes.
-# TORCH: pip options for torch alone, as an index with CPU builds.
+# One environment for users and developers, updated when a requirements file changes.
+# TORCH: pip options for torch alone, for example an index with CPU builds.
 $(VENV)/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	@$(if $(TORCH),true,$(BIN)/python -c 'import torch' 2>/dev/null || echo "$$ABOUT_TORCH")
@@ -23,36 +23,36 @@ For a CPU build of 0.2 GB stop this and give its index, which https://pytorch.or
 endef
 export ABOUT_TORCH
 
-# Shows each command before it runs; together they are the tutorial.
+# Prints each command before running it; the commands together are the tutorial.
 quickstart: install
 	$(BIN)/python benchmarks/quickstart.py
 
-# Two processes: the one that is done first takes over half of what the other has left.
+# Two workers that steal each other's tests.
 test: install
 	$(BIN)/python -m pytest -m "not gpu and not hosts and not long" -n 2 --dist worksteal
 
-# And the long forms of some tests.
+# Also the long forms of some tests.
 test-all: install
 	$(BIN)/python -m pytest -m "not gpu and not hosts" -n 2 --dist worksteal
 
-# A signal would not reach a test that hangs inside CUDA or NCCL. Fails if all of them were skipped.
-# DRY_RUN=1: on a CPU, with stand-ins.
+# Timeouts by thread, because a signal does not interrupt a test that hangs inside CUDA or NCCL.
+# Fails if all tests were skipped. DRY_RUN=1: on a CPU, with stand-ins.
 GPU_TESTS := -m gpu --timeout-method=thread -n 4 --dist worksteal
 test-gpu: install
 	DRY_RUN=$(DRY_RUN) $(BIN)/python -m pytest $(GPU_TESTS)
 
-# Goes on where the results end; MINUTES=600 for a night of it.
+# Continues where the results end. MINUTES=600 runs it for a night.
 MINUTES ?= 60
 torture: install
 	$(BIN)/python tests/torture/run.py --budget $(MINUTES)
 
-# Two hosts out of network namespaces, so as root; some minutes.
+# Two hosts made of network namespaces. Needs root; takes some minutes.
 test-hosts: install
 	$(BIN)/python -m pytest -m hosts
 
-# On a rented machine: GPU tests, a first table and its pictures in nine minutes, and all of it as few
-# files in one folder to carry home. What fails is written down there and does not end it. With
-# DRY_RUN=1 the same from start to end on a CPU, in small, with stand-ins: its speeds mean nothing.
+# For a rented machine: GPU tests, a first table and its pictures in nine minutes. All results are a
+# few files in one folder, to copy off the machine. A failure is recorded there and does not end the
+# command. DRY_RUN=1 does the same on a CPU, smaller, with stand-ins; its speeds mean nothing.
 OUTPUT ?= runs/benchmark_gpu
 TILES := runs/benchmark_tiles
 DRY_RUN ?=
@@ -61,7 +61,7 @@ benchmark-gpu: install
 	test -d $(TILES)/train || $(BIN)/python rareplanes/sample.py -o $(TILES) -n 24 -j 8
 	test -f $(TILES)/train/packed.json || \
 	    $(BIN)/python preprocessing/preprocess.py $(TILES) -s 512 -n 8 --pack
-	@# As Ctrl-C, after which pytest still says which tests failed, and why.
+	@# SIGINT, so that pytest still prints its summary.
 	-DRY_RUN=$(DRY_RUN) timeout -s INT -k 15 180 $(BIN)/python -m pytest $(GPU_TESTS) -v \
 	    >$(OUTPUT)/tests.txt 2>&1
 	@tail -n 3 $(OUTPUT)/tests.txt

@@ -6,7 +6,7 @@
     python benchmarks/table.py --results runs/benchmark_gpu --into runs/benchmark_gpu
 
 Reads the newest measurement in each machine's `speed-<device>-<torch>.csv`. Everything between the
-marks in a README is generated.
+marks in a README is generated. A model's README shows the newest machine of each kind.
 """
 
 import sys
@@ -199,7 +199,7 @@ def parts(
         blocks = [
             f"{heading([r for r in rows if r['model'] == model])}\n\n"
             f"{of_model(rows, model, trained.get(machine))}"
-            for machine, rows in found.items()
+            for machine, rows in plots.newest_of_kind(found).items()
             if model in models(rows)
         ]
         picture = plots.shown(MODELS[model].picture, "images per second of each technique")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torture import children
 
 from common import distributed
+from common.args import train_parser
 from common.cli import Parser, UserError, positive
 
 FAULTS = """
@@ -123,3 +125,15 @@ def test_tests_that_were_asked_for_and_all_skipped_are_no_success(tmp_path, monk
 def run_gpu_tests():
     os.chdir(ROOT)
     sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_gpu.py", "-m", "gpu"]))
+
+
+def test_the_readme_names_every_option_that_all_trainings_share():
+    readme = (ROOT / "common/README.md").read_text()
+    cells = re.findall(
+        r"^\| (`-.*?) \|", readme, re.MULTILINE
+    )  # the first cell of each option's row
+    named = re.findall(r"`(-[\w-]+)`", " ".join(cells))
+    actions = train_parser("")._actions
+    options = {option for action in actions for option in action.option_strings}
+    options -= {"-h", "--help", "--sync-bn"} | {o for o in options if o.startswith("--no-")}
+    assert sorted(named) == sorted(options)

@@ -219,6 +219,7 @@ def test_the_front_page_shows_the_processor_measured_last_and_every_gpu():
     limited, gpu = machine("cpu", "EPYC limited to AVX2", "2027"), machine("H100", "Xeon", "2024")
     found = {"a": old, "b": new, "c": limited, "d": gpu}
     assert plots.in_front(found) == [new, gpu]
+    assert plots.newest_of_kind(found) == {"b": new, "c": limited, "d": gpu}
 
 
 def test_the_picture_is_drawn_for_light_and_dark_pages(tmp_path):

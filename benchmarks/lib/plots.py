@@ -42,15 +42,20 @@ def draw_all(
     return written
 
 
-def in_front(found: dict[str, list[Row]]) -> list[list[Row]]:
-    """Of each machine's rows those for the front page: the newest processor, and every GPU.
+def newest_of_kind(found: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Machine → its rows, of each kind the machine measured last.
 
-    A processor whose instructions were limited does not count.
+    The kinds are a processor, a processor whose instructions were limited, and each GPU.
     """
-    cpus = [rows for rows in found.values() if rows[-1]["device"] == "cpu"]
-    whole = [rows for rows in cpus if " limited to " not in rows[-1]["cpu"]]
-    last = max(whole, key=lambda rows: rows[-1]["when"], default=None)
-    return [rows for rows in found.values() if rows is last or rows not in cpus]
+    newest = {}
+    for machine, rows in sorted(found.items(), key=lambda item: item[1][-1]["when"]):
+        newest[rows[-1]["device"], " limited to " in rows[-1]["cpu"]] = machine
+    return {machine: rows for machine, rows in found.items() if machine in newest.values()}
+
+
+def in_front(found: dict[str, list[Row]]) -> list[list[Row]]:
+    """The rows for the front page: the newest of each kind, but no limited processor."""
+    return [r for r in newest_of_kind(found).values() if " limited to " not in r[-1]["cpu"]]
 
 
 def shown(name: str, words: str) -> str:
