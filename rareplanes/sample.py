@@ -27,7 +27,7 @@ from common.io.files import sweep, write_atomic
 from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render
 
-RENDERER = 1  # to be increased whenever a scene's bytes change
+RENDERER = 1  # to be increased whenever a scene's pixels or labels change
 SETTINGS = "sample.json"
 
 

@@ -74,7 +74,6 @@ def test_files_and_format(folder, scenes):
         assert (scene.mask[..., 3] == 255).all()
         assert scene.root.findtext("filename") == f"{scene.stem}.png"
         assert scene.root.findtext("image_resolution/width") == str(WIDTH)
-        assert int(scene.root.findtext("num_object_mask_objects")) == len(scene.objects)
         assert scene.image[..., :3].std() > 5
 
 
@@ -99,7 +98,6 @@ def test_boxes_are_the_extent_of_the_mask(scenes):
     for scene in scenes:
         for thing in scene.objects:
             ys, xs = np.nonzero(scene.pixels(thing))
-            assert thing.findtext("bndbox2D/ratio_visible") == "0.0"
             if len(xs):
                 assert box(thing) == (xs.min(), ys.min(), xs.max(), ys.max())
                 count += 1

@@ -57,7 +57,6 @@ class Slot(NamedTuple):
 @dataclass(frozen=True)
 class Airport:
     name: str
-    biome: str
     segments: tuple[str, ...]  # what stands along the apron, from left to right
     weather: tuple[str, ...]  # one is drawn for each scene
     trees: float
@@ -69,30 +68,29 @@ class Airport:
 
 
 # name, segments of the apron, weather, density of woods, then the colours (RGB) of ground, soil,
-# asphalt, concrete and roofs, then the biome
+# asphalt, concrete and roofs
 TABLE = """
-Bergen linear,remote,piers Clear,Overcast,Rain,Haze .9 4c5c3a 746c54 4a4c4e 8e8e8a 767c80 Forest
-Tucson piers,linear,remote Clear,Clear,Dust .08 9a8468 987c5c 64605c 8c867c 8a847c Deserts
-Manaus remote,linear,satellite Clear,Overcast,Haze 1.4 4e6030 8a583e 565252 86827c 64768a Rainforest
-Tromso linear,linear,remote Snow,Snow,Overcast,Clear .3 a6acb2 969a9c 565658 88898b 726a6c Tundra
-Alicante satellite,piers,linear Clear,Haze .25 8a8058 9c8460 5a5856 84827c 887a70 Mediterranean
-Auckland piers,satellite,piers Clear,Overcast,Haze .35 587042 7c7458 56585c 868a8a 82868a Grassland
-Almaty remote,remote,linear Snow,Clear,Haze,Dust .15 8c8668 908670 686868 8a8886 8c7a6e Steppe
-Oshawa remote,linear,remote Clear,Snow,Overcast .7 5c6848 80765c 404042 7e7c7a 786062 Forest
+Bergen linear,remote,piers Clear,Overcast,Rain,Haze .9 4c5c3a 746c54 4a4c4e 8e8e8a 767c80
+Tucson piers,linear,remote Clear,Clear,Dust .08 9a8468 987c5c 64605c 8c867c 8a847c
+Manaus remote,linear,satellite Clear,Overcast,Haze 1.4 4e6030 8a583e 565252 86827c 64768a
+Tromso linear,linear,remote Snow,Snow,Overcast,Clear .3 a6acb2 969a9c 565658 88898b 726a6c
+Alicante satellite,piers,linear Clear,Haze .25 8a8058 9c8460 5a5856 84827c 887a70
+Auckland piers,satellite,piers Clear,Overcast,Haze .35 587042 7c7458 56585c 868a8a 82868a
+Almaty remote,remote,linear Snow,Clear,Haze,Dust .15 8c8668 908670 686868 8a8886 8c7a6e
+Oshawa remote,linear,remote Clear,Snow,Overcast .7 5c6848 80765c 404042 7e7c7a 786062
 """
 
 
 @cache
 def airports() -> tuple[Airport, ...]:
-    return tuple(_airport(*line.split(maxsplit=9)) for line in TABLE.strip().splitlines())
+    return tuple(_airport(*line.split()) for line in TABLE.strip().splitlines())
 
 
-def _airport(name: str, segments: str, weather: str, trees: str, *rest: str) -> Airport:
-    *colours, biome = rest
+def _airport(name: str, segments: str, weather: str, trees: str, *colours: str) -> Airport:
     bgr = [tuple(float(v) for v in bytes.fromhex(colour)[::-1]) for colour in colours]
     look = dict(zip(("ground", "soil", "asphalt", "concrete", "roof"), bgr, strict=True))
     tokens = tuple(segments.split(",")), tuple(weather.split(","))
-    return Airport(name, biome, *tokens, float(trees), **look)  # type: ignore[arg-type]
+    return Airport(name, *tokens, float(trees), **look)  # type: ignore[arg-type]
 
 
 @dataclass

@@ -19,7 +19,6 @@ class Thing:
     low: np.ndarray  # where to look for its pixels: corner (x, y) …
     high: np.ndarray  # … and opposite corner, exclusive
     sockets: np.ndarray | None = None  # [4,2] pixels
-    world: np.ndarray | None = None  # [4,3] metres
     drawing: Drawing | None = None
     bridge: Block | None = None
     extent: tuple[int, int, int, int] = (0, 0, 0, 0)

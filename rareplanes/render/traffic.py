@@ -49,11 +49,10 @@ def park_aircraft(
         thing = Thing(
             _categories(make), _persistent(make, rng), palette.take(), low, high, drawing.sockets
         )
-        c, s = np.cos(heading), np.sin(heading)
-        thing.world = mesh.sockets @ np.array(((c, s, 0), (-s, c, 0), (0, 0, 1))) + (x, y, 0)
         thing.drawing = drawing
         if bridge is not None and "M" not in make.traits and rng.random() < 0.8:
             door = np.array((make.length * 0.36, -make.radius * rng.uniform(0.1, 1.1)))
+            c, s = np.cos(heading), np.sin(heading)
             end = door @ np.array(((c, s), (-s, c))) + (x, y)
             thing.bridge = _bridge(np.array(bridge), end)
         things.append(thing)
