@@ -5,18 +5,23 @@ terminals and car parks follow below it, a field for small aircraft lies above i
 """
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-GROUND, SOIL, RUNWAY, TAXIWAY, SHOULDER, APRON, SLABS, ROAD, CARPARK = range(9)
 REACH = 1500.0  # metres, half the length of a plan
 WHITE, YELLOW, RED = (205.0, 208, 208), (70.0, 165, 195), (80.0, 85, 170)
 
 Colour = tuple[float, float, float]  # BGR, 0-255
 Points = np.ndarray  # [N,2] metres
 Pair = tuple[float, float]
+
+
+class Material(IntEnum):
+    GROUND, SOIL, RUNWAY, TAXIWAY, SHOULDER, APRON, SLABS, ROAD, CARPARK = range(9)
+    ROOF = 9  # not in a plan: what is above the aircraft
 
 
 class Surface(NamedTuple):
@@ -104,6 +109,18 @@ class Plan:
     routes: list[Points] = field(default_factory=list)  # centre lines aircraft follow
     cars: list[tuple[float, float, float]] = field(default_factory=list)
     trees: list[tuple[float, float, float]] = field(default_factory=list)
+
+    def pave(self, points: Points, material: int, tone: float = 1.0) -> None:
+        self.surfaces.append(Surface(points, material, tone))
+
+    def lay(self, points: Points, width: float, material: int) -> None:
+        self.ways.append(Stroke(points, width, material=material))
+
+    def mark(self, points: Points, width: float, colour: Colour = WHITE) -> None:
+        self.paint.append(Stroke(points, width, colour))
+
+    def stain(self, points: Points, width: float, strength: float) -> None:
+        self.stains.append(Stroke(points, width, (strength,) * 3))
 
 
 def scaled(colour: Colour, light: float) -> Colour:

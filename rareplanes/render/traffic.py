@@ -6,10 +6,10 @@ import numpy as np
 from rareplanes.render import aircraft
 from rareplanes.render.aircraft import SHIFT, Drawing
 from rareplanes.render.makes import Make, livery, makes
-from rareplanes.render.plan import APRON, RUNWAY, SLABS, TAXIWAY, Block, Plan, box
+from rareplanes.render.plan import Block, Material, Plan, box
 from rareplanes.render.scenery import along
 from rareplanes.render.things import Palette, Thing, overlap
-from rareplanes.render.view import ROOF, Canvas, View, fixed
+from rareplanes.render.view import Canvas, View, fixed
 
 SPANS = (25.0, 170.0)  # wing spans that are drawn, pixels
 
@@ -21,7 +21,9 @@ def park_aircraft(
     size = np.array((view.width, view.height))
     taken = np.zeros((view.height, view.width), np.uint8)
     things: list[Thing] = []
-    paved = np.isin(canvas.material, (RUNWAY, TAXIWAY, APRON, SLABS))
+    paved = np.isin(
+        canvas.material, (Material.RUNWAY, Material.TAXIWAY, Material.APRON, Material.SLABS)
+    )
     for x, y, heading, room, bridge in _places(view, plan, rng):
         if len(things) == wanted:
             break
@@ -42,7 +44,7 @@ def park_aircraft(
             continue
         if not paved[tuple(np.clip(at, 0, size - 1).astype(int)[::-1])] and rng.random() < 0.97:
             continue
-        hidden = (canvas.material[inside] == ROOF) & (alpha > 0.5)
+        hidden = (canvas.material[inside] == Material.ROOF) & (alpha > 0.5)
         if (taken[inside] & (alpha > 0.02)).any() or hidden.mean() > 0.1 * (alpha > 0.5).mean():
             continue
         _take(taken, drawing)
@@ -129,7 +131,7 @@ def lay_aircraft(canvas: Canvas, image: np.ndarray, light: np.ndarray, things: l
         if thing.drawing is None:
             continue
         inside, patch = overlap(thing.low, thing.high, size)
-        open_sky = canvas.material[inside] != ROOF
+        open_sky = canvas.material[inside] != Material.ROOF
         alpha = thing.drawing.alpha[patch] * open_sky
         colour = thing.drawing.colour[patch] * (open_sky * light[inside])[..., None]
         image[inside] += colour - alpha[..., None] * image[inside]

@@ -10,7 +10,6 @@ import numpy as np
 
 from rareplanes.render.aircraft import SHIFT
 
-ROOF = 9  # a material besides those of the plan: what is above the aircraft
 TILE = 1024  # texels of a texture, which repeats
 
 
