@@ -238,11 +238,12 @@ def test_seeds_differ_and_a_cut_run_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["-n", "0"], "--scenes 0"),
-        (["--seed", "-1"], "--seed -1"),
-        (["--size", "64", "64"], "--size 64 64"),
-        (["--test-fraction", "1"], "--test-fraction"),
-        (["--workers", "0"], "--workers 0"),
+        (["-n", "0"], "--scenes: 0"),
+        (["--seed", "-1"], "--seed: -1"),
+        (["--size", "64", "64"], "--size: 64"),
+        (["--size", "640", "9000"], "--size: 9000"),
+        (["--test-fraction", "1"], "--test-fraction: 1"),
+        (["--workers", "0"], "--workers: 0"),
     ],
 )
 def test_bad_numbers_are_refused_before_anything_is_written(tmp_path, flags, told):
