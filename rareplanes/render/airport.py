@@ -158,15 +158,14 @@ def _landside(p: Plan, rng: np.random.Generator, y: float, airport: Airport) -> 
         if rng.random() < 0.55:
             p.pave(rect(x, y + 22, x + width, y + 120), Material.CARPARK)
             for row in np.arange(y + 28, y + 116, 9):
-                for at in np.arange(x + 5, x + width - 4, 2.9):
-                    p.cars.append((at, row, np.pi / 2))
+                for column in np.arange(x + 5, x + width - 4, 2.9):
+                    p.cars.append((column, row, np.pi / 2))
                 p.mark(line((x + 4, row + 3), (x + width - 4, row + 3)), 0.4)
         else:
-            for at in np.arange(x + 5, x + width - 30, 44):
+            for left in np.arange(x + 5, x + width - 30, 44):
                 depth = rng.uniform(20, 50)
-                terminal_building(
-                    p, rng, rect(at, y + 30, at + 30, y + 30 + depth), airport, rng.uniform(6, 20)
-                )
+                ground = rect(left, y + 30, left + 30, y + 30 + depth)
+                terminal_building(p, rng, ground, airport, rng.uniform(6, 20))
         x += width + rng.uniform(10, 40)
     _trees(p, rng, airport, y + 130, y + 320)
     _trees(p, rng, airport, -420, -300)
@@ -177,9 +176,9 @@ def _trees(p: Plan, rng: np.random.Generator, airport: Airport, y0: float, y1: f
         x, y = rng.uniform(-REACH, REACH), rng.uniform(y0, y1)
         spread = rng.uniform(6, 30)
         for _ in range(int(rng.integers(3, 26))):
-            at = rng.normal((x, y), spread)
-            if y0 < at[1] < y1:
-                p.trees.append((at[0], at[1], rng.uniform(2.2, 5.5)))
+            point = rng.normal((x, y), spread)
+            if y0 < point[1] < y1:
+                p.trees.append((point[0], point[1], rng.uniform(2.2, 5.5)))
 
 
 def _small_field(p: Plan, rng: np.random.Generator, airport: Airport) -> None:
@@ -192,18 +191,18 @@ def _small_field(p: Plan, rng: np.random.Generator, airport: Airport) -> None:
             p.pave(rect(x - 10, -200, x + 240, -84), material)
             for y, span in ((-128, 20), (-168, 14)):
                 heading = rng.choice((np.pi / 2, -np.pi / 2, np.pi / 3))
-                for at in np.arange(x, x + 230, span + 3):
-                    p.slots.append(Slot(at, y, heading, span))
+                for column in np.arange(x, x + 230, span + 3):
+                    p.slots.append(Slot(column, y, heading, span))
                     if span > 15:
-                        stand(p, at, y, heading, span, 12)
-            for at in np.arange(x - 5, x + 205, 36):
+                        stand(p, column, y, heading, span, 12)
+            for left in np.arange(x - 5, x + 205, 36):
                 depth = rng.uniform(18, 30)
-                hangar(p, rng, rect(at, -212 - depth, at + 30, -212), airport, 8)
+                hangar(p, rng, rect(left, -212 - depth, left + 30, -212), airport, 8)
         else:
-            for at in np.arange(x, x + 260, 65):
-                y = -150 - 25 * (int(at) % 2)
+            for pad_x in np.arange(x, x + 260, 65):
+                y = -150 - 25 * (int(pad_x) % 2)
                 circle = np.linspace(0, 2 * np.pi, 24)
-                ring = np.stack((at + 24 * np.cos(circle), y + 24 * np.sin(circle)), 1)
-                _way(p, line((at, -90), (at, y)), 12)
+                ring = np.stack((pad_x + 24 * np.cos(circle), y + 24 * np.sin(circle)), 1)
+                _way(p, line((pad_x, -90), (pad_x, y)), 12)
                 p.pave(ring, material)
-                p.slots.append(Slot(at, y, rng.uniform(0, 6.28), 36))
+                p.slots.append(Slot(pad_x, y, rng.uniform(0, 6.28), 36))

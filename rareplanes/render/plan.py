@@ -50,7 +50,7 @@ class Block(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A place for an aircraft; `bridge` is where a jet bridge leaves the terminal."""
+    """A parking position of an aircraft; `bridge` is where a jet bridge leaves the terminal."""
 
     x: float
     y: float
@@ -132,11 +132,11 @@ def rect(x0: float, y0: float, x1: float, y1: float) -> Points:
     return np.array(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), float)
 
 
-def box(at: Points | Pair, length: float, width: float, heading: float) -> Points:
-    """A rectangle around `at`, its length along `heading`."""
+def box(centre: Points | Pair, length: float, width: float, heading: float) -> Points:
+    """A rectangle around `centre`, its length along `heading`."""
     c, s = np.cos(heading), np.sin(heading)
     corners = np.array(((1, 1), (1, -1), (-1, -1), (-1, 1))) * (length / 2, width / 2)
-    return corners @ np.array(((c, s), (-s, c))) + np.asarray(at)
+    return corners @ np.array(((c, s), (-s, c))) + np.asarray(centre)
 
 
 def bend(

@@ -53,10 +53,10 @@ def render(scene: Scene) -> Picture:
     aircraft = traffic.park_aircraft(view, ground, canvas, wanted, palette, rng)
     if rng.random() < 0.04:
         aircraft.append(_unseen(view, aircraft, palette))
-    of_buildings = canvas.shadow.copy()
+    building_shadow = canvas.shadow.copy()
     traffic.shade_ground(canvas, aircraft)
     image = weather.weather_ground(view, scene.airport, canvas, sky, rng)
-    light = weather.cast_light(canvas, image, of_buildings, rng)
+    light = weather.cast_light(canvas, image, building_shadow, rng)
     traffic.lay_aircraft(canvas, image, light, aircraft)
     canvas.image = np.clip(image, 0, 255).astype(np.uint8)
     bridges = [thing.bridge for thing in aircraft if thing.bridge is not None]
@@ -72,8 +72,8 @@ def render(scene: Scene) -> Picture:
 def _camera(scene: Scene, rng: np.random.Generator) -> View:
     ground = plan(scene.airport)
     small = rng.random() < 0.22  # the field above the runway, not the apron below it
-    places = [slot[:2] for slot in ground.slots if abs(slot.x) < 1150 and (slot.y < 0) == small]
-    x, y = np.array(places[rng.integers(len(places))]) + rng.normal(0, 60, 2)
+    targets = [slot[:2] for slot in ground.slots if abs(slot.x) < 1150 and (slot.y < 0) == small]
+    x, y = np.array(targets[rng.integers(len(targets))]) + rng.normal(0, 60, 2)
     if rng.random() < 0.35:
         y *= rng.uniform(0.2, 0.9)
     tilt, towards = rng.uniform(0, 0.22), rng.uniform(0, 2 * np.pi)

@@ -69,7 +69,7 @@ def _palette(airport: Airport) -> dict[int, tuple[float, float, float]]:
 
 @cache
 def label_colours(airport: Airport) -> list[tuple[int, int, int]]:
-    """Colours in the mask of what is not an object, BGR; there are textured greys besides."""
+    """Mask colours (BGR) of all that is not an object, without the textured greys."""
     rng = np.random.default_rng(sum(airport.name.encode()))
     return [(int(b), int(g), int(r)) for b, g, r in rng.integers(20, 236, (64, 3))]
 
@@ -114,10 +114,10 @@ def along(route: np.ndarray, step: float) -> np.ndarray:
     """Points every `step` metres of a polyline with their headings: [N,3]."""
     legs = np.diff(route, axis=0)
     lengths = np.hypot(*legs.T)
-    at = np.arange(step / 2, lengths.sum(), step)
+    distances = np.arange(step / 2, lengths.sum(), step)
     ends = np.concatenate(([0], np.cumsum(lengths)))
-    leg = np.clip(np.searchsorted(ends, at) - 1, 0, len(legs) - 1)
-    part = ((at - ends[leg]) / lengths[leg])[:, None]
+    leg = np.clip(np.searchsorted(ends, distances) - 1, 0, len(legs) - 1)
+    part = ((distances - ends[leg]) / lengths[leg])[:, None]
     heading = np.arctan2(legs[leg, 1], legs[leg, 0])
     return np.column_stack((route[leg] + part * legs[leg], heading))
 
@@ -164,11 +164,11 @@ def _cast(target: np.ndarray, foot: np.ndarray, top: np.ndarray, value: Any) -> 
 def plant_trees(view: View, canvas: Canvas, plan: Plan, rng: np.random.Generator) -> None:
     """Draw round trees: a shadow on the ground, a dark crown, a lit side."""
     trees = np.array(plan.trees).reshape(-1, 3)
-    at = view.screen(trees[:, :2])
+    centres = view.screen(trees[:, :2])
     size = (view.width + 30, view.height + 30)
-    seen = ((at > -30) & (at < size)).all(1)
+    seen = ((centres > -30) & (centres < size)).all(1)
     colour = np.array((38, 66, 52)) * rng.uniform(0.7, 1.1)
-    for (x, y), r in zip(at[seen], trees[seen, 2] * view.ppm, strict=True):
+    for (x, y), r in zip(centres[seen], trees[seen, 2] * view.ppm, strict=True):
         fall = (x, y) - 1.6 * r * view.sun[:2] / view.sun[2] * 0.6
         cv2.circle(canvas.shadow, tuple(map(int, fall)), int(r), 255, -1)
         tone = colour * rng.uniform(0.75, 1.15)

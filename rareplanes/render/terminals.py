@@ -27,8 +27,8 @@ def stand(p: Plan, x: float, y: float, heading: float, span: float, lead: float)
     turn = (back[0] - c * 18 + s * 26, back[1] - s * 18 - c * 26)
     p.mark(bend(back, (back[0] - c * 18, back[1] - s * 18), turn), 0.5, YELLOW)
     for k in range(4):
-        at = box((x + c * span * 0.1 * k, y + s * span * 0.1 * k), 0.6, 4, heading)
-        p.mark(at[[0, 1]], 0.5, WHITE)
+        bar = box((x + c * span * 0.1 * k, y + s * span * 0.1 * k), 0.6, 4, heading)
+        p.mark(bar[[0, 1]], 0.5, WHITE)
     if span > 20:
         outline = box((x, y), span * 1.05, span * 1.08, heading)
         p.mark(outline[[0, 1, 2, 3, 0]][1:4], 0.5, RED if int(x) % 2 else WHITE)
@@ -95,10 +95,10 @@ def _piers(
             y = end + 14
             while y < bottom - 20:
                 span = 36 if rng.random() < 0.75 else 44
-                at = x + side * (11 + span * 0.62)
+                stand_x = x + side * (11 + span * 0.62)
                 heading = 0.0 if side < 0 else np.pi
-                p.slots.append(Slot(at, y, heading, span, (x + side * 11, y + side * 9)))
-                stand(p, at, y, heading, span, 32)
+                p.slots.append(Slot(stand_x, y, heading, span, (x + side * 11, y + side * 9)))
+                stand(p, stand_x, y, heading, span, 32)
                 y += span + 5
 
 

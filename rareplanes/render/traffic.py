@@ -19,35 +19,35 @@ def park_aircraft(
 ) -> list[Thing]:
     """Up to `wanted` aircraft on stands, taxiways and runway; none touches another or a roof."""
     size = np.array((view.width, view.height))
-    taken = np.zeros((view.height, view.width), np.uint8)
+    occupied = np.zeros((view.height, view.width), np.uint8)
     things: list[Thing] = []
-    paved = np.isin(
-        canvas.material, (Material.RUNWAY, Material.TAXIWAY, Material.APRON, Material.SLABS)
-    )
-    for x, y, heading, room, bridge in _places(view, plan, rng):
+    pavement = (Material.RUNWAY, Material.TAXIWAY, Material.APRON, Material.SLABS)
+    paved = np.isin(canvas.material, pavement)
+    for x, y, heading, room, bridge in _candidates(view, plan, rng):
         if len(things) == wanted:
             break
         fitting = [m for m in makes() if _fits(m, room, view.ppm)]
         if not fitting:
             continue
         make = _choose(fitting, room, rng)
-        at = view.screen(np.array(((x, y),)))[0]
+        position = view.screen(np.array(((x, y),)))[0]
         mesh = aircraft.build(make, livery(make, rng))
         turn = heading + view.yaw
         gloss = float(rng.uniform(10, 110))
-        drawing = aircraft.draw(mesh, turn, at, view.ppm, view.lean, view.sun, gloss)
+        drawing = aircraft.draw(mesh, turn, position, view.ppm, view.lean, view.sun, gloss)
         low = np.array((drawing.x, drawing.y))
         high = low + drawing.alpha.shape[::-1]
         inside, patch = overlap(low, high, size)
         alpha = drawing.alpha[patch]
         if alpha.size == 0 or not (alpha > 0.5).any():
             continue
-        if not paved[tuple(np.clip(at, 0, size - 1).astype(int)[::-1])] and rng.random() < 0.97:
+        pixel = tuple(np.clip(position, 0, size - 1).astype(int)[::-1])
+        if not paved[pixel] and rng.random() < 0.97:
             continue
         hidden = (canvas.material[inside] == Material.ROOF) & (alpha > 0.5)
-        if (taken[inside] & (alpha > 0.02)).any() or hidden.mean() > 0.1 * (alpha > 0.5).mean():
+        if (occupied[inside] & (alpha > 0.02)).any() or hidden.mean() > 0.1 * (alpha > 0.5).mean():
             continue
-        _take(taken, drawing)
+        _occupy(occupied, drawing)
         thing = Thing(
             _categories(make), _persistent(make, rng), palette.take(), low, high, drawing.sockets
         )
@@ -61,38 +61,38 @@ def park_aircraft(
     return things
 
 
-def _take(taken: np.ndarray, drawing: Drawing, gap: int = 6) -> None:
+def _occupy(occupied: np.ndarray, drawing: Drawing, gap: int = 6) -> None:
     """Mark the aircraft's pixels and a gap around them."""
     wide = cv2.copyMakeBorder(drawing.alpha, gap, gap, gap, gap, cv2.BORDER_CONSTANT)
     near = cv2.dilate(wide, np.ones((2 * gap + 1, 2 * gap + 1), np.uint8)) > 0.02
     low = np.array((drawing.x, drawing.y)) - gap
-    inside, patch = overlap(low, low + near.shape[::-1], np.array(taken.shape[::-1]))
-    taken[inside] |= near[patch]
+    inside, patch = overlap(low, low + near.shape[::-1], np.array(occupied.shape[::-1]))
+    occupied[inside] |= near[patch]
 
 
-def _places(
+def _candidates(
     view: View, plan: Plan, rng: np.random.Generator
 ) -> list[tuple[float, float, float, float, tuple[float, float] | None]]:
     """Candidates in random order: x, y, heading, room for wings in metres, foot of a bridge."""
-    places = []
+    candidates = []
     for x, y, heading, span, bridge in plan.slots:
         backwards = rng.random() < 0.08
         turned = heading + rng.normal(0, 0.03) + np.pi * backwards
         spot = (x + rng.normal(0, 1), y + rng.normal(0, 1), turned, span)
-        places.append((*spot, None if backwards else bridge))
+        candidates.append((*spot, None if backwards else bridge))
     for route in plan.routes:
         flow = rng.choice((0.0, np.pi))
         for x, y, heading in along(route, 24.0):
             if rng.random() < 0.25:
                 room = 18.0 if y < -40 else 62.0
-                places.append((x, y, heading + flow + rng.normal(0, 0.04), room, None))
+                candidates.append((x, y, heading + flow + rng.normal(0, 0.04), room, None))
     for _ in range(6):  # anywhere
         x, y = np.array(view.centre) + rng.uniform(-330, 330, 2)
-        places.append((x, y, rng.uniform(0, 6.28), 62.0 if y > -60 else 20.0, None))
-    pixels = view.screen(np.array([place[:2] for place in places]))
+        candidates.append((x, y, rng.uniform(0, 6.28), 62.0 if y > -60 else 20.0, None))
+    pixels = view.screen(np.array([candidate[:2] for candidate in candidates]))
     edge = 60
     seen = ((pixels > -edge) & (pixels < (view.width + edge, view.height + edge))).all(1)
-    kept = [places[i] for i in np.flatnonzero(seen)]
+    kept = [candidates[i] for i in np.flatnonzero(seen)]
     return [kept[i] for i in rng.permutation(len(kept))]
 
 

@@ -105,7 +105,7 @@ def texture(
 def visible(
     view: View, items: Iterable[Any], margin: float = 0.0
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    """The items of a plan that reach into the picture, each with its `points` in pixels."""
+    """The items of a plan that are in the picture at least in part, with their points in pixels."""
     items = list(items)
     if not items:
         return

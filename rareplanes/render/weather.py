@@ -52,7 +52,7 @@ def weather_ground(
 
 
 def cast_light(
-    canvas: Canvas, image: np.ndarray, of_buildings: np.ndarray, rng: np.random.Generator
+    canvas: Canvas, image: np.ndarray, building_shadow: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Darken `image` by the canvas's shadows.
 
@@ -63,7 +63,7 @@ def cast_light(
     canvas.shadow[canvas.material == Material.ROOF] = 0
     light = 1 - cv2.GaussianBlur(canvas.shadow, (0, 0), softness) * depth
     image *= light[..., None] ** np.array((0.88, 0.97, 1.0), np.float32)  # shadows are bluish
-    return 1 - cv2.GaussianBlur(of_buildings, (0, 0), softness) * depth
+    return 1 - cv2.GaussianBlur(building_shadow, (0, 0), softness) * depth
 
 
 def develop(view: View, image: np.ndarray, weather: str, rng: np.random.Generator) -> np.ndarray:
