@@ -11,57 +11,51 @@ June 2020.
 """
 
 import argparse
-import difflib
+import hashlib
 import os
 import shutil
 import signal
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import as_completed
+from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.cli import Parser, UserError, run
-from rareplanes.bucket import listing, manifest
-from rareplanes.bucket.listing import Listing, RemoteFile, Scene
-from rareplanes.bucket.transfer import GIVE_UP_AFTER, Outcome, as_size, fetch_all
+from common.cli import Parser, UserError, positive, progress, run, whole
+from common.io.files import sweep
+from rareplanes import bucket
+from rareplanes.bucket import Bucket, RemoteFile, RemoteScene
 
 SPLITS = ("train", "test")
 SPARE_BYTES = 50_000_000  # for the manifest, folders and the files' last blocks
+SAVE_EVERY = 500  # files, of some 500 MB
+GIVE_UP_AFTER = 24  # failed files in a row, each after all its retries: the bucket is gone
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        description=(__doc__ or "").partition("\n")[0],
-    )
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
+    amount = parser.add_mutually_exclusive_group(required=True).add_argument
     add("-o", "--output-path", type=Path, default=Path("data"), help="dataset root to fill")
-    add("-n", "--limit", type=int, metavar="N", help="scenes per split, spread over the airports")
-    add("-a", "--all", action="store_true", help="every scene: about 150 GB of images plus masks")
+    amount(
+        "-n", "--limit", type=positive, metavar="N", help="scenes per split, spread over airports"
+    )
+    amount("-a", "--all", action="store_true", help="every scene: about 150 GB of images and masks")
     add(
         "-s", "--split", "--data-split", choices=(*SPLITS, "all"), default="all", help="which split"
     )
     add("--airports", nargs="+", metavar="NAME", help="only these airports")
     add("--seed", type=int, default=0, help="which scenes -n picks")
-    add("-j", "--workers", type=int, default=16, help="files downloaded in parallel")
-    add("--retries", type=int, default=8, help="tries after the first, up to 30 s apart")
+    add("-j", "--workers", type=positive, default=16, help="files downloaded in parallel")
+    add("--retries", type=whole, default=8, help="tries after the first, up to 30 s apart")
     add("--verify", action="store_true", help="also read every existing file and check its content")
     add("--dry-run", action="store_true", help="list what would be downloaded; write nothing")
     add("--endpoint-url", metavar="URL", help="of an S3-compatible mirror")
-    args = parser.parse(argv)
-    if args.all == (args.limit is not None):
-        raise UserError(
-            "say how much to download: -n 100 for 100 scenes per split, or --all for everything"
-            f"{', not both' if args.all else ''}."
-        )
-    for flag, value, least in (
-        ("-n", args.limit, 1),
-        ("--workers", args.workers, 1),
-        ("--retries", args.retries, 0),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{flag} {value} is too small: it must be at least {least}.")
-    return args
+    return parser.parse(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,42 +73,35 @@ def main(argv: list[str] | None = None) -> int:
 def download(args: argparse.Namespace) -> int:
     root: Path = args.output_path
     on_disk = existing_parent(root)
-    client = listing.make_client(args.endpoint_url, args.workers)
     splits = SPLITS if args.split == "all" else (args.split,)
-    print(f"listing s3://{listing.BUCKET}/{listing.PREFIX}/ …", flush=True)
-    listed = listing.list_scenes(client, splits, args.retries)
-    report_listing(listed)
-    scenes = pick(listed.scenes, splits, args.airports, args.limit, args.seed)
+    with Bucket(args.endpoint_url, args.workers, args.retries) as remote:
+        print(f"listing s3://{bucket.BUCKET}/{bucket.PREFIX}/ …", flush=True)
+        listed, others = remote.list_scenes(splits)
+        if others:
+            names = "; ".join(others[:10]) + ("; …" if len(others) > 10 else "")
+            print(f"skipped {len(others)} incomplete scenes and other keys: {names}")
+        scenes = pick(listed, splits, args.airports, args.limit, args.seed)
 
-    files = [file for scene in scenes for file in scene.files]
-    missing = sum(file.size for file in files if not has_its_size(root, file))
-    print_table(scenes, splits)
-    print(
-        f"{describe(files)}, of which {as_size(missing)} are not in {str(root)!r} yet", flush=True
-    )
-    if args.limit is not None and len(scenes) < args.limit * len(splits):
+        files = [file for scene in scenes for file in scene.files]
+        print_table(scenes, splits)
+        size = as_size(sum(file.size for file in files))
+        missing = sum(file.size for file in files if not bucket.look_up(root, file))
         print(
-            f"fewer than -n {args.limit} per split: the bucket has no more scenes of these airports"
+            f"{len(scenes)} scenes, {len(files)} files, {size}, of which {as_size(missing)} are "
+            f"not in {str(root)!r} yet",
+            flush=True,
         )
-    if missing and missing + SPARE_BYTES > (free := shutil.disk_usage(on_disk).free):
-        raise UserError(
-            f"{as_size(missing)} are needed in {str(root)!r} and {as_size(free)} are free: take "
-            "fewer scenes with -n, or choose another disk with -o."
-        )
-    if args.dry_run:
-        return 0
-
-    manifest.prepare_folders(root, files)
-    outcome = fetch_all(
-        client,
-        root,
-        scenes,
-        manifest.load_manifest(root),
-        workers=args.workers,
-        retries=args.retries,
-        verify=args.verify,
-    )
-    return report(outcome, scenes, root)
+        if args.limit is not None and len(scenes) < args.limit * len(splits):
+            print(f"the bucket has fewer than {args.limit} scenes per split of these airports")
+        if missing and missing + SPARE_BYTES > (free := shutil.disk_usage(on_disk).free):
+            raise UserError(
+                f"{as_size(missing)} are needed in {str(root)!r} and {as_size(free)} are free: "
+                "take fewer scenes with -n, or choose another disk with -o."
+            )
+        if args.dry_run:
+            return 0
+        prepare_folders(root, files)
+        return fetch_all(remote, root, files, args.verify)
 
 
 def existing_parent(root: Path) -> Path:
@@ -128,96 +115,124 @@ def existing_parent(root: Path) -> Path:
 
 
 def pick(
-    scenes: list[Scene],
+    scenes: list[RemoteScene],
     splits: tuple[str, ...],
     airports: list[str] | None,
     limit: int | None,
     seed: int,
-) -> list[Scene]:
+) -> list[RemoteScene]:
     """The scenes to download: of each split and these airports, the first `limit`."""
     if not scenes:
         raise UserError(
-            f"s3://{listing.BUCKET}/{listing.PREFIX}/ lists no complete scene: "
-            "check --endpoint-url."
+            f"s3://{bucket.BUCKET}/{bucket.PREFIX}/ lists no complete scene: check --endpoint-url."
         )
     known = sorted({scene.airport for scene in scenes})
     for name in airports or ():
         if name not in known:
-            by_fold = {airport.casefold(): airport for airport in known}
-            near = difflib.get_close_matches(name.casefold(), by_fold, n=1)
-            hint = f"the nearest is {by_fold[near[0]]!r}" if near else f"there are {known}"
-            raise UserError(f"--airports {name!r}: the bucket has no such airport; {hint}.")
+            raise UserError(
+                f"--airports {name!r}: the bucket has no such airport; it has {', '.join(known)}."
+            )
     wanted = set(airports or known)
     return [
         scene
         for split in splits
-        for scene in listing.choose(
+        for scene in choose(
             [s for s in scenes if s.split == split and s.airport in wanted], limit, seed
         )
     ]
 
 
-def has_its_size(root: Path, file: RemoteFile) -> bool:
+def choose(scenes: list[RemoteScene], limit: int | None, seed: int) -> list[RemoteScene]:
+    """The first `limit` scenes of an order that takes one scene of each airport in turn.
+
+    The order depends on the seed and the names alone, so a larger limit only adds scenes.
+    """
+
+    def shuffled(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+    airports: dict[str, list[RemoteScene]] = defaultdict(list)
+    for scene in sorted(scenes, key=lambda scene: shuffled(scene.stem)):
+        airports[scene.airport].append(scene)
+    turns = zip_longest(*(airports[name] for name in sorted(airports, key=shuffled)))
+    return [scene for turn in turns for scene in turn if scene is not None][:limit]
+
+
+def prepare_folders(root: Path, files: Iterable[RemoteFile]) -> None:
+    """Create the folders of `files`, and delete the temporary files of killed runs in them.
+
+    Raises:
+        UserError: A folder is a link to somewhere outside `root`, or is a file.
+    """
+    for folder in sorted({root, *((root / file.path).parent for file in files)}):
+        with suppress(FileExistsError, NotADirectoryError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir() or not folder.resolve().is_relative_to(root.resolve()):
+            raise UserError(
+                f"{str(folder)!r} is not a folder, or is a link that leads out of {str(root)!r}: "
+                "remove it, or choose another folder with -o."
+            )
+        sweep(folder)
+
+
+def fetch_all(remote: Bucket, root: Path, files: list[RemoteFile], verify: bool) -> int:
+    """Download the missing files and keep the manifest up to date; returns the exit code."""
+    entries = bucket.load_manifest(root)
+    jobs = {
+        remote.pool.submit(remote.fetch, root, file, entries.get(file.path, {}), verify): file
+        for file in files
+    }
+    kept: list[RemoteFile] = []
+    fetched: list[RemoteFile] = []
+    failed: dict[str, str] = {}  # path: why
+    failures_in_a_row = 0
+    total = sum(file.size for file in files)
     try:
-        return (root / file.path).lstat().st_size == file.size
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+        with progress(total=total, desc="download", unit="B", unit_scale=True) as bar:
+            for number, job in enumerate(as_completed(jobs), start=1):
+                file = jobs[job]
+                bar.update(file.size)
+                try:
+                    entry, is_new = job.result()
+                except bucket.TRANSIENT as error:
+                    entries.pop(file.path, None)
+                    failed[file.path] = bucket.reason(error)
+                    failures_in_a_row += 1
+                    if failures_in_a_row == GIVE_UP_AFTER:
+                        break
+                else:
+                    entries[file.path] = entry
+                    (fetched if is_new else kept).append(file)
+                    failures_in_a_row = 0
+                if number % SAVE_EVERY == 0:
+                    bucket.save_manifest(root, entries)
+    finally:
+        bucket.save_manifest(root, entries)
+
+    size = as_size(sum(file.size for file in fetched))
+    print(f"{len(fetched)} files ({size}) fetched, {len(kept)} were in {str(root)!r} already")
+    for path, why in sorted(failed.items()):
+        print(f"failed: {path} ({why})", file=sys.stderr)
+    if failed:
+        early = "stopped early, " if failures_in_a_row == GIVE_UP_AFTER else ""
+        print(
+            f"{early}{len(failed)} files could not be fetched: the same command tries them again.",
+            file=sys.stderr,
+        )
+    return int(bool(failed))
 
 
-def describe(files: list[RemoteFile]) -> str:
-    size = as_size(sum(file.size for file in files))
-    return f"{len(files) // len(listing.PARTS)} scenes, {len(files)} files, {size}"
+def as_size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def print_table(scenes: list[Scene], splits: tuple[str, ...]) -> None:
+def print_table(scenes: list[RemoteScene], splits: tuple[str, ...]) -> None:
     counts = Counter((scene.airport, scene.split) for scene in scenes)
     airports = sorted({airport for airport, _ in counts})
     width = max(len("airport"), *map(len, airports))
     print(f"{'airport':{width}}", *(f"{split:>6}" for split in splits))
     for airport in airports:
         print(f"{airport:{width}}", *(f"{counts[airport, split]:6}" for split in splits))
-
-
-def report_listing(listing: Listing) -> None:
-    """Print what the bucket has that is not downloaded, and why."""
-    if listing.refused:
-        shown = ", ".join(ascii(key) for key in listing.refused[:10])
-        more = " …" if len(listing.refused) > 10 else ""
-        print(
-            f"{len(listing.refused)} keys do not belong to a scene and are skipped: {shown}{more}"
-        )
-    if listing.incomplete:
-        gaps = [f"{stem} ({', '.join(parts)})" for stem, parts in listing.incomplete.items()]
-        more = " …" if len(gaps) > 10 else ""
-        print(
-            f"{len(gaps)} scenes have missing parts and are skipped: {'; '.join(gaps[:10])}{more}"
-        )
-
-
-def report(outcome: Outcome, scenes: list[Scene], root: Path) -> int:
-    """Print what was downloaded and, for each scene, what failed; returns the exit code."""
-    fetched = f"{outcome.fetched} files ({as_size(outcome.fetched_bytes)}) fetched"
-    print(f"{fetched}, {outcome.kept} were in {str(root)!r} already")
-    if not outcome.failed:
-        return 0
-    for scene in scenes:
-        reasons = [
-            f"{Path(file.path).parent.name}: {outcome.failed[file.path]}"
-            for file in scene.files
-            if file.path in outcome.failed
-        ]
-        if reasons:
-            print(f"incomplete: {scene.split}/{scene.stem} ({'; '.join(reasons)})", file=sys.stderr)
-    if outcome.gave_up:
-        print(
-            f"stopped early: {GIVE_UP_AFTER} files in a row failed, the bucket no longer answers.",
-            file=sys.stderr,
-        )
-    print(
-        f"{len(outcome.failed)} files could not be fetched: the same command tries them again.",
-        file=sys.stderr,
-    )
-    return 1
 
 
 if __name__ == "__main__":

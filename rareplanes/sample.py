@@ -7,7 +7,6 @@ Each scene is three files, as in the bucket: images/<stem>.png, masks/<stem>_mas
 xmls/<stem>.xml under train/ or test/. To continue an interrupted run, run it again.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable
@@ -22,26 +21,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from common.cli import Parser, UserError, progress, run
+from common.cli import Parser, UserError, number, positive, progress, run, whole
 from common.io.files import sweep, write_atomic
 from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render
 
-RENDERER = 1  # to be increased whenever a scene's bytes change
+RENDERER = 1  # to be increased whenever a scene's pixels or labels change
 SETTINGS = "sample.json"
 
 
 def schedule(count: int, seed: int, size: tuple[int, int], test_fraction: float) -> list[Scene]:
     """Give scenes to the airports in turn; a fraction of each, at least one, are test scenes."""
     scenes = []
-    places = airports()
+    table = airports()
     for i in range(count):
-        airport = places[i % len(places)]
-        total = -(-(count - i % len(places)) // len(places))  # scenes of this airport
+        airport = table[i % len(table)]
+        total = -(-(count - i % len(table)) // len(table))  # scenes of this airport
         tests = min(max(1, round(total * test_fraction)), total - 1) if test_fraction else 0
         if total == 1 and test_fraction:  # too few for a test scene each: the very last is one
             tests = int(i == count - 1 and count > 1)
-        turn = i // len(places)
+        turn = i // len(table)
         split = "test" if turn >= total - tests else "train"
         stem = f"{airport.name}_Airport_{turn // 4}_{turn % 4}_{i + 1}"
         scenes.append(Scene(i, seed, size, stem, airport, split))
@@ -69,7 +68,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def claim(folder: Path, settings: dict[str, object]) -> None:
-    """Create the output folder; refuse one that holds anything but a part of this run."""
+    """Create the output folder; refuse one that holds anything but scenes of this run."""
     record = folder / SETTINGS
     text = json.dumps(settings, indent=1) + "\n"
     if folder.exists() and not folder.is_dir():
@@ -98,25 +97,15 @@ def claim(folder: Path, settings: dict[str, object]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "-o", "--output-dir", type=Path, default=Path("sample_data"), help="folder (%(default)s)"
-    )
-    parser.add_argument("-n", "--scenes", type=int, default=40, help="how many (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all scenes (%(default)s)")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        default=(1920, 1080),
-        metavar=("W", "H"),
-        help="pixels (1920 1080)",
-    )
-    parser.add_argument(
-        "--test-fraction", type=float, default=0.2, help="share of test scenes (%(default)s)"
-    )
-    parser.add_argument("-j", "--workers", type=int, default=1, help="processes (%(default)s)")
+    add = parser.add_argument
+    add("-o", "--output-dir", type=Path, default=Path("sample_data"), help="folder to fill")
+    add("-n", "--scenes", type=positive, default=40, help="how many")
+    add("--seed", type=whole, default=0, help="of all scenes")
+    side = number(int, 128, 8192)
+    add("--size", type=side, nargs=2, default=(1920, 1080), metavar=("W", "H"), help="pixels")
+    add("--test-fraction", type=number(float, 0, 0.99), default=0.2, help="share of test scenes")
+    add("-j", "--workers", type=positive, default=1, help="processes")
     args = parser.parse(argv)
-    _check(args)
     size = (args.size[0], args.size[1])
     settings = {"renderer": RENDERER, "seed": args.seed, "scenes": args.scenes, "size": size}
     claim(args.output_dir, {**settings, "test_fraction": args.test_fraction})
@@ -134,20 +123,6 @@ def main(argv: list[str] | None = None) -> None:
                     f"run again with fewer than --workers {args.workers}."
                 ) from error
     print(f"{len(scenes)} scenes in {str(args.output_dir)!r}")
-
-
-def _check(args: argparse.Namespace) -> None:
-    width, height = args.size
-    for fine, sentence in (
-        (args.scenes >= 1, f"--scenes {args.scenes} must be at least 1."),
-        (args.seed >= 0, f"--seed {args.seed} must not be negative."),
-        (min(args.size) >= 128, f"--size {width} {height} must be at least 128 128."),
-        (max(args.size) <= 8192, f"--size {width} {height} must be at most 8192 8192."),
-        (0 <= args.test_fraction < 1, f"--test-fraction {args.test_fraction} must be in [0, 1)."),
-        (args.workers >= 1, f"--workers {args.workers} must be at least 1."),
-    ):
-        if not fine:
-            raise UserError(sentence)
 
 
 def _watch(done: Iterable[str], total: int) -> None:

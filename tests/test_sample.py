@@ -74,7 +74,6 @@ def test_files_and_format(folder, scenes):
         assert (scene.mask[..., 3] == 255).all()
         assert scene.root.findtext("filename") == f"{scene.stem}.png"
         assert scene.root.findtext("image_resolution/width") == str(WIDTH)
-        assert int(scene.root.findtext("num_object_mask_objects")) == len(scene.objects)
         assert scene.image[..., :3].std() > 5
 
 
@@ -99,7 +98,6 @@ def test_boxes_are_the_extent_of_the_mask(scenes):
     for scene in scenes:
         for thing in scene.objects:
             ys, xs = np.nonzero(scene.pixels(thing))
-            assert thing.findtext("bndbox2D/ratio_visible") == "0.0"
             if len(xs):
                 assert box(thing) == (xs.min(), ys.min(), xs.max(), ys.max())
                 count += 1
@@ -240,11 +238,12 @@ def test_seeds_differ_and_a_cut_run_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["-n", "0"], "--scenes 0"),
-        (["--seed", "-1"], "--seed -1"),
-        (["--size", "64", "64"], "--size 64 64"),
-        (["--test-fraction", "1"], "--test-fraction"),
-        (["--workers", "0"], "--workers 0"),
+        (["-n", "0"], "--scenes: 0"),
+        (["--seed", "-1"], "--seed: -1"),
+        (["--size", "64", "64"], "--size: 64"),
+        (["--size", "640", "9000"], "--size: 9000"),
+        (["--test-fraction", "1"], "--test-fraction: 1"),
+        (["--workers", "0"], "--workers: 0"),
     ],
 )
 def test_bad_numbers_are_refused_before_anything_is_written(tmp_path, flags, told):

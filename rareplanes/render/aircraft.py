@@ -195,7 +195,7 @@ def _engine(make: Make, engine: Engine, side: int, paint: Livery) -> list[Part]:
 def draw(
     mesh: Mesh,
     heading: float,
-    at: tuple[float, float],
+    position: tuple[float, float],
     ppm: float,
     lean: np.ndarray,
     sun: np.ndarray,
@@ -206,7 +206,7 @@ def draw(
     Args:
         mesh: from `build`.
         heading: radians clockwise on the screen from its x axis.
-        at: scene pixels of the ground point below the middle of the fuselage.
+        position: scene pixels of the ground point below the middle of the fuselage.
         ppm: pixels per metre.
         lean: screen displacement (x, y) of a point per metre of its height.
         sun: unit vector to the sun on the screen, (x, y, up).
@@ -217,11 +217,11 @@ def draw(
     world, sockets = mesh.quads @ turn, mesh.sockets @ turn
     colours = _shade(world, mesh.colours, np.array((*-lean, 1.0)), sun, gloss)
     seen = ppm * (world[..., :2] + world[..., 2:] * lean)
-    shadows = ppm * (world[..., :2] - world[..., 2:] * sun[:2] / sun[2]) + at
-    low = np.floor(seen.min((0, 1)) + at).astype(int) - 1
-    width, height = np.ceil(seen.max((0, 1)) + at).astype(int) + 2 - low
+    shadows = ppm * (world[..., :2] - world[..., 2:] * sun[:2] / sun[2]) + position
+    low = np.floor(seen.min((0, 1)) + position).astype(int) - 1
+    width, height = np.ceil(seen.max((0, 1)) + position).astype(int) + 2 - low
     # fillConvexPoly's pixel centres are integers: the half pixel aligns drawing and mask.
-    fine = (seen + at - low + 0.5) * SUPERSAMPLE - 0.5
+    fine = (seen + position - low + 0.5) * SUPERSAMPLE - 0.5
     canvas = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE, 4), np.uint8)
     points = np.round(fine * (1 << SHIFT)).astype(np.int32)
     for i in np.argsort(world[..., 2].mean(1), kind="stable"):
@@ -229,7 +229,7 @@ def draw(
     small = cv2.resize(canvas, (int(width), int(height)), interpolation=cv2.INTER_AREA).astype(
         np.float32
     )
-    spots = ppm * (sockets[:, :2] + sockets[:, 2:] * lean) + at
+    spots = ppm * (sockets[:, :2] + sockets[:, 2:] * lean) + position
     return Drawing(int(low[0]), int(low[1]), small[..., :3], small[..., 3] / 255, shadows, spots)
 
 

@@ -7,22 +7,13 @@ from itertools import pairwise
 import numpy as np
 
 from rareplanes.render.plan import (
-    APRON,
-    CARPARK,
     REACH,
-    ROAD,
-    RUNWAY,
-    SHOULDER,
-    SLABS,
-    SOIL,
-    TAXIWAY,
     YELLOW,
     Airport,
+    Material,
     Plan,
     Points,
     Slot,
-    Stroke,
-    Surface,
     bend,
     box,
     line,
@@ -46,7 +37,7 @@ def plan(airport: Airport) -> Plan:
     edges = np.linspace(-REACH, REACH, 2 * len(airport.segments) + 1)
     for i, (left, right) in enumerate(pairwise(edges)):
         builder = SEGMENTS[airport.segments[i % len(airport.segments)]]
-        builder(p, rng, left + 40, right - 40, apron, terminal, airport)
+        builder(p, rng, left + 40, right - 40, terminal, airport)
     _landside(p, rng, terminal + 70, airport)
     _small_field(p, rng, airport)
     return p
@@ -54,60 +45,53 @@ def plan(airport: Airport) -> Plan:
 
 def _runway(p: Plan, rng: np.random.Generator) -> None:
     half = rng.uniform(22, 30)
-    p.surfaces.append(Surface(rect(-REACH, -half - 8, REACH, half + 8), SHOULDER))
-    p.surfaces.append(Surface(rect(-REACH, -half, REACH, half), RUNWAY))
+    p.pave(rect(-REACH, -half - 8, REACH, half + 8), Material.SHOULDER)
+    p.pave(rect(-REACH, -half, REACH, half), Material.RUNWAY)
     for _ in range(40):
         x, y = rng.uniform(-REACH, REACH), rng.uniform(-half, half)
         patch = box((x, y), rng.uniform(8, 90), rng.uniform(5, 20), 0)
-        p.surfaces.append(
-            Surface(np.clip(patch, -REACH, (REACH, half)), RUNWAY, rng.uniform(0.85, 1.15))
-        )
+        p.pave(np.clip(patch, -REACH, (REACH, half)), Material.RUNWAY, rng.uniform(0.85, 1.15))
     for x in np.arange(-REACH, REACH, 50):
-        p.paint.append(Stroke(line((x, 0), (x + 30, 0)), 0.9))
+        p.mark(line((x, 0), (x + 30, 0)), 0.9)
     for y in (-half + 1.5, half - 1.5):
-        p.paint.append(Stroke(line((-REACH, y), (REACH, y)), 0.9))
+        p.mark(line((-REACH, y), (REACH, y)), 0.9)
     for zone in (-REACH * 0.72, REACH * 0.72):
         inward = -np.sign(zone)
         for y in np.linspace(-half + 4, half - 4, 12):
             if abs(y) > 2:
-                p.paint.append(Stroke(line((zone, y), (zone + inward * 30, y)), 1.8))
+                p.mark(line((zone, y), (zone + inward * 30, y)), 1.8)
         for distance, count in ((150, 3), (300, 1), (450, 2)):
             for side in (-1, 1):
                 for k in range(count):
                     y = side * (8 + 2.6 * k)
                     x = zone + inward * distance
-                    p.paint.append(
-                        Stroke(line((x, y), (x + inward * 23, y)), 6 if count == 1 else 1.8)
-                    )
+                    p.mark(line((x, y), (x + inward * 23, y)), 6 if count == 1 else 1.8)
         for _ in range(70):
             x = zone + inward * rng.normal(320, 120)
             y = rng.choice((-1, 1)) * rng.normal(4.5, 2.2)
             length = rng.uniform(40, 160)
             drift = rng.normal(0, 1)
-            p.stains.append(
-                Stroke(line((x, y), (x + length, y + drift)), 0.7, (rng.uniform(25, 80),) * 3)
-            )
+            p.stain(line((x, y), (x + length, y + drift)), 0.7, rng.uniform(25, 80))
     p.routes.append(line((-REACH, 0), (REACH, 0)))
 
 
 def _way(p: Plan, points: Points, width: float = 23.0) -> None:
-    p.ways.append(Stroke(points, width + 13, material=SHOULDER))
-    p.ways.append(Stroke(points, width, material=TAXIWAY))
-    p.paint.append(Stroke(points, 0.7, YELLOW))
+    p.lay(points, width + 13, Material.SHOULDER)
+    p.lay(points, width, Material.TAXIWAY)
+    p.mark(points, 0.7, YELLOW)
     p.routes.append(points)
 
 
 def _taxiways(p: Plan, rng: np.random.Generator, taxi: float, apron: float) -> None:
     _way(p, line((-REACH, taxi), (REACH, taxi)))
     for y in (taxi - 11, taxi + 11):
-        p.paint.append(Stroke(line((-REACH, y), (REACH, y)), 0.5, YELLOW))
+        p.mark(line((-REACH, y), (REACH, y)), 0.5, YELLOW)
     step = rng.uniform(190, 280)
     for x in np.arange(-REACH + 60, REACH, step):
-        for y0, y1 in ((apron + 20, taxi),):
-            _way(p, line((x, y0), (x, y1)))
-            r = abs(y1 - y0) * 0.75
-            for side in (-1, 1):
-                _way(p, bend((x, y0), (x, y1), (x + side * r, y1)))
+        y = apron + 20
+        _way(p, line((x, y), (x, taxi)))
+        for side in (-1, 1):
+            _way(p, bend((x, y), (x, taxi), (x + side * (y - taxi) * 0.75, taxi)))
         if rng.random() < 0.5:
             _way(p, bend((x, taxi), (x + taxi * 0.9, 0.3 * taxi), (x + taxi * 2.2, 0)))
         else:
@@ -116,9 +100,7 @@ def _taxiways(p: Plan, rng: np.random.Generator, taxi: float, apron: float) -> N
                 _way(p, bend((x, taxi * 0.45), (x, 0), (x + side * taxi * 0.5, 0)))
             y = taxi * 0.62
             for k in range(4):
-                p.paint.append(
-                    Stroke(line((x - 11, y + 1.4 * k), (x + 11, y + 1.4 * k)), 0.5, YELLOW)
-                )
+                p.mark(line((x - 11, y + 1.4 * k), (x + 11, y + 1.4 * k)), 0.5, YELLOW)
 
 
 def _tracks(p: Plan, rng: np.random.Generator, terminal: float) -> None:
@@ -126,34 +108,32 @@ def _tracks(p: Plan, rng: np.random.Generator, terminal: float) -> None:
     for y in (-265.0, terminal + 330):
         wave = np.linspace(-REACH, REACH, 60)
         road = np.stack((wave, y + 14 * np.sin(wave / 170)), 1)
-        p.ways.append(Stroke(road, 7, material=ROAD))
+        p.lay(road, 7, Material.ROAD)
     for _ in range(26):
         x = rng.uniform(-REACH, REACH)
         y = rng.choice((rng.uniform(-420, -215), rng.uniform(40, 85), rng.uniform(-75, -40)))
         end = x + rng.uniform(60, 260), y + rng.normal(0, 12 if y > -100 else 60)
         middle = (x + end[0]) / 2, (y + end[1]) / 2 + rng.normal(0, 20)
-        p.ways.append(Stroke(bend((x, y), middle, end), rng.uniform(1.2, 4), material=SOIL))
+        p.lay(bend((x, y), middle, end), rng.uniform(1.2, 4), Material.SOIL)
     for _ in range(30):
         x, y = (
             rng.uniform(-REACH, REACH),
             rng.choice((rng.uniform(-460, -235), rng.uniform(35, 80))),
         )
         end = x + rng.uniform(2, 25), y + rng.normal(0, 6)
-        p.ways.append(Stroke(line((x, y), end), rng.uniform(6, 18), material=SOIL))
+        p.lay(line((x, y), end), rng.uniform(6, 18), Material.SOIL)
 
 
 def _apron(p: Plan, rng: np.random.Generator, top: float, bottom: float, slabs: bool) -> None:
-    material = SLABS if slabs else APRON
-    p.surfaces.append(Surface(rect(-REACH, top, REACH, bottom), material))
+    material = Material.SLABS if slabs else Material.APRON
+    p.pave(rect(-REACH, top, REACH, bottom), material)
     for _ in range(90):
         x, y = rng.uniform(-REACH, REACH), rng.uniform(top, bottom)
         w, h = rng.choice((15, 30, 45, 90)), rng.choice((7.5, 15, 30))
         shape = np.clip(box((x, y), w, h, 0), (-REACH, top), (REACH, bottom))
-        p.surfaces.append(
-            Surface(shape, int(rng.choice((material, TAXIWAY))), rng.uniform(0.9, 1.12))
-        )
+        p.pave(shape, int(rng.choice((material, Material.TAXIWAY))), rng.uniform(0.9, 1.12))
     for y in (top + 24, top + 75):
-        p.paint.append(Stroke(line((-REACH, y), (REACH, y)), 0.7, YELLOW))
+        p.mark(line((-REACH, y), (REACH, y)), 0.7, YELLOW)
         p.routes.append(line((-REACH, y), (REACH, y)))
     for _ in range(160):
         x, y = rng.uniform(-REACH, REACH), rng.uniform(top, bottom)
@@ -162,33 +142,30 @@ def _apron(p: Plan, rng: np.random.Generator, top: float, bottom: float, slabs: 
             (x + r * np.cos(a), y + r * np.sin(a)),
             (x + r * np.cos(a + 2), y + r * np.sin(a + 2)),
         )
-        p.stains.append(Stroke(bend(ends[0], (x, y), ends[1]), 0.6, (rng.uniform(20, 70),) * 3))
+        p.stain(bend(ends[0], (x, y), ends[1]), 0.6, rng.uniform(20, 70))
     for _ in range(120):
         x, y = rng.uniform(-REACH, REACH), rng.uniform(top, bottom)
-        p.stains.append(
-            Stroke(line((x, y), (x + 0.5, y)), rng.uniform(1, 5), (rng.uniform(30, 120),) * 3)
-        )
+        p.stain(line((x, y), (x + 0.5, y)), rng.uniform(1, 5), rng.uniform(30, 120))
 
 
 def _landside(p: Plan, rng: np.random.Generator, y: float, airport: Airport) -> None:
-    p.ways.append(Stroke(line((-REACH, y + 8), (REACH, y + 8)), 14, material=ROAD))
+    p.lay(line((-REACH, y + 8), (REACH, y + 8)), 14, Material.ROAD)
     for x in np.arange(-REACH, REACH, 9):
-        p.paint.append(Stroke(line((x, y + 8), (x + 4, y + 8)), 0.5))
+        p.mark(line((x, y + 8), (x + 4, y + 8)), 0.5)
     x = -REACH + 20
     while x < REACH - 150:
         width = rng.uniform(90, 190)
         if rng.random() < 0.55:
-            p.surfaces.append(Surface(rect(x, y + 22, x + width, y + 120), CARPARK))
+            p.pave(rect(x, y + 22, x + width, y + 120), Material.CARPARK)
             for row in np.arange(y + 28, y + 116, 9):
-                for at in np.arange(x + 5, x + width - 4, 2.9):
-                    p.cars.append((at, row, np.pi / 2))
-                p.paint.append(Stroke(line((x + 4, row + 3), (x + width - 4, row + 3)), 0.4))
+                for column in np.arange(x + 5, x + width - 4, 2.9):
+                    p.cars.append((column, row, np.pi / 2))
+                p.mark(line((x + 4, row + 3), (x + width - 4, row + 3)), 0.4)
         else:
-            for at in np.arange(x + 5, x + width - 30, 44):
+            for left in np.arange(x + 5, x + width - 30, 44):
                 depth = rng.uniform(20, 50)
-                terminal_building(
-                    p, rng, rect(at, y + 30, at + 30, y + 30 + depth), airport, rng.uniform(6, 20)
-                )
+                ground = rect(left, y + 30, left + 30, y + 30 + depth)
+                terminal_building(p, rng, ground, airport, rng.uniform(6, 20))
         x += width + rng.uniform(10, 40)
     _trees(p, rng, airport, y + 130, y + 320)
     _trees(p, rng, airport, -420, -300)
@@ -199,9 +176,9 @@ def _trees(p: Plan, rng: np.random.Generator, airport: Airport, y0: float, y1: f
         x, y = rng.uniform(-REACH, REACH), rng.uniform(y0, y1)
         spread = rng.uniform(6, 30)
         for _ in range(int(rng.integers(3, 26))):
-            at = rng.normal((x, y), spread)
-            if y0 < at[1] < y1:
-                p.trees.append((at[0], at[1], rng.uniform(2.2, 5.5)))
+            point = rng.normal((x, y), spread)
+            if y0 < point[1] < y1:
+                p.trees.append((point[0], point[1], rng.uniform(2.2, 5.5)))
 
 
 def _small_field(p: Plan, rng: np.random.Generator, airport: Airport) -> None:
@@ -209,23 +186,23 @@ def _small_field(p: Plan, rng: np.random.Generator, airport: Airport) -> None:
     _way(p, line((-REACH, -90), (REACH, -90)), 15)
     for x in np.arange(-REACH + 100, REACH - 260, rng.uniform(330, 460)):
         _way(p, line((x, -90), (x, -20)), 15)
-        material = int(rng.choice((APRON, SLABS, TAXIWAY)))
+        material = int(rng.choice((Material.APRON, Material.SLABS, Material.TAXIWAY)))
         if rng.random() < 0.65:
-            p.surfaces.append(Surface(rect(x - 10, -200, x + 240, -84), material))
+            p.pave(rect(x - 10, -200, x + 240, -84), material)
             for y, span in ((-128, 20), (-168, 14)):
                 heading = rng.choice((np.pi / 2, -np.pi / 2, np.pi / 3))
-                for at in np.arange(x, x + 230, span + 3):
-                    p.slots.append(Slot(at, y, heading, span))
+                for column in np.arange(x, x + 230, span + 3):
+                    p.slots.append(Slot(column, y, heading, span))
                     if span > 15:
-                        stand(p, at, y, heading, span, 12)
-            for at in np.arange(x - 5, x + 205, 36):
+                        stand(p, column, y, heading, span, 12)
+            for left in np.arange(x - 5, x + 205, 36):
                 depth = rng.uniform(18, 30)
-                hangar(p, rng, rect(at, -212 - depth, at + 30, -212), airport, 8)
+                hangar(p, rng, rect(left, -212 - depth, left + 30, -212), airport, 8)
         else:
-            for at in np.arange(x, x + 260, 65):
-                y = -150 - 25 * (int(at) % 2)
+            for pad_x in np.arange(x, x + 260, 65):
+                y = -150 - 25 * (int(pad_x) % 2)
                 circle = np.linspace(0, 2 * np.pi, 24)
-                ring = np.stack((at + 24 * np.cos(circle), y + 24 * np.sin(circle)), 1)
-                _way(p, line((at, -90), (at, y)), 12)
-                p.surfaces.append(Surface(ring, material))
-                p.slots.append(Slot(at, y, rng.uniform(0, 6.28), 36))
+                ring = np.stack((pad_x + 24 * np.cos(circle), y + 24 * np.sin(circle)), 1)
+                _way(p, line((pad_x, -90), (pad_x, y)), 12)
+                p.pave(ring, material)
+                p.slots.append(Slot(pad_x, y, rng.uniform(0, 6.28), 36))

@@ -5,18 +5,23 @@ terminals and car parks follow below it, a field for small aircraft lies above i
 """
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-GROUND, SOIL, RUNWAY, TAXIWAY, SHOULDER, APRON, SLABS, ROAD, CARPARK = range(9)
 REACH = 1500.0  # metres, half the length of a plan
 WHITE, YELLOW, RED = (205.0, 208, 208), (70.0, 165, 195), (80.0, 85, 170)
 
 Colour = tuple[float, float, float]  # BGR, 0-255
 Points = np.ndarray  # [N,2] metres
 Pair = tuple[float, float]
+
+
+class Material(IntEnum):
+    GROUND, SOIL, RUNWAY, TAXIWAY, SHOULDER, APRON, SLABS, ROAD, CARPARK = range(9)
+    ROOF = 9  # not in a plan: what is above the aircraft
 
 
 class Surface(NamedTuple):
@@ -45,7 +50,7 @@ class Block(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A place for an aircraft; `bridge` is where a jet bridge leaves the terminal."""
+    """A parking position of an aircraft; `bridge` is where a jet bridge leaves the terminal."""
 
     x: float
     y: float
@@ -57,7 +62,6 @@ class Slot(NamedTuple):
 @dataclass(frozen=True)
 class Airport:
     name: str
-    biome: str
     segments: tuple[str, ...]  # what stands along the apron, from left to right
     weather: tuple[str, ...]  # one is drawn for each scene
     trees: float
@@ -69,30 +73,29 @@ class Airport:
 
 
 # name, segments of the apron, weather, density of woods, then the colours (RGB) of ground, soil,
-# asphalt, concrete and roofs, then the biome
+# asphalt, concrete and roofs
 TABLE = """
-Bergen linear,remote,piers Clear,Overcast,Rain,Haze .9 4c5c3a 746c54 4a4c4e 8e8e8a 767c80 Forest
-Tucson piers,linear,remote Clear,Clear,Dust .08 9a8468 987c5c 64605c 8c867c 8a847c Deserts
-Manaus remote,linear,satellite Clear,Overcast,Haze 1.4 4e6030 8a583e 565252 86827c 64768a Rainforest
-Tromso linear,linear,remote Snow,Snow,Overcast,Clear .3 a6acb2 969a9c 565658 88898b 726a6c Tundra
-Alicante satellite,piers,linear Clear,Haze .25 8a8058 9c8460 5a5856 84827c 887a70 Mediterranean
-Auckland piers,satellite,piers Clear,Overcast,Haze .35 587042 7c7458 56585c 868a8a 82868a Grassland
-Almaty remote,remote,linear Snow,Clear,Haze,Dust .15 8c8668 908670 686868 8a8886 8c7a6e Steppe
-Oshawa remote,linear,remote Clear,Snow,Overcast .7 5c6848 80765c 404042 7e7c7a 786062 Forest
+Bergen linear,remote,piers Clear,Overcast,Rain,Haze .9 4c5c3a 746c54 4a4c4e 8e8e8a 767c80
+Tucson piers,linear,remote Clear,Clear,Dust .08 9a8468 987c5c 64605c 8c867c 8a847c
+Manaus remote,linear,satellite Clear,Overcast,Haze 1.4 4e6030 8a583e 565252 86827c 64768a
+Tromso linear,linear,remote Snow,Snow,Overcast,Clear .3 a6acb2 969a9c 565658 88898b 726a6c
+Alicante satellite,piers,linear Clear,Haze .25 8a8058 9c8460 5a5856 84827c 887a70
+Auckland piers,satellite,piers Clear,Overcast,Haze .35 587042 7c7458 56585c 868a8a 82868a
+Almaty remote,remote,linear Snow,Clear,Haze,Dust .15 8c8668 908670 686868 8a8886 8c7a6e
+Oshawa remote,linear,remote Clear,Snow,Overcast .7 5c6848 80765c 404042 7e7c7a 786062
 """
 
 
 @cache
 def airports() -> tuple[Airport, ...]:
-    return tuple(_airport(*line.split(maxsplit=9)) for line in TABLE.strip().splitlines())
+    return tuple(_airport(*line.split()) for line in TABLE.strip().splitlines())
 
 
-def _airport(name: str, segments: str, weather: str, trees: str, *rest: str) -> Airport:
-    *colours, biome = rest
+def _airport(name: str, segments: str, weather: str, trees: str, *colours: str) -> Airport:
     bgr = [tuple(float(v) for v in bytes.fromhex(colour)[::-1]) for colour in colours]
     look = dict(zip(("ground", "soil", "asphalt", "concrete", "roof"), bgr, strict=True))
     tokens = tuple(segments.split(",")), tuple(weather.split(","))
-    return Airport(name, biome, *tokens, float(trees), **look)  # type: ignore[arg-type]
+    return Airport(name, *tokens, float(trees), **look)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -107,6 +110,18 @@ class Plan:
     cars: list[tuple[float, float, float]] = field(default_factory=list)
     trees: list[tuple[float, float, float]] = field(default_factory=list)
 
+    def pave(self, points: Points, material: int, tone: float = 1.0) -> None:
+        self.surfaces.append(Surface(points, material, tone))
+
+    def lay(self, points: Points, width: float, material: int) -> None:
+        self.ways.append(Stroke(points, width, material=material))
+
+    def mark(self, points: Points, width: float, colour: Colour = WHITE) -> None:
+        self.paint.append(Stroke(points, width, colour))
+
+    def stain(self, points: Points, width: float, strength: float) -> None:
+        self.stains.append(Stroke(points, width, (strength,) * 3))
+
 
 def scaled(colour: Colour, light: float) -> Colour:
     b, g, r = colour
@@ -117,11 +132,11 @@ def rect(x0: float, y0: float, x1: float, y1: float) -> Points:
     return np.array(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), float)
 
 
-def box(at: Points | Pair, length: float, width: float, heading: float) -> Points:
-    """A rectangle around `at`, its length along `heading`."""
+def box(centre: Points | Pair, length: float, width: float, heading: float) -> Points:
+    """A rectangle around `centre`, its length along `heading`."""
     c, s = np.cos(heading), np.sin(heading)
     corners = np.array(((1, 1), (1, -1), (-1, -1), (-1, 1))) * (length / 2, width / 2)
-    return corners @ np.array(((c, s), (-s, c))) + np.asarray(at)
+    return corners @ np.array(((c, s), (-s, c))) + np.asarray(centre)
 
 
 def bend(

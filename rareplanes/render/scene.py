@@ -1,4 +1,4 @@
-"""Renders one scene and describes it in XML as RarePlanes does."""
+"""Renders one scene: its image, its mask, and the part of RarePlanes' XML that is read."""
 
 import xml.etree.ElementTree as ET
 from typing import Any, NamedTuple
@@ -53,10 +53,10 @@ def render(scene: Scene) -> Picture:
     aircraft = traffic.park_aircraft(view, ground, canvas, wanted, palette, rng)
     if rng.random() < 0.04:
         aircraft.append(_unseen(view, aircraft, palette))
-    of_buildings = canvas.shadow.copy()
+    building_shadow = canvas.shadow.copy()
     traffic.shade_ground(canvas, aircraft)
     image = weather.weather_ground(view, scene.airport, canvas, sky, rng)
-    light = weather.cast_light(canvas, image, of_buildings, rng)
+    light = weather.cast_light(canvas, image, building_shadow, rng)
     traffic.lay_aircraft(canvas, image, light, aircraft)
     canvas.image = np.clip(image, 0, 255).astype(np.uint8)
     bridges = [thing.bridge for thing in aircraft if thing.bridge is not None]
@@ -66,14 +66,14 @@ def render(scene: Scene) -> Picture:
     measure(canvas, things)
     things = [t for t in things if t.area or t.categories[0] == "Airplane"]
     image = weather.develop(view, canvas.image, sky, rng)
-    return Picture(image, canvas.mask, _describe(scene, view, sky, things, rng))
+    return Picture(image, canvas.mask, _describe(scene, things))
 
 
 def _camera(scene: Scene, rng: np.random.Generator) -> View:
     ground = plan(scene.airport)
     small = rng.random() < 0.22  # the field above the runway, not the apron below it
-    places = [slot[:2] for slot in ground.slots if abs(slot.x) < 1150 and (slot.y < 0) == small]
-    x, y = np.array(places[rng.integers(len(places))]) + rng.normal(0, 60, 2)
+    targets = [slot[:2] for slot in ground.slots if abs(slot.x) < 1150 and (slot.y < 0) == small]
+    x, y = np.array(targets[rng.integers(len(targets))]) + rng.normal(0, 60, 2)
     if rng.random() < 0.35:
         y *= rng.uniform(0.2, 0.9)
     tilt, towards = rng.uniform(0, 0.22), rng.uniform(0, 2 * np.pi)
@@ -92,81 +92,38 @@ def _unseen(view: View, others: list[Thing], palette: Palette) -> Thing:
     categories = like.categories if like else ("Airplane", "Civil", "Sport", "Cessna", "172")
     name = f"SM_{'_'.join(categories)}_BPC_C_249StaticMeshComponent"
     sockets = outside + np.array(((0, -20), (20, 0), (0, 20), (-20, 0)))
-    world = np.zeros((4, 3))
-    return Thing(categories, name, palette.take(), outside, outside + 1, sockets, world)
+    return Thing(categories, name, palette.take(), outside, outside + 1, sockets)
 
 
-def _describe(
-    scene: Scene, view: View, sky: str, things: list[Thing], rng: np.random.Generator
-) -> str:
-    """The scene's XML, with the same elements as RarePlanes'."""
-    pitch = -np.degrees(np.arctan2(1, np.hypot(*view.lean)))
-    altitude = 94000.0  # centimetres, like all of the file's lengths
-    focal = altitude / 100 * view.ppm
-    hour = 6 + np.degrees(np.arcsin(view.sun[2])) / 12
+def _describe(scene: Scene, things: list[Thing]) -> str:
+    """The scene's XML: of RarePlanes' elements those that `rareplanes/scene.py` reads."""
     root = ET.Element("image")
-    ET.SubElement(root, "annotation", vendor="sample.py")
-    location = {"x": 100 * view.centre[0], "y": 100 * view.centre[1], "z": altitude}
-    middle = {"x_0": view.width / 2, "y_0": view.height / 2}
-    tree = {
-        "filename": f"{scene.stem}.png",
-        "time_stamp": f"2020.06.21-{int(hour):02d}.{int(hour % 1 * 60):02d}.00",
-        "image_resolution": {"width": view.width, "height": view.height},
-        "camera": {
-            "location": location,
-            "rotation": {"pitch": pitch, "roll": 0.0, "yaw": float(np.degrees(view.yaw))},
-            "intrinsics": {"f_x": focal, "f_y": focal, **middle, "s": 0.0},
-            "focal_length": focal,
-            "focus_distance": 100000.0,
-            "horizontal_field_of_view": float(2 * np.degrees(np.arctan(middle["x_0"] / focal))),
-        },
-        "platform": {"center_elevation_angle": -pitch, "altitude": altitude},
-        "num_object_mask_objects": len(things),
-    }
-    _grow(root, tree)
+    width, height = scene.size
+    resolution = {"width": width, "height": height}
+    _grow(root, {"filename": f"{scene.stem}.png", "image_resolution": resolution})
     for thing in things:
-        number = rng.bytes(16).hex().upper()
-        _grow(
-            ET.SubElement(root, "object", id=number, persistent_id=thing.name), _object(thing, rng)
-        )
-    _grow(root, {"num_box2D_objects": len(things), "num_posed_objects": 0})
-    parameters = {
-        "Time of Day": int(hour),
-        "GroundSampleDistance": round(100 / view.ppm),
-        "OffNadirAngle": round(90 + pitch),
-        "CurrentWeather": sky,
-        "Primary Biome": scene.airport.biome,
-        "bBox2D": True,
-        "bObjectMask": True,
-    }
-    table = ET.SubElement(root, "JSON_Variation_Parameters")
-    for name, value in parameters.items():
-        ET.SubElement(table, "parameter", name=name, value=str(value))
+        _grow(ET.SubElement(root, "object", persistent_id=thing.name), _object(thing))
     ET.indent(root, "\t")
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, "unicode") + "\n"
 
 
-def _object(thing: Thing, rng: np.random.Generator) -> dict[str, Any]:
+def _object(thing: Thing) -> dict[str, Any]:
     tree: dict[str, Any] = {f"category{i}": text for i, text in enumerate(thing.categories)}
     tree["object_mask_color_rgba"] = ",".join(map(str, (*thing.colour, 255)))
-    if thing.sockets is not None and thing.world is not None:
-        tree["Sockets"] = {}
-        for bone, (x, y, z), (u, v) in zip(BONES, thing.world * 100, thing.sockets, strict=True):
-            tree["Sockets"][f"Bone_PlaneAnnotation_{bone}"] = {
-                "world": f"X={x:.3f} Y={y:.3f} Z={z:.3f}",
-                "screen": f"X={u:.3f} Y={v:.3f}",
-            }
-    corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), thing.extent, strict=True))
-    blur = float(rng.normal(0, 0.03))
-    tree["bndbox2D"] = {**corners, "ratio_visible": "0.0", "focus_blur": blur}
+    if thing.sockets is not None:
+        tree["Sockets"] = {
+            f"Bone_PlaneAnnotation_{bone}": {"screen": f"X={x:.3f} Y={y:.3f}"}
+            for bone, (x, y) in zip(BONES, thing.sockets, strict=True)
+        }
+    tree["bndbox2D"] = dict(zip(("xmin", "ymin", "xmax", "ymax"), thing.extent, strict=True))
     return tree
 
 
 def _grow(parent: ET.Element, tree: dict[str, Any]) -> None:
-    """Append nested dicts as elements; floats get six decimals."""
+    """Append nested dicts as elements."""
     for tag, value in tree.items():
         child = ET.SubElement(parent, tag)
         if isinstance(value, dict):
             _grow(child, value)
         else:
-            child.text = f"{value:.6f}" if isinstance(value, float) else str(value)
+            child.text = str(value)

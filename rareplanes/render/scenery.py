@@ -8,21 +8,8 @@ import cv2
 import numpy as np
 
 from rareplanes.render.aircraft import SHIFT
-from rareplanes.render.plan import (
-    APRON,
-    CARPARK,
-    GROUND,
-    ROAD,
-    RUNWAY,
-    SHOULDER,
-    SLABS,
-    SOIL,
-    TAXIWAY,
-    Airport,
-    Block,
-    Plan,
-)
-from rareplanes.render.view import ROOF, Canvas, View, fixed, texture, visible
+from rareplanes.render.plan import Airport, Block, Material, Plan
+from rareplanes.render.view import Canvas, View, fixed, texture, visible
 
 TREE_LABEL, MAST_LABEL = (30, 90, 46), (90, 230, 220)  # BGR in the mask
 
@@ -32,11 +19,11 @@ def lay_ground(view: View, airport: Airport, plan: Plan, rng: np.random.Generato
     shape = (view.height, view.width)
     palette = _palette(airport)
     labels = label_colours(airport)
-    image = np.full((*shape, 3), palette[GROUND], np.uint8)
-    mask = np.full((*shape, 3), labels[GROUND], np.uint8)
+    image = np.full((*shape, 3), palette[Material.GROUND], np.uint8)
+    mask = np.full((*shape, 3), labels[Material.GROUND], np.uint8)
     canvas = Canvas(image, mask, *(np.zeros(shape, np.uint8) for _ in range(3)))
     for way, pixels in visible(
-        view, sorted(plan.ways, key=lambda way: (way.material != SOIL, -way.width)), 80
+        view, sorted(plan.ways, key=lambda way: (way.material != Material.SOIL, -way.width)), 80
     ):
         width = max(1, round(way.width * view.ppm))
         colour = palette[way.material]
@@ -67,22 +54,22 @@ def _palette(airport: Airport) -> dict[int, tuple[float, float, float]]:
     asphalt, ground = np.array(airport.asphalt), np.array(airport.ground)
     concrete = np.array(airport.concrete)
     colours = {
-        GROUND: ground,
-        SOIL: np.array(airport.soil),
-        RUNWAY: asphalt * 0.95,
-        TAXIWAY: asphalt,
-        SHOULDER: asphalt * 0.6 + ground * 0.3,
-        APRON: concrete * 0.7 + asphalt * 0.3,
-        SLABS: concrete,
-        ROAD: asphalt * 0.9,
-        CARPARK: asphalt * 1.05,
+        Material.GROUND: ground,
+        Material.SOIL: np.array(airport.soil),
+        Material.RUNWAY: asphalt * 0.95,
+        Material.TAXIWAY: asphalt,
+        Material.SHOULDER: asphalt * 0.6 + ground * 0.3,
+        Material.APRON: concrete * 0.7 + asphalt * 0.3,
+        Material.SLABS: concrete,
+        Material.ROAD: asphalt * 0.9,
+        Material.CARPARK: asphalt * 1.05,
     }
     return {key: tuple(value.tolist()) for key, value in colours.items()}
 
 
 @cache
 def label_colours(airport: Airport) -> list[tuple[int, int, int]]:
-    """Colours in the mask of what is not an object, BGR; there are textured greys besides."""
+    """Mask colours (BGR) of all that is not an object, without the textured greys."""
     rng = np.random.default_rng(sum(airport.name.encode()))
     return [(int(b), int(g), int(r)) for b, g, r in rng.integers(20, 236, (64, 3))]
 
@@ -100,7 +87,7 @@ def _label_ground(
     table[: len(labels), 0] = labels
     canvas.mask = cv2.LUT(cv2.merge([canvas.material] * 3), table)
     grey = np.clip(92 + 11 * texture(view, "middle", 0.4), 40, 160).astype(np.uint8)
-    textured = np.isin(canvas.material, (RUNWAY, SHOULDER))
+    textured = np.isin(canvas.material, (Material.RUNWAY, Material.SHOULDER))
     canvas.mask[textured] = np.stack((grey + 4, grey, grey), -1)[textured]
     for route in plan.routes:
         pixels = view.screen(route)
@@ -127,10 +114,10 @@ def along(route: np.ndarray, step: float) -> np.ndarray:
     """Points every `step` metres of a polyline with their headings: [N,3]."""
     legs = np.diff(route, axis=0)
     lengths = np.hypot(*legs.T)
-    at = np.arange(step / 2, lengths.sum(), step)
+    distances = np.arange(step / 2, lengths.sum(), step)
     ends = np.concatenate(([0], np.cumsum(lengths)))
-    leg = np.clip(np.searchsorted(ends, at) - 1, 0, len(legs) - 1)
-    part = ((at - ends[leg]) / lengths[leg])[:, None]
+    leg = np.clip(np.searchsorted(ends, distances) - 1, 0, len(legs) - 1)
+    part = ((distances - ends[leg]) / lengths[leg])[:, None]
     heading = np.arctan2(legs[leg, 1], legs[leg, 0])
     return np.column_stack((route[leg] + part * legs[leg], heading))
 
@@ -165,7 +152,7 @@ def raise_blocks(
             cv2.fillPoly(canvas.image, [fixed(shape)], shade, cv2.LINE_AA, SHIFT)
             cv2.fillPoly(canvas.mask, [fixed(shape)], label, cv2.LINE_8, SHIFT)
             if roof:
-                cv2.fillPoly(canvas.material, [fixed(shape)], ROOF, cv2.LINE_8, SHIFT)
+                cv2.fillPoly(canvas.material, [fixed(shape)], Material.ROOF, cv2.LINE_8, SHIFT)
 
 
 def _cast(target: np.ndarray, foot: np.ndarray, top: np.ndarray, value: Any) -> None:
@@ -177,11 +164,11 @@ def _cast(target: np.ndarray, foot: np.ndarray, top: np.ndarray, value: Any) -> 
 def plant_trees(view: View, canvas: Canvas, plan: Plan, rng: np.random.Generator) -> None:
     """Draw round trees: a shadow on the ground, a dark crown, a lit side."""
     trees = np.array(plan.trees).reshape(-1, 3)
-    at = view.screen(trees[:, :2])
+    centres = view.screen(trees[:, :2])
     size = (view.width + 30, view.height + 30)
-    seen = ((at > -30) & (at < size)).all(1)
+    seen = ((centres > -30) & (centres < size)).all(1)
     colour = np.array((38, 66, 52)) * rng.uniform(0.7, 1.1)
-    for (x, y), r in zip(at[seen], trees[seen, 2] * view.ppm, strict=True):
+    for (x, y), r in zip(centres[seen], trees[seen, 2] * view.ppm, strict=True):
         fall = (x, y) - 1.6 * r * view.sun[:2] / view.sun[2] * 0.6
         cv2.circle(canvas.shadow, tuple(map(int, fall)), int(r), 255, -1)
         tone = colour * rng.uniform(0.75, 1.15)
@@ -190,4 +177,4 @@ def plant_trees(view: View, canvas: Canvas, plan: Plan, rng: np.random.Generator
             middle, radius, shade = tuple(map(int, spot)), int(r * k) + 1, tuple(tone * light)
             cv2.circle(canvas.image, middle, radius, shade, -1, cv2.LINE_AA)
         cv2.circle(canvas.mask, (int(x), int(y)), int(r), TREE_LABEL, -1)
-        cv2.circle(canvas.material, (int(x), int(y)), int(r) + 1, ROOF, -1)
+        cv2.circle(canvas.material, (int(x), int(y)), int(r) + 1, Material.ROOF, -1)

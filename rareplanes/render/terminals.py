@@ -11,7 +11,6 @@ from rareplanes.render.plan import (
     Plan,
     Points,
     Slot,
-    Stroke,
     bend,
     box,
     line,
@@ -24,16 +23,16 @@ def stand(p: Plan, x: float, y: float, heading: float, span: float, lead: float)
     """Paint and oil stains of one stand; an aircraft stops at (x, y)."""
     c, s = np.cos(heading), np.sin(heading)
     back = (x - c * lead, y - s * lead)
-    p.paint.append(Stroke(line((x + c * span * 0.4, y + s * span * 0.4), back), 0.6, YELLOW))
+    p.mark(line((x + c * span * 0.4, y + s * span * 0.4), back), 0.6, YELLOW)
     turn = (back[0] - c * 18 + s * 26, back[1] - s * 18 - c * 26)
-    p.paint.append(Stroke(bend(back, (back[0] - c * 18, back[1] - s * 18), turn), 0.5, YELLOW))
+    p.mark(bend(back, (back[0] - c * 18, back[1] - s * 18), turn), 0.5, YELLOW)
     for k in range(4):
-        at = box((x + c * span * 0.1 * k, y + s * span * 0.1 * k), 0.6, 4, heading)
-        p.paint.append(Stroke(at[[0, 1]], 0.5, WHITE))
+        bar = box((x + c * span * 0.1 * k, y + s * span * 0.1 * k), 0.6, 4, heading)
+        p.mark(bar[[0, 1]], 0.5, WHITE)
     if span > 20:
         outline = box((x, y), span * 1.05, span * 1.08, heading)
-        p.paint.append(Stroke(outline[[0, 1, 2, 3, 0]][1:4], 0.5, RED if int(x) % 2 else WHITE))
-    p.stains.append(Stroke(line((x, y), (x - c * 4, y - s * 4)), 3.5, (90.0,) * 3))
+        p.mark(outline[[0, 1, 2, 3, 0]][1:4], 0.5, RED if int(x) % 2 else WHITE)
+    p.stain(line((x, y), (x - c * 4, y - s * 4)), 3.5, 90.0)
 
 
 def terminal_building(
@@ -70,13 +69,7 @@ def terminal_building(
 
 
 def _linear(
-    p: Plan,
-    rng: np.random.Generator,
-    x0: float,
-    x1: float,
-    top: float,
-    bottom: float,
-    airport: Airport,
+    p: Plan, rng: np.random.Generator, x0: float, x1: float, bottom: float, airport: Airport
 ) -> None:
     terminal_building(
         p, rng, rect(x0, bottom, x1, bottom + rng.uniform(32, 55)), airport, rng.uniform(9, 15)
@@ -92,13 +85,7 @@ def _linear(
 
 
 def _piers(
-    p: Plan,
-    rng: np.random.Generator,
-    x0: float,
-    x1: float,
-    top: float,
-    bottom: float,
-    airport: Airport,
+    p: Plan, rng: np.random.Generator, x0: float, x1: float, bottom: float, airport: Airport
 ) -> None:
     terminal_building(p, rng, rect(x0, bottom, x1, bottom + 50), airport, 14)
     for x in np.arange(x0 + 70, x1 - 40, rng.uniform(150, 190)):
@@ -108,21 +95,15 @@ def _piers(
             y = end + 14
             while y < bottom - 20:
                 span = 36 if rng.random() < 0.75 else 44
-                at = x + side * (11 + span * 0.62)
+                stand_x = x + side * (11 + span * 0.62)
                 heading = 0.0 if side < 0 else np.pi
-                p.slots.append(Slot(at, y, heading, span, (x + side * 11, y + side * 9)))
-                stand(p, at, y, heading, span, 32)
+                p.slots.append(Slot(stand_x, y, heading, span, (x + side * 11, y + side * 9)))
+                stand(p, stand_x, y, heading, span, 32)
                 y += span + 5
 
 
 def _satellite(
-    p: Plan,
-    rng: np.random.Generator,
-    x0: float,
-    x1: float,
-    top: float,
-    bottom: float,
-    airport: Airport,
+    p: Plan, rng: np.random.Generator, x0: float, x1: float, bottom: float, airport: Airport
 ) -> None:
     terminal_building(p, rng, rect(x0, bottom + 10, x1, bottom + 45), airport, 12)
     sides = int(rng.choice((6, 8, 12)))
@@ -142,13 +123,7 @@ def _satellite(
 
 
 def _remote(
-    p: Plan,
-    rng: np.random.Generator,
-    x0: float,
-    x1: float,
-    top: float,
-    bottom: float,
-    airport: Airport,
+    p: Plan, rng: np.random.Generator, x0: float, x1: float, bottom: float, airport: Airport
 ) -> None:
     heading = rng.choice((np.pi / 2, np.pi / 3, 2 * np.pi / 3, -np.pi / 2))
     for y, span in ((bottom - 40, 46), (bottom - 105, 34)):

@@ -16,10 +16,9 @@ class Thing:
     categories: tuple[str, ...]
     name: str
     colour: tuple[int, int, int]  # RGB
-    low: np.ndarray  # where to look for its pixels: corner (x, y) …
-    high: np.ndarray  # … and opposite corner, exclusive
+    low: np.ndarray  # its pixels lie between this corner (x, y) …
+    high: np.ndarray  # … and this one, exclusive
     sockets: np.ndarray | None = None  # [4,2] pixels
-    world: np.ndarray | None = None  # [4,3] metres
     drawing: Drawing | None = None
     bridge: Block | None = None
     extent: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -28,7 +27,7 @@ class Thing:
 
 @dataclass
 class Palette:
-    """Hands out mask colours that nothing else in the scene has."""
+    """Gives each object a mask colour that nothing else in the scene has."""
 
     rng: np.random.Generator
     used: set[tuple[int, int, int]] = field(default_factory=set)

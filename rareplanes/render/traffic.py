@@ -6,10 +6,10 @@ import numpy as np
 from rareplanes.render import aircraft
 from rareplanes.render.aircraft import SHIFT, Drawing
 from rareplanes.render.makes import Make, livery, makes
-from rareplanes.render.plan import APRON, RUNWAY, SLABS, TAXIWAY, Block, Plan, box
+from rareplanes.render.plan import Block, Material, Plan, box
 from rareplanes.render.scenery import along
 from rareplanes.render.things import Palette, Thing, overlap
-from rareplanes.render.view import ROOF, Canvas, View, fixed
+from rareplanes.render.view import Canvas, View, fixed
 
 SPANS = (25.0, 170.0)  # wing spans that are drawn, pixels
 
@@ -19,79 +19,80 @@ def park_aircraft(
 ) -> list[Thing]:
     """Up to `wanted` aircraft on stands, taxiways and runway; none touches another or a roof."""
     size = np.array((view.width, view.height))
-    taken = np.zeros((view.height, view.width), np.uint8)
+    occupied = np.zeros((view.height, view.width), np.uint8)
     things: list[Thing] = []
-    paved = np.isin(canvas.material, (RUNWAY, TAXIWAY, APRON, SLABS))
-    for x, y, heading, room, bridge in _places(view, plan, rng):
+    pavement = (Material.RUNWAY, Material.TAXIWAY, Material.APRON, Material.SLABS)
+    paved = np.isin(canvas.material, pavement)
+    for x, y, heading, room, bridge in _candidates(view, plan, rng):
         if len(things) == wanted:
             break
         fitting = [m for m in makes() if _fits(m, room, view.ppm)]
         if not fitting:
             continue
         make = _choose(fitting, room, rng)
-        at = view.screen(np.array(((x, y),)))[0]
+        position = view.screen(np.array(((x, y),)))[0]
         mesh = aircraft.build(make, livery(make, rng))
         turn = heading + view.yaw
         gloss = float(rng.uniform(10, 110))
-        drawing = aircraft.draw(mesh, turn, at, view.ppm, view.lean, view.sun, gloss)
+        drawing = aircraft.draw(mesh, turn, position, view.ppm, view.lean, view.sun, gloss)
         low = np.array((drawing.x, drawing.y))
         high = low + drawing.alpha.shape[::-1]
         inside, patch = overlap(low, high, size)
         alpha = drawing.alpha[patch]
         if alpha.size == 0 or not (alpha > 0.5).any():
             continue
-        if not paved[tuple(np.clip(at, 0, size - 1).astype(int)[::-1])] and rng.random() < 0.97:
+        pixel = tuple(np.clip(position, 0, size - 1).astype(int)[::-1])
+        if not paved[pixel] and rng.random() < 0.97:
             continue
-        hidden = (canvas.material[inside] == ROOF) & (alpha > 0.5)
-        if (taken[inside] & (alpha > 0.02)).any() or hidden.mean() > 0.1 * (alpha > 0.5).mean():
+        hidden = (canvas.material[inside] == Material.ROOF) & (alpha > 0.5)
+        if (occupied[inside] & (alpha > 0.02)).any() or hidden.mean() > 0.1 * (alpha > 0.5).mean():
             continue
-        _take(taken, drawing)
+        _occupy(occupied, drawing)
         thing = Thing(
             _categories(make), _persistent(make, rng), palette.take(), low, high, drawing.sockets
         )
-        c, s = np.cos(heading), np.sin(heading)
-        thing.world = mesh.sockets @ np.array(((c, s, 0), (-s, c, 0), (0, 0, 1))) + (x, y, 0)
         thing.drawing = drawing
         if bridge is not None and "M" not in make.traits and rng.random() < 0.8:
             door = np.array((make.length * 0.36, -make.radius * rng.uniform(0.1, 1.1)))
+            c, s = np.cos(heading), np.sin(heading)
             end = door @ np.array(((c, s), (-s, c))) + (x, y)
             thing.bridge = _bridge(np.array(bridge), end)
         things.append(thing)
     return things
 
 
-def _take(taken: np.ndarray, drawing: Drawing, gap: int = 6) -> None:
+def _occupy(occupied: np.ndarray, drawing: Drawing, gap: int = 6) -> None:
     """Mark the aircraft's pixels and a gap around them."""
     wide = cv2.copyMakeBorder(drawing.alpha, gap, gap, gap, gap, cv2.BORDER_CONSTANT)
     near = cv2.dilate(wide, np.ones((2 * gap + 1, 2 * gap + 1), np.uint8)) > 0.02
     low = np.array((drawing.x, drawing.y)) - gap
-    inside, patch = overlap(low, low + near.shape[::-1], np.array(taken.shape[::-1]))
-    taken[inside] |= near[patch]
+    inside, patch = overlap(low, low + near.shape[::-1], np.array(occupied.shape[::-1]))
+    occupied[inside] |= near[patch]
 
 
-def _places(
+def _candidates(
     view: View, plan: Plan, rng: np.random.Generator
 ) -> list[tuple[float, float, float, float, tuple[float, float] | None]]:
     """Candidates in random order: x, y, heading, room for wings in metres, foot of a bridge."""
-    places = []
+    candidates = []
     for x, y, heading, span, bridge in plan.slots:
         backwards = rng.random() < 0.08
         turned = heading + rng.normal(0, 0.03) + np.pi * backwards
         spot = (x + rng.normal(0, 1), y + rng.normal(0, 1), turned, span)
-        places.append((*spot, None if backwards else bridge))
+        candidates.append((*spot, None if backwards else bridge))
     for route in plan.routes:
         flow = rng.choice((0.0, np.pi))
         for x, y, heading in along(route, 24.0):
             if rng.random() < 0.25:
                 room = 18.0 if y < -40 else 62.0
-                places.append((x, y, heading + flow + rng.normal(0, 0.04), room, None))
+                candidates.append((x, y, heading + flow + rng.normal(0, 0.04), room, None))
     for _ in range(6):  # anywhere
         x, y = np.array(view.centre) + rng.uniform(-330, 330, 2)
-        places.append((x, y, rng.uniform(0, 6.28), 62.0 if y > -60 else 20.0, None))
-    pixels = view.screen(np.array([place[:2] for place in places]))
+        candidates.append((x, y, rng.uniform(0, 6.28), 62.0 if y > -60 else 20.0, None))
+    pixels = view.screen(np.array([candidate[:2] for candidate in candidates]))
     edge = 60
     seen = ((pixels > -edge) & (pixels < (view.width + edge, view.height + edge))).all(1)
-    kept = [places[i] for i in np.flatnonzero(seen)]
+    kept = [candidates[i] for i in np.flatnonzero(seen)]
     return [kept[i] for i in rng.permutation(len(kept))]
 
 
@@ -130,7 +131,7 @@ def lay_aircraft(canvas: Canvas, image: np.ndarray, light: np.ndarray, things: l
         if thing.drawing is None:
             continue
         inside, patch = overlap(thing.low, thing.high, size)
-        open_sky = canvas.material[inside] != ROOF
+        open_sky = canvas.material[inside] != Material.ROOF
         alpha = thing.drawing.alpha[patch] * open_sky
         colour = thing.drawing.colour[patch] * (open_sky * light[inside])[..., None]
         image[inside] += colour - alpha[..., None] * image[inside]

@@ -51,8 +51,8 @@ def park_vehicles(
         if rng.random() < 0.16 and len(named) < 6:
             kind = str(rng.choice(list(VEHICLES)))
             length, width, height, colour, categories = VEHICLES[kind]
-            at = np.array(slot[:2]) + rng.normal(0, 0.6 * slot.span + 5, 2)
-            shape = box(at, length, width, rng.uniform(0, 6.28))
+            centre = np.array(slot[:2]) + rng.normal(0, 0.6 * slot.span + 5, 2)
+            shape = box(centre, length, width, rng.uniform(0, 6.28))
             pixels = np.concatenate((view.screen(shape), view.screen(shape, height)))
             if not view.sees(pixels, -6):
                 continue
@@ -77,20 +77,20 @@ def _carts(x: float, y: float, heading: float, rng: np.random.Generator) -> list
     """A train of baggage carts."""
     blue, green, red = rng.uniform(90, 210) + rng.normal(0, 18, 3)
     step = np.array((np.cos(heading), np.sin(heading))) * 3.6
-    places = [(x, y) + step * k for k in range(int(rng.integers(2, 7)))]
-    return [Block(box(at, 2.9, 1.7, heading), 0, 1.6, (blue, green, red), 52) for at in places]
+    carts = [box((x, y) + step * k, 2.9, 1.7, heading) for k in range(int(rng.integers(2, 7)))]
+    return [Block(cart, 0, 1.6, (blue, green, red), 52) for cart in carts]
 
 
 def raise_masts(view: View, canvas: Canvas, things: list[Thing], rng: np.random.Generator) -> None:
     """Draw lamp posts; some are in front of an aircraft and cut it in two in the mask."""
     for _ in range(rng.poisson(3)):
-        at = rng.uniform((0, 0), (view.width, view.height))
+        foot = rng.uniform((0, 0), (view.width, view.height))
         if things and rng.random() < 0.5:
             other = things[rng.integers(len(things))]
-            at = (other.low + other.high) / 2 + rng.normal(0, 12, 2)
+            foot = (other.low + other.high) / 2 + rng.normal(0, 12, 2)
         height = rng.uniform(14, 24) * view.ppm
-        top = at + view.lean * height
-        pole = np.array((at, top))
+        top = foot + view.lean * height
+        pole = np.array((foot, top))
         cv2.polylines(canvas.image, [fixed(pole)], False, (52, 50, 48), 1, cv2.LINE_AA, SHIFT)
         cv2.polylines(canvas.mask, [fixed(pole)], False, MAST_LABEL, 1, cv2.LINE_8, SHIFT)
         angle = rng.uniform(0, 3.14)

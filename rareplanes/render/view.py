@@ -10,7 +10,6 @@ import numpy as np
 
 from rareplanes.render.aircraft import SHIFT
 
-ROOF = 9  # a material besides those of the plan: what is above the aircraft
 TILE = 1024  # texels of a texture, which repeats
 
 
@@ -106,7 +105,7 @@ def texture(
 def visible(
     view: View, items: Iterable[Any], margin: float = 0.0
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    """The items of a plan that reach into the picture, each with its `points` in pixels."""
+    """The items of a plan that are in the picture at least in part, with their points in pixels."""
     items = list(items)
     if not items:
         return

@@ -3,32 +3,21 @@
 import cv2
 import numpy as np
 
-from rareplanes.render.plan import (
-    APRON,
-    CARPARK,
-    GROUND,
-    ROAD,
-    RUNWAY,
-    SHOULDER,
-    SLABS,
-    SOIL,
-    TAXIWAY,
-    Airport,
-)
-from rareplanes.render.view import ROOF, TILE, Canvas, View, texture, textures
+from rareplanes.render.plan import Airport, Material
+from rareplanes.render.view import TILE, Canvas, View, texture, textures
 
 # How strongly each material shows the textures: (coarse, middle, fine, slabs).
 GRAIN = {
-    GROUND: (0.10, 0.10, 0.06, 0),
-    SOIL: (0.08, 0.10, 0.06, 0),
-    RUNWAY: (0.06, 0.05, 0.03, 0),
-    TAXIWAY: (0.06, 0.05, 0.03, 0.01),
-    SHOULDER: (0.08, 0.07, 0.04, 0),
-    APRON: (0.05, 0.05, 0.025, 0.01),
-    SLABS: (0.04, 0.04, 0.02, 0.05),
-    ROAD: (0.03, 0.04, 0.02, 0),
-    CARPARK: (0.05, 0.06, 0.03, 0),
-    ROOF: (0.05, 0.07, 0.02, 0),
+    Material.GROUND: (0.10, 0.10, 0.06, 0),
+    Material.SOIL: (0.08, 0.10, 0.06, 0),
+    Material.RUNWAY: (0.06, 0.05, 0.03, 0),
+    Material.TAXIWAY: (0.06, 0.05, 0.03, 0.01),
+    Material.SHOULDER: (0.08, 0.07, 0.04, 0),
+    Material.APRON: (0.05, 0.05, 0.025, 0.01),
+    Material.SLABS: (0.04, 0.04, 0.02, 0.05),
+    Material.ROAD: (0.03, 0.04, 0.02, 0),
+    Material.CARPARK: (0.05, 0.06, 0.03, 0),
+    Material.ROOF: (0.05, 0.07, 0.02, 0),
 }
 
 
@@ -49,7 +38,7 @@ def weather_ground(
         factor += cv2.LUT(canvas.material, amount[k]) * field
     image = canvas.image * factor[..., None]
     tint = np.zeros((256, 1), np.float32)
-    tint[GROUND] = 1
+    tint[Material.GROUND] = 1
     patch = np.clip(coarse * 0.35 + 0.3 * middle + rng.uniform(-0.3, 0.4), 0, 1)
     patch *= cv2.LUT(canvas.material, tint)
     image += patch[..., None] * (np.array(airport.soil, np.float32) - image)
@@ -63,7 +52,7 @@ def weather_ground(
 
 
 def cast_light(
-    canvas: Canvas, image: np.ndarray, of_buildings: np.ndarray, rng: np.random.Generator
+    canvas: Canvas, image: np.ndarray, building_shadow: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Darken `image` by the canvas's shadows.
 
@@ -71,10 +60,10 @@ def cast_light(
         The light [H,W] that aircraft get: buildings shade them, their own shadows do not.
     """
     softness, depth = float(rng.uniform(0.7, 1.8)), np.float32(rng.uniform(0.45, 0.72) / 255)
-    canvas.shadow[canvas.material == ROOF] = 0
+    canvas.shadow[canvas.material == Material.ROOF] = 0
     light = 1 - cv2.GaussianBlur(canvas.shadow, (0, 0), softness) * depth
     image *= light[..., None] ** np.array((0.88, 0.97, 1.0), np.float32)  # shadows are bluish
-    return 1 - cv2.GaussianBlur(of_buildings, (0, 0), softness) * depth
+    return 1 - cv2.GaussianBlur(building_shadow, (0, 0), softness) * depth
 
 
 def develop(view: View, image: np.ndarray, weather: str, rng: np.random.Generator) -> np.ndarray:

@@ -1,5 +1,6 @@
 """A local S3 server that can be told to fail, and the objects that it serves."""
 
+import base64
 import hashlib
 import random
 import socket
@@ -11,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from rareplanes.bucket import listing
+from rareplanes.bucket import PARTS
 
 AIRPORTS = ("Atlanta", "Basel", "Chicago", "Hong_Kong")
 
@@ -30,6 +31,8 @@ class FakeS3(ThreadingHTTPServer):
         self.etags: dict[str, str] = {}  # where the ETag is not the MD5 of the object
         self.sizes: dict[str, str] = {}  # wrong sizes for the listing
         self.extra = ""  # further content of the listing
+        self.sends_checksums = False
+        self.refuses: tuple[int, str] | None = None  # status and code of every listing
         self.faults: dict[str, list[str]] = {}  # key: what goes wrong on its next GETs, in order
         self.page_size = 7
         self.storm_until = 0.0  # 503 to everything before this time
@@ -76,6 +79,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.error(503, "SlowDown")
         if key := unquote(url.path.removeprefix("/rareplanes-public").lstrip("/")):
             return self.get_object(key)
+        if self.server.refuses:
+            return self.error(*self.server.refuses)
         return self.list_objects({k: v[0] for k, v in parse_qs(url.query).items()})
 
     def list_objects(self, query):
@@ -102,6 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         if key not in server.objects:
             return self.error(404, "NoSuchKey")
         body, etag = server.objects[key], f'"{server.etag(key)}"'
+        checksum = base64.b64encode(zlib.crc32(body).to_bytes(4, "big")).decode()
         if self.headers.get("If-Match", etag) not in (etag, "*"):
             return self.error(412, "PreconditionFailed")
         faults = server.faults.get(key)
@@ -119,6 +125,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", etag)
+        if server.sends_checksums and self.headers.get("x-amz-checksum-mode") == "ENABLED":
+            self.send_header("x-amz-checksum-crc32", checksum)
         self.end_headers()
         if fault in ("short", "reset", "stall"):
             self.wfile.write(body[: len(body) // 2])
@@ -143,21 +151,8 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
 
-def png(content: bytes) -> bytes:
-    """A file of PNG chunks around `content`, each with the right CRC."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", 4, 4, 8, 6, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
 def keys_of(split, stem):
-    return [f"synthetic/{split}/{part}/{stem}{end}" for part, end in listing.PARTS.items()]
+    return [f"synthetic/{split}/{part}/{stem}{end}" for part, end in PARTS.items()]
 
 
 def fill(server, per_airport=3, splits=("train", "test"), size=9000):
@@ -166,6 +161,6 @@ def fill(server, per_airport=3, splits=("train", "test"), size=9000):
         for airport in AIRPORTS:
             for n in range(per_airport):
                 image, mask, xml = keys_of(split, f"{airport}_Airport_0_0_{n}")
-                server.objects[image] = png(rng.randbytes(size))
-                server.objects[mask] = png(rng.randbytes(size // 2))
-                server.objects[xml] = f"<image><n>{rng.random()}</n>{' ' * 200}</image>".encode()
+                server.objects[image] = rng.randbytes(size)
+                server.objects[mask] = rng.randbytes(size // 2)
+                server.objects[xml] = rng.randbytes(200)
