@@ -15,9 +15,9 @@ from common.data import Batch
 from common.distributed import Process, average_buffers, check_equal, gather
 from common.io import files
 from common.loader import GlobalBatches, loader_deaths, names, prefetch
-from common.run import checkpoint, heartbeat, machine, nonfinite, record, report, resume, signals
+from common.run import checkpoint, heartbeat, machine, nonfinite, report, resume, signals
 from common.run.checkpoint import Run
-from common.run.log import Log, curves, describe, memory
+from common.run.report import Log, describe, memory
 from common.semantic import DEFINITION
 from common.session import Session
 from common.speedups import Step
@@ -69,7 +69,7 @@ def fit(
         files.sweep(session.output_dir)
         if run.step < total_steps:
             scores = {"select": select, "definition": definition, "from_step": run.step}
-            record.begin(session.output_dir, session.facts() | scores)
+            report.begin(session.output_dir, session.facts() | scores)
     latest = session.output_dir / checkpoint.LATEST
     run.tally.sums = run.tally.sums.to(process.device)
     log = Log(session.output_dir / "log.jsonl", process, run.step)
@@ -95,7 +95,6 @@ def fit(
         best = [session.output_dir / checkpoint.BEST] if better else []
         run.save([*best, latest], process)
         if process.is_main:
-            curves(log.path, session.output_dir / "curves.png")
             report.refresh(session.output_dir)
             if unscored:
                 print(f"nothing to validate on: {checkpoint.BEST} is the last state.", flush=True)

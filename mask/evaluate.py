@@ -13,11 +13,11 @@ from common.augment import normalise
 from common.cli import progress
 from common.data import Batch, Tiles
 from common.distributed import Process
-from common.io.extremes import Extremes
 from common.io.pictures import Sheet
 from common.io.tiles import IGNORE
 from common.loader import prefetch
 from common.predict import score
+from common.run.report import Extremes
 from common.speedups import Speedups
 from mask import coco
 from mask.model import NAME, from_checkpoint, predict

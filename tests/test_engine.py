@@ -13,7 +13,7 @@ from common import engine
 from common.distributed import Process
 from common.loader import training_loader
 from common.run import machine
-from common.run.log import Log
+from common.run.report import Log
 from common.speedups import Speedups
 
 CPU = Process(0, 1, torch.device("cpu"))

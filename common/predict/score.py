@@ -16,8 +16,8 @@ from common.cli import UserError
 from common.data import scoring_split
 from common.distributed import Process, process_group
 from common.loader import loader_deaths, scoring_loader
-from common.run import checkpoint, machine, record, report, resume
-from common.run.log import describe
+from common.run import checkpoint, machine, report, resume
+from common.run.report import describe
 from common.speedups import Speedups
 
 FromCheckpoint = Callable[[dict[str, Any]], nn.Module]
@@ -60,7 +60,7 @@ def test(
         if process.is_main:
             (folder / f"{split}_scores.json").write_text(json.dumps(result, indent=1) + "\n")
             scored = {"checkpoint": args.resume.name, "step": saved.get("step")}
-            if record.tested(folder, split, scored | {"when": machine.now()}):
+            if report.tested(folder, split, scored | {"when": machine.now()}):
                 report.refresh(folder)
             process.print(f"{split}: {describe(result)}\n({definition})")
             process.print(f"wrote {split}_scores.json and {split}_sheet.jpg into {str(folder)!r}")
