@@ -10,8 +10,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.cli import Parser, run
-from common.run import record
-from common.run.record import Record
+from common.run import report
+from common.run.report import Record
 
 # Where a run wrote, how it was started again, and for how long a process may be silent.
 NOT_COMPARED = {"output_dir", "resume", "config", "test_only", "dist_timeout"}
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--airports", action="store_true", help="also the scores of each airport")
     parser.add_argument("runs", type=Path, nargs="+", help="output folders of trainings")
     args = parser.parse(argv)
-    print(table([record.read(folder) for folder in args.runs], args.airports))
+    print(table([report.read(folder) for folder in args.runs], args.airports))
 
 
 def table(runs: list[Record], airports: bool = False) -> str:

@@ -15,9 +15,8 @@ from common.data import Batch
 from common.distributed import average_buffers, check_equal, gather
 from common.io import files
 from common.loader import GlobalBatches, loader_deaths, names, prefetch
-from common.run import checkpoint, machine, nonfinite, record, report, signals
-from common.run.log import Log, curves, describe, memory
-from common.run.report import Scoring
+from common.run import checkpoint, machine, nonfinite, report, signals
+from common.run.report import Log, Scoring, describe, memory
 from common.session import Session
 from common.speedups import Step
 
@@ -54,7 +53,7 @@ def fit(s: Session, step: Step, views: Views, scoring: Scoring) -> None:
     if process.is_main:
         files.sweep(s.output_dir)
         if s.step < s.total_steps:
-            record.begin(s.output_dir, s.facts() | scoring.facts())
+            report.begin(s.output_dir, s.facts() | scoring.facts())
     s.tally.sums = s.tally.sums.to(process.device)
     log = Log(s.output_dir / "log.jsonl", process, s.step)
 
@@ -98,7 +97,6 @@ def validate(s: Session, scoring: Scoring, log: Log) -> None:
     better = gather(s.process, better)[0]  # only rank 0 may know the scores
     s.save(s.output_dir, bool(better))
     if s.process.is_main:
-        curves(log.path, s.output_dir / "curves.png")
         report.refresh(s.output_dir)
         if unscored:
             print(f"nothing to validate on: {checkpoint.BEST} is the last state.", flush=True)

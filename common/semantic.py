@@ -18,11 +18,10 @@ from common.augment import normalise, random_view
 from common.cli import progress
 from common.data import Batch, Tiles
 from common.distributed import Process, all_reduce_sum
-from common.io.extremes import Extremes
 from common.io.pictures import Sheet
 from common.io.tiles import IGNORE
 from common.loader import prefetch
-from common.run.report import Scoring
+from common.run.report import Extremes, Scoring
 
 DEFINITION = (
     "IoU = TP / (TP + FP + FN) from one confusion matrix over all pixels of the set; "

@@ -13,11 +13,10 @@ from common.augment import normalise
 from common.cli import progress
 from common.data import Batch, Tiles
 from common.distributed import Process
-from common.io.extremes import Extremes
 from common.io.pictures import Sheet
 from common.io.tiles import IGNORE
 from common.loader import prefetch
-from common.run.report import Scoring
+from common.run.report import Extremes, Scoring
 from mask import coco
 from mask.model import predict
 

@@ -13,7 +13,7 @@ from common.args import Speedups
 from common.distributed import Process
 from common.loader import training_loader
 from common.run import machine
-from common.run.log import Log
+from common.run.report import Log
 
 CPU = Process(0, 1, torch.device("cpu"))
 LAUNCH, STEP = 0.010, 0.100  # seconds of the CPU and of the device

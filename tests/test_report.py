@@ -6,34 +6,40 @@ import resource
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 from functools import partial
 from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from helpers.commands import training
-from hypothesis import given
+from helpers.commands import ROOT, training
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torture import children
 
 from benchmarks import compare
 from common.cli import UserError
-from common.io.extremes import Extremes
-from common.run import checkpoint, machine, page, record, report
+from common.run import checkpoint, machine, report
+from common.run.report import Extremes, Record
 from mask import train as train_mask
 from unet import inference, train
 
-# All that a page consists of.
+# All that a page consists of; the last line of each is the picture of the curves.
 TAGS = """
-html head meta title style body main h1 h2 h3 p div span b br i pre table tr th td
-details summary figure figcaption img svg text line polyline circle
+html head meta title style body main h1 h2 h3 p div span b pre table tr th td
+details summary figure figcaption img
+svg defs g path text use clippath rect
 """
 ATTRIBUTES = """
-lang charset name content class style src alt title viewbox role points
-aria-label x y x1 x2 y1 y2 cx cy r text-anchor
+lang charset name content class src alt title role aria-label
+id style type width height viewbox version d x y transform clip-path xlink:href
 """
-VOID = {"meta", "br", "img", "line", "circle", "polyline"}
+VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
@@ -49,12 +55,17 @@ class Page(HTMLParser):
         assert tag in TAGS.split()
         assert {name for name, _ in attrs} <= set(ATTRIBUTES.split())
         self.sources += [value for name, value in attrs if name == "src"]
+        for name, value in attrs:  # only to parts of the page itself
+            assert name != "xlink:href" or value.startswith("#")
+            assert "url(" not in value.replace("url(#", "")
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
-        assert tag in VOID
+        assert tag in VOID or "svg" in self.open
         self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -109,7 +120,7 @@ def test_a_processor_without_avx_512_is_not_taken_for_one_of_the_same_name(monke
 
 def test_the_page_says_what_the_run_is_made_of(scored, tiled):
     shown = read(scored)
-    said = " ".join(text.replace(" \\\n    ", " ") for _, text in shown.texts)
+    said = " ".join(text for _, text in shown.texts)
     facts = json.loads((scored / "run.json").read_text())
     settings = checkpoint.load(scored / "checkpoint.pth")["settings"]
     assert settings["training tiles"] in said
@@ -130,7 +141,7 @@ def test_the_page_says_what_the_run_is_made_of(scored, tiled):
 
 
 def test_the_commands_on_the_page_work(scored, tiled, tmp_path):
-    predict, score, _ = (text.replace("\\\n", "") for text in read(scored).of("pre"))
+    predict, score, _ = read(scored).of("pre")
     words = shlex.split(predict)
     assert words[:2] == ["python", "unet/inference.py"]
     words[words.index("IMAGES")] = str(tiled / "test/images")
@@ -185,13 +196,101 @@ def test_hostile_names_are_shown_as_they_are(few, tmp_path):
         assert text in said
 
 
-@given(st.text(min_size=1), st.floats(0, 1), st.integers(1, 10**6))
-def test_every_part_of_a_page_escapes_its_texts(text, value, step):
-    drawn = page.chart(text, {text: [(0, value), (step, value)], f"{text} 2": [(step, 0.5)]})
-    parts = [page.element("p", text), page.table([[text, value]], [text, ""], "text"), drawn]
-    parts += [page.cards([(text, text)]), page.pictures({"image": text}, text)]
-    parts += [page.folded(text, page.element("p", text)), page.command([text, text])]
-    assert Page(page.document(text, parts)).open == []
+def record_of(folder, validations, steps=(), **facts):
+    """A record of a run that no command has made."""
+    facts = dict.fromkeys(report.KEYS, "") | {
+        "classes": ["ground"],
+        "settings": {},
+        "data": {},
+        "machine": {},
+        "versions": {},
+        "select": "mIoU",
+        "total_steps": 1,
+        **facts,
+    }
+    return Record(folder, facts, list(steps), validations, {})
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1) | st.text("<>&\"'/!-{%}a =", min_size=1))
+@example(HOSTILE)
+def test_a_page_escapes_its_texts(text):
+    with TemporaryDirectory() as folder:
+        tile = {"tile": text, "iou": 0.5, "wrong": 1, "pictures": [text]}
+        tiles = {"scored": 1, "worst": [tile]}
+        (Path(folder) / "val_tiles.json").write_text(json.dumps(tiles))
+        split = {"tiles": 1, "tiles_with_aircraft": 1, "scenes": 1, "size": 1, "folder": text}
+        split |= {"fingerprint": text, "aircraft": {text: 3}, "airports": {text: 1}}
+        scores = {text: 0.5, f"IoU.{text}": 0.5, f"IoU.a.airport.{text}": 0.5}
+        record = record_of(
+            Path(folder),
+            [{"step": 1, "epoch": 0, **scores}],
+            classes=["ground", text],
+            data={"val": split},
+            settings={text: text, "data_path": text},
+            machine={text: text},
+            versions={text: [text]},
+            drawn=["IoU."],
+            **dict.fromkeys(("model", "command", "commit", "started", "definition"), text),
+        )
+        shown = Page(report.render(record, "<svg></svg>"))
+    assert shown.open == []
+    assert shown.sources == []
+    if text.strip():
+        for tag in ("title", "p", "td", "th", "span", "pre", "figcaption"):
+            assert any(text in said for said in shown.of(tag)), tag
+
+
+ODD_NAMES = ["_IoU", "$IoU_1$", "$\\frac{$", "\ud800\n\0", HOSTILE]
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    st.lists(st.text(min_size=1), min_size=1, max_size=3, unique=True),
+    st.lists(st.floats(), max_size=3),
+    st.integers(0, 10**6),
+)
+@example(ODD_NAMES, [0.5], 1)
+@example(ODD_NAMES, [float("nan"), 0.5, float("inf"), 1e308], 0)
+def test_curves_of_any_names_and_values_are_drawn(names, values, step):
+    lines = [{"step": step + n, **dict.fromkeys(names, v)} for n, v in enumerate(values)]
+    losses = [{"step": step + n, "loss": v} for n, v in enumerate(values)]
+    record = record_of(Path(), lines, losses, select=names[0], drawn=names)
+    png, svg = report.draw(record)
+    assert cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR) is not None
+    shown = Page(svg)
+    assert shown.open == []
+    printed = "".join(f"{text}\n" for text in shown.of("text"))
+    for name in record.drawn():
+        assert "".join(c if c.isprintable() else "\ufffd" for c in name[:32]) in printed
+    assert report.draw(record) == (png, svg)
+
+
+def test_long_curves_stay_small(tmp_path):
+    noise = np.random.default_rng(0).random(5000)
+    losses = [{"step": n, "loss": loss} for n, loss in enumerate(noise)]
+    svg = report.draw(record_of(tmp_path, [{"step": 1, "mIoU": 0.5}], losses))[1]
+    assert len(svg) < 200_000
+
+
+def test_the_selected_score_is_drawn_first_and_parts_of_the_set_never():
+    names = ["a", "IoU.x", "IoU.x.airport.Oslo", "b", "IoU.y", "recall.size.small", "bs", "c"]
+    line = {"step": 1, "epoch": 0} | dict.fromkeys(names, 0.5)
+    asked = {"drawn": ["a", "bs", "b", "IoU.", "recall.", "lost"], "labels": {"bs": "b.size.small"}}
+    record = record_of(Path(), [line], select="b", **asked)
+    assert record.drawn() == ["b", "a", "IoU.x", "IoU.y"]
+    assert record.drawn(2) == ["b", "a"]
+    # Older versions did not say which scores to draw.
+    assert record_of(Path(), [line], select="c").drawn() == ["c"]
+    assert record_of(Path(), [], select="c").drawn() == []
+
+
+def test_inference_does_not_load_what_draws():
+    for name in ("unet", "mask"):
+        loaded = f"import sys, {name}.inference; print('matplotlib' in sys.modules)"
+        words = [sys.executable, "-c", loaded]
+        said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert said.stdout.strip() == "False"
 
 
 def test_a_run_without_validation_has_a_page(few, tmp_path):
@@ -210,9 +309,10 @@ def test_a_page_that_cannot_be_written_does_not_end_the_run(few, tmp_path, capsy
 
 
 def refresh_with_little_space(folder, killed):
-    """Write the page where no file exceeds 10 kB; if `killed`, the kernel ends the writer there."""
+    """Write the page where no file is as large; if `killed`, the kernel ends the writer there."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL if killed else signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    size = (folder / "report.html").stat().st_size - 1
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     report.refresh(folder)
 
 
@@ -302,8 +402,13 @@ def test_the_kept_tiles_are_the_first_of_all_in_order(pixels, count, batch):
 
 
 def test_a_mask_run_has_scores_by_size_and_pictures(few, thin, tmp_path):
-    train_mask.main(training(few, tmp_path / "run", "--max-steps", 1, model="mask"))
-    shown = read(tmp_path / "run")
+    folder = tmp_path / "run"
+    train_mask.main(training(few, folder, "--max-steps", 1, model="mask"))
+    facts = json.loads((folder / "run.json").read_text())
+    facts["labels"] = {"mask_APs": "mask_AP.size.small", "mask_APm": "mask_AP.size.medium"}
+    (folder / "run.json").write_text(json.dumps(facts))
+    report.refresh(folder)
+    shown = read(folder)
     assert len(shown.sources) == 3 * 2
     assert {"small", "medium"} & set(shown.of("td"))
     assert "validation mask_AP" in shown.of("th")
@@ -323,7 +428,8 @@ def test_a_mask_run_has_scores_by_size_and_pictures(few, thin, tmp_path):
     ],
 )
 def test_what_a_score_is_of(name, parts):
-    assert record.split_name(name) == parts
+    labels = {"mask_APs": "mask_AP.size.small", "box_ARl": "box_AR.size.large"}
+    assert record_of(Path(), [], labels=labels).split_name(name) == parts
 
 
 def test_two_processes_score_as_one(scored, tiled, tmp_path):

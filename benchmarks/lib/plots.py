@@ -6,14 +6,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib import pyplot as plt
+
 from benchmarks.lib import sweep, to_quality
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.results import SHARE, Row, Summary, summaries
 from benchmarks.lib.techniques import PLAIN
 from common.io.files import whole_file
-from common.run.log import BLUE, INK, plt
 
-GREY, VERMILION = "#A0A0A0", "#D55E00"  # with BLUE of Okabe and Ito's palette
+matplotlib.use("Agg")  # pictures are written, not shown
+INK = "#222222"
+BLUE, GREY, VERMILION = "#0072B2", "#A0A0A0", "#D55E00"  # Okabe and Ito's palette, and a grey
 COLOURS = (GREY, BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 # Each picture is drawn for light pages and for dark ones: suffix of its name, ink, paper, grid.
 THEMES = (("", INK, "white", "#E5E5E5"), ("_dark", "#E6EDF3", "#0D1117", "#30363D"))

@@ -19,7 +19,7 @@ from benchmarks.lib.matrix import PLAIN, SHARE, Cell
 from benchmarks.lib.readme import read_rows
 from benchmarks.lib.results import CELL, KEY, PLACE, Row, append
 from common.cli import progress, say
-from common.run.log import read_log
+from common.run.report import read_log
 
 SCORES = ("mIoU", "mask_AP")
 COLUMNS = (*KEY, *CELL, "max_steps", "losses", "name", "score", "wall_s", *PLACE, "when", "command")

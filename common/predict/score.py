@@ -14,9 +14,8 @@ from common.cli import UserError
 from common.data import Tiles
 from common.distributed import process_group
 from common.loader import loader_deaths, scoring_loader
-from common.run import checkpoint, heartbeat, machine, record, report, resume
-from common.run.log import describe
-from common.run.report import Scoring
+from common.run import checkpoint, heartbeat, machine, report, resume
+from common.run.report import Scoring, describe
 
 
 def score_checkpoint(
@@ -50,7 +49,7 @@ def score_checkpoint(
         if process.is_main:
             (folder / f"{split}_scores.json").write_text(json.dumps(scores, indent=1) + "\n")
             scored = {"checkpoint": args.resume.name, "step": saved.get("step")}
-            if record.tested(folder, split, scored | {"when": machine.now()}):
+            if report.tested(folder, split, scored | {"when": machine.now()}):
                 report.refresh(folder)
             process.print(f"{split}: {describe(scores)}\n({scoring.definition})")
             process.print(f"wrote {split}_scores.json and {split}_sheet.jpg into {str(folder)!r}")

@@ -1,22 +1,50 @@
-"""`report.html`: a run's folder explained on one page, made of the files that are in it.
+"""What a run reports: `log.jsonl`, `run.json`, `curves.png`, and `report.html`, made of these.
 
-These are `run.json`, `log.jsonl`, `<split>_scores.json` and `<split>_tiles.json`. The page refers
-to no other file and to no network.
+The page refers to no other file and to no network. matplotlib and jinja2 are imported where they
+are used: inference loads this module and needs neither.
 """
 
+import base64
+import io
+import json
+import re
 import shlex
-from collections.abc import Callable
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
 
 from common.cli import UserError
+from common.distributed import Process
+from common.io.coco import read_json
 from common.io.files import write_atomic
-from common.run import page
-from common.run.log import headline
-from common.run.record import Record, Scores, read, read_object, split_name
+from common.io.pictures import paint
 
-PAGE = "report.html"
+FACTS, CURVES, PAGE = "run.json", "curves.png", "report.html"
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+KEYS = {"model", "classes", "select", "definition", "from_step", "settings", "data", "machine"}
+KEYS |= {"started", "total_steps", "command", "commit", "versions"}
+# Of the curves; legible on white and on near black.
+INK = "#7b8592"
+COLOURS = ("#2f7fd6", "#d9701a", "#1f9d6b", "#c2609f", "#a8860f", "#2a9db5", "#8b66c2", "#7b8794")
+STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
+    **dict.fromkeys(("text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
+    **{"axes.grid": True, "axes.grid.axis": "y", "grid.alpha": 0.3},
+    **{"figure.constrained_layout.wspace": 0.06, "font.size": 8.5, "lines.markersize": 3.5},
+    "path.simplify_threshold": 0.5,  # of a pixel: long curves stay small
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "curves",  # equal pictures have equal identifiers
+    "text.parse_math": False,
+}
+Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -46,180 +74,320 @@ class Scoring:
         }
 
 
-# A full disk, or files that are not as expected. Not RuntimeError: the death of a loader process is
-# raised as one wherever the program is, and must end the run.
-FAILURES = (OSError, UserError, ArithmeticError, LookupError, TypeError, ValueError)
-TITLES = {
-    "": "All",
-    "class": "By class",
-    "airport": "By airport",
-    "size": "By size of the aircraft",
-}
+class Log:
+    """`log.jsonl`: one JSON object per line, from rank 0; a resumed run drops what it repeats."""
+
+    def __init__(self, path: Path, process: Process, step: int) -> None:
+        self.path, self.enabled = path, process.is_main
+        if not self.enabled:
+            return
+        kept = [line for line in read_log(path) if line["step"] <= step] if step else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, **values: float) -> None:
+        if self.enabled:
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
 
 
-def refresh(folder: Path) -> None:
-    """Write `report.html`, completely or not at all; a failure is printed and ends no run."""
-    try:
-        write_atomic(folder / PAGE, render(read(folder)).encode("utf-8", "replace"))
-    except FAILURES as error:
-        print(f"{PAGE} was not written: {type(error).__name__}: {error}", flush=True)
+def read_log(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
-def render(run: Record) -> str:
-    """The page."""
-    facts, best = run.facts, run.best
-    done, total = max([0, *(line["step"] for line in run.steps)]), facts["total_steps"]
-    state = f"step {done} of {total}" + ("" if done < total else ", finished")
-    return page.document(
-        f"{run.folder.resolve().name} · {facts['model']}",
-        [
-            page.element("h1", run.folder.resolve().name),
-            page.element("p", f"{facts['model']} · {state} · started {facts['started']}", "soft"),
-            page.cards(_cards(run)),
-            *_scores(run),
-            '<h2>Curves</h2>\n<div class="two">',
-            page.chart("training loss over the steps", {"loss": _curve(run.steps, "loss")}),
-            page.chart(
-                "validation scores over the steps",
-                {name: _curve(run.validations, name) for name in headline(best)[:8]},
-                top=1,
-            ),
-            "</div>",
-            *_tiles(run),
-            *_data(run),
-            *_how(run),
-        ],
+def describe(scores: Scores) -> str:
+    """Scores as a line; those of the airports, which may be many, are in the files alone."""
+    shown = {name: value for name, value in scores.items() if ".airport." not in name}
+    return "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+
+
+def memory(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    return f" max mem: {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the files of a run's folder say.
+
+    `facts` is the content of `run.json`. `steps` and `validations` are the lines of `log.jsonl`.
+    `tests` has the content of `<split>_scores.json` for each split that was scored with
+    `--test-only`.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    steps: list[dict[str, Any]]
+    validations: list[dict[str, Any]]
+    tests: dict[str, Scores]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The log line of the validation that chose `model_best.pth`; {} without any."""
+        select = self.facts["select"]
+        return max(self.validations, key=lambda line: line.get(select, -1), default={})
+
+    def speed(self) -> dict[str, float]:
+        """Medians over the log lines of `images_per_s` and `data_share`; the peak, `memory_mib`."""
+        result = {}
+        for name in ("images_per_s", "data_share"):
+            if values := [line[name] for line in self.steps if name in line]:
+                result[name] = statistics.median(values)
+        if peaks := [line["memory_mib"] for line in self.steps if "memory_mib" in line]:
+            result["memory_mib"] = max(peaks)
+        return result
+
+    def drawn(self, limit: int = 8) -> list[str]:
+        """The first scores to draw over the steps: the selected one, then those of `drawn`.
+
+        An entry of `drawn` in `run.json` is a name, or a prefix that ends in a dot. The scores of
+        an airport or a size are never drawn.
+        """
+        select, entries = self.facts["select"], self.facts.get("drawn", [])
+        prefixes = tuple(entry for entry in entries if entry.endswith("."))
+        names = dict.fromkeys(name for line in self.validations for name in line)
+        listed = [name for name in names if name in entries or name.startswith(prefixes)]
+        listed = [name for name in listed if self.split_name(name)[0] in ("", "class")]
+        return [name for name in dict.fromkeys([select, *listed]) if name in names][:limit]
+
+    def split_name(self, name: str) -> tuple[str, str, str]:
+        """What a score is of (`class`, `airport`, `size` or '' for all), its measure, and of which.
+
+        `IoU.aircraft.airport.Oslo` is `airport`, `IoU.aircraft`, `Oslo`. `labels` in `run.json`
+        maps names that are not dotted to names that are.
+        """
+        name = self.facts.get("labels", {}).get(name, name)
+        if part := re.fullmatch(r"(.+?)\.(airport|size)\.(.+)", name, re.DOTALL):
+            return part[2], part[1], part[3]
+        measure, _, label = name.partition(".")
+        return ("class", measure, label) if label else ("", "", name)
+
+
+def begin(folder: Path, facts: dict[str, Any]) -> None:
+    """Write `run.json` at the start of a training, also of one that continues."""
+    before = _read_object(folder / FACTS) if facts["from_step"] else {}
+    _write(folder / FACTS, {"tests": before.get("tests", {}), **facts})
+
+
+def tested(folder: Path, split: str, facts: dict[str, Any]) -> bool:
+    """Note in `run.json` with which checkpoint a split was scored.
+
+    Returns:
+        Whether the folder has a `run.json`. A checkpoint that was copied elsewhere is without it.
+    """
+    known = _read_object(folder / FACTS)
+    if known:
+        _write(folder / FACTS, known | {"tests": known.get("tests", {}) | {split: facts}})
+    return bool(known)
+
+
+def read(folder: Path) -> Record:
+    """The record of a run.
+
+    Raises:
+        UserError: The folder has no `run.json` of ours.
+    """
+    facts = _read_object(folder / FACTS)
+    if not facts.keys() >= KEYS:
+        raise UserError(
+            f"{str(folder)!r} has no {FACTS}; give the output folder of a train.py (older versions "
+            "wrote none: continue such a run with --resume)."
+        )
+    log = read_log(folder / "log.jsonl")
+    scored = {
+        split: _read_object(folder / f"{split}_scores.json") for split in facts.get("tests", {})
+    }
+    return Record(
+        folder,
+        facts,
+        [line for line in log if "lr" in line],
+        [line for line in log if "lr" not in line],
+        {split: scores for split, scores in scored.items() if scores},
     )
 
 
-def _curve(lines: list[dict[str, Any]], name: str) -> page.Points:
-    return [(line["step"], line[name]) for line in lines if name in line]
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} if the file is missing or holds something else.
+
+    Raises:
+        UserError: The file is not JSON.
+    """
+    content = read_json(path) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _cards(run: Record) -> list[tuple[str, str]]:
-    select, best, speed = run.facts["select"], run.best, run.speed()
-    shown = [select] + [f"IoU.{name}" for name in run.facts["classes"][1:2]]
-    found = [
-        (f"{name}, step {best['step']}", f"{best[name]:.4f}") for name in shown if name in best
-    ]
-    if "images_per_s" in speed:
-        found.append(("images/s", f"{speed['images_per_s']:.1f}"))
-    if "memory_mib" in speed:
-        found.append(("MiB of memory at most", f"{speed['memory_mib']:.0f}"))
-    return found
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _scores(run: Record) -> list[str]:
-    columns, notes = dict[str, Scores](), []
-    if run.best:
-        columns["validation"] = {k: v for k, v in run.best.items() if k not in ("step", "epoch")}
-        notes.append(f"validation: at step {run.best['step']}, which chose model_best.pth.")
-    for split, scores in run.tests.items():
-        of = run.facts["tests"][split]
-        columns[split] = scores
-        notes.append(f"{split}: {of['checkpoint']} of step {of['step']}, scored {of['when']}.")
-    if not columns:
-        notes.append("There is no val/ to score; model_best.pth is the last state.")
-    parts = ["<h2>Scores</h2>", *(page.element("p", note, "soft") for note in notes)]
-    for kind, title in TITLES.items():
-        cells: dict[str, dict[str, float]] = {}
-        for column, scores in columns.items():
-            for name, value in scores.items():
-                of_what, measure, row = split_name(name)
-                if of_what == kind:
-                    cells.setdefault(row, {})[f"{column} {measure}".strip()] = value
-        header = list(dict.fromkeys(key for row in cells.values() for key in row))
-        rows = [[row, *(_score(found.get(key)) for key in header)] for row, found in cells.items()]
-        if rows:
-            parts += [page.element("h3", title), page.table(rows, ["", *header])]
-    return [*parts, page.element("p", f"{run.facts['definition']}.", "soft")]
+def refresh(folder: Path) -> None:
+    """Write `curves.png` and `report.html`, each completely or not at all.
+
+    A failure is printed and ends no run.
+    """
+    try:
+        run = read(folder)
+        png, svg = draw(run)
+        write_atomic(folder / CURVES, png)
+        write_atomic(folder / PAGE, render(run, svg).encode("utf-8", "replace"))
+    except RuntimeError:
+        raise  # the death of a loader process is raised as one anywhere, and must end the run
+    except Exception as error:
+        print(f"{PAGE} was not written: {type(error).__name__}: {error}", flush=True)
 
 
-def _score(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def draw(run: Record) -> tuple[bytes, str]:
+    """The training loss and the drawn scores over the steps, as a PNG and as an SVG for HTML.
+
+    Equal logs give equal pictures.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    curves = [("loss", run.steps)] + [(name, run.validations) for name in run.drawn()]
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # letters of a score's name
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for number, (name, lines) in enumerate(curves):
+            lines = [line for line in lines if name in line]
+            # matplotlib before 3.10 does not show a label that begins with _.
+            label = " " + "".join(c if c.isprintable() else "\ufffd" for c in name[:32])
+            (right if number else left).plot(
+                [line["step"] for line in lines],
+                [line[name] for line in lines],
+                color=COLOURS[max(number - 1, 0)],
+                linewidth=2.2 if name == run.facts["select"] else 1.3,
+                marker="o" if len(lines) < 20 else None,
+                label=label,
+            )
+        for axes, what, top in ((left, "training loss", None), (right, "validation score", 1)):
+            axes.set(xlabel="step", xlim=(0, None), ylabel=what, ylim=(0, top))
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        right.set_visible(len(curves) > 1)
+        figure.legend(handles=right.get_lines(), loc="outside lower center", ncols=4)
+        png, svg = io.BytesIO(), io.StringIO()
+        figure.savefig(png, format="png", dpi=140)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(svg, format="svg", transparent=True, metadata=no_metadata)
+    # HTML needs neither the header of an XML file nor name spaces.
+    text = svg.getvalue()[svg.getvalue().index("<svg") :]
+    return png.getvalue(), re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=2)
 
 
-def _tiles(run: Record) -> list[str]:
-    parts = []
-    scored = [split for split in run.facts["data"] if split != "train"]
-    for split in dict.fromkeys([*scored, *run.tests]):
-        tiles = read_object(run.folder / f"{split}_tiles.json")
-        for kind, order in (("worst", "the most wrong aircraft pixels"), ("best", "the best IoU")):
-            shown = tiles.get(kind, [])
-            if not shown:
+def render(run: Record, curves: str) -> str:
+    """The page, with the curves as an SVG."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["quote"] = shlex.quote
+    data = run.facts["data"]
+    splits = dict.fromkeys([*data, *run.tests])
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        run=run,
+        facts=run.facts,
+        speed=run.speed(),
+        curves=curves,
+        tables=_tables(run),
+        tiles={split: _read_object(run.folder / f"{split}_tiles.json") for split in splits},
+        airports=sorted({name for of in data.values() for name in of["airports"]}),
+    )
+
+
+def _tables(run: Record) -> dict[str, tuple[list[str], dict[str, Scores]]]:
+    """Kind of score, as in `split_name` → headings, and for each row the score by heading."""
+    best = {name: value for name, value in run.best.items() if name not in ("step", "epoch")}
+    columns = ({"validation": best} if best else {}) | run.tests
+    tables: dict[str, tuple[list[str], dict[str, Scores]]] = {}
+    for column, scores in columns.items():
+        for name, value in scores.items():
+            kind, measure, row = run.split_name(name)
+            headings, rows = tables.setdefault(kind, ([], {}))
+            heading = f"{column} {measure}".strip()
+            if heading not in headings:
+                headings.append(heading)
+            rows.setdefault(row, {})[heading] = value
+    return tables
+
+
+class Kept(NamedTuple):
+    """A tile that is shown: those with the smallest `order` are."""
+
+    order: tuple[float, ...]
+    name: str
+    hits: int
+    union: int
+    row: tuple[np.ndarray, ...]
+
+
+class Extremes:
+    """The worst and the best among the tiles that are offered, as pictures in a JSON file.
+
+    The worst are those with the most wrong aircraft pixels, because these lower the IoU of the set
+    the most. The best are those with the highest IoU.
+
+    Args:
+        images: The entries of the set's tiles in its COCO file.
+        count: How many of each.
+    """
+
+    def __init__(self, images: list[dict[str, Any]], count: int = 3) -> None:
+        self.images, self.count, self.offered = images, count, 0
+        self.worst: list[Kept] = []
+        self.best: list[Kept] = []
+
+    def offer(
+        self,
+        tiles: list[int],
+        pixels: Sequence[Sequence[int]],
+        row: Callable[[int], tuple[np.ndarray, ...]],
+    ) -> None:
+        """Look at the tiles of a batch; one without aircraft in truth and prediction has no IoU.
+
+        Args:
+            tiles: Their indices in the set.
+            pixels: Of each tile two numbers: the aircraft pixels that are predicted as their class,
+                and those that are aircraft in truth or prediction.
+            row: Index in the batch → what `Sheet.add` takes. Called for a tile that is kept.
+        """
+        for i, (tile, (hits, union)) in enumerate(zip(tiles, pixels, strict=True)):
+            self.offered += 1
+            if not union:
                 continue
-            sentence = f"Image, truth and prediction. Of {tiles['scored']} tiles those with {order}"
-            parts.append(page.element("h2", f"The {kind} tiles of {split}"))
-            parts.append(page.element("p", f"{sentence}, when {split} was last scored.", "soft"))
-            for tile in shown:
-                names = ("image", "truth", "prediction")
-                pictures = dict(zip(names, tile["pictures"], strict=True))
-                caption = f"{tile['tile']}, IoU {tile['iou']:.4f}, {tile['wrong']} wrong pixels"
-                parts.append(page.pictures(pictures, caption))
-    return parts
+            orders = (hits - union, tile), (-hits / union, -union, tile)
+            for kept, order in zip((self.worst, self.best), orders, strict=True):
+                if len(kept) < self.count or order < kept[-1].order:
+                    kept.append(Kept(order, self.images[tile]["file_name"], hits, union, row(i)))
+                    kept.sort(key=lambda tile: tile.order)
+                    del kept[self.count :]
+
+    def write(self, path: Path) -> None:
+        """Write the tiles as JSON: `scored`, how many were offered, `worst` and `best`.
+
+        Each tile has `tile`, its name, `iou`, `wrong`, its wrong aircraft pixels, and `pictures`:
+        image, truth and prediction, JPEGs of 320 pixels a side as data URIs.
+        """
+        worst = {tile.name for tile in self.worst}
+        content = {
+            "scored": self.offered,
+            "worst": [_framed(tile) for tile in self.worst],
+            "best": [_framed(tile) for tile in self.best if tile.name not in worst],
+        }
+        write_atomic(path, json.dumps(content).encode())
 
 
-def _data(run: Record) -> list[str]:
-    splits = run.facts["data"]
-    classes = run.facts["classes"][1:]
-    header = ["", "tiles", "with aircraft", "scenes", *classes]
-    rows = [
-        [split, of["tiles"], of["tiles_with_aircraft"], of["scenes"]]
-        + [of["aircraft"].get(name, 0) for name in classes]
-        for split, of in splits.items()
-    ]
-    names = sorted({name for of in splits.values() for name in of["airports"]})
-    airports = [[name, *(of["airports"].get(name, 0) for of in splits.values())] for name in names]
-    where = [
-        [split, f"{of['folder']} · tiles of {of['size']} pixels · fingerprint {of['fingerprint']}"]
-        for split, of in splits.items()
-    ]
-    note = "An aircraft is counted in each tile that shows a part of it."
-    if run.facts["settings"].get("eval_tiles"):
-        note += " Of val the tiles are counted that validations score."
-    if not names:
-        note += " The data do not say which airport a scene shows."
-    return [
-        "<h2>Data</h2>",
-        page.table(rows, header),
-        page.element("p", note, "soft"),
-        page.folded(f"Tiles of {len(names)} airports", page.table(airports, ["", *splits])),
-        page.folded("Folders and fingerprints", page.table(where, kind="text")),
-    ]
-
-
-def _how(run: Record) -> list[str]:
-    facts, speed = run.facts, run.speed()
-    best, model = str(run.folder / "model_best.pth"), facts["model"]
-    data = str(facts["settings"].get("data_path", "data"))
-    predict = ["python", f"{model}/inference.py", best, "IMAGES", "predictions"]
-    score = ["python", f"{model}/train.py", "--data-path", data, "--test-only", "--resume", best]
-    machine = [[key, value] for key, value in facts["machine"].items()]
-    machine += [["commit", facts["commit"] or "unknown"]]
-    machine += [[key, value] for key, value in facts["versions"].items()]
-    measured = []
-    if "images_per_s" in speed:
-        measured.append(
-            ["images/s in training, median of the log lines", f"{speed['images_per_s']:.1f}"]
-        )
-        measured.append(["share of the time spent waiting for data", f"{speed['data_share']:.1%}"])
-    if "memory_mib" in speed:
-        measured.append(["most memory of the first process, MiB", f"{speed['memory_mib']:.0f}"])
-    settings = [[key, _plain(value)] for key, value in sorted(facts["settings"].items())]
-    since = f"It continued at step {facts['from_step']}." if facts["from_step"] else ""
-    return [
-        "<h2>Use it</h2>",
-        page.element("p", "Find the aircraft in other images:", "soft"),
-        page.command(predict),
-        page.element("p", "Score the test split, which also adds it to this page:", "soft"),
-        page.command(score),
-        "<h2>How it was trained</h2>",
-        page.command(shlex.split(facts["command"])),
-        page.element("p", since, "soft"),
-        page.table(measured + machine, kind="text"),
-        page.folded("All settings", page.table(settings, kind="text")),
-    ]
-
-
-def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _framed(kept: Kept, side: int = 320) -> dict[str, Any]:
+    image, truth, prediction = kept.row
+    uris = []
+    for picture in (image, paint(image, truth), paint(image, prediction)):
+        small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+        jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+        uris.append("data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode())
+    return {
+        "tile": kept.name,
+        "iou": kept.hits / kept.union,
+        "wrong": kept.union - kept.hits,
+        "pictures": uris,
+    }

@@ -5,8 +5,8 @@ from typing import Any
 
 from matplotlib.patches import Patch
 
+from benchmarks.lib.plots import BLUE, INK, plt
 from common.io.files import whole_file
-from common.run.log import BLUE, INK, plt
 
 Row = dict[str, str]
 
