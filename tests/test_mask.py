@@ -25,6 +25,7 @@ from common.run import checkpoint
 from common.speedups import Speedups, place
 from mask import inference, scenes, train
 from mask.boxes import Detections, paste
+from mask.coco import DEFINITION
 from mask.model import build_model, from_checkpoint, loss_fn, predict
 from mask.scenes import Instance, detect, merge
 from mask.targets import instance_targets
@@ -117,7 +118,9 @@ def test_a_run_can_be_read_and_scored(masked, tiled, capsys):
     words = ["--data-path", str(tiled), "--resume", str(masked / "checkpoint.pth"), "-b", "4"]
     train.main([*words, "--test-only", "-j", "0", "--device", "cpu"])
     scores = json.loads((masked / "test_scores.json").read_text())
-    assert f"mask_AP {scores['mask_AP']:.4f}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"mask_AP {scores['mask_AP']:.4f}" in printed
+    assert f"({DEFINITION})" in printed.splitlines()
     assert (masked / "test_sheet.jpg").stat().st_size > 1000
 
 
