@@ -35,13 +35,14 @@ def training_views(
 ) -> Callable[[Batch, int], tuple[Tensor, Targets]]:
     """(batch on the device, epoch) → images float32 [B,3,crop,crop] and their targets.
 
-    Each target's key is unique to the seed, the epoch and the tile.
+    Each target's key is unique to the seed (modulo 2**19), the epoch and the tile.
     """
 
     def prepare(batch: Batch, epoch: int) -> tuple[Tensor, Targets]:
         images, view = random_view(batch, crop_size, seed, epoch, scale_jitter)
         targets = instance_targets(view, max_aircraft, MIN_PIXELS)
-        return images, targets._replace(key=view.tile + (epoch << 24) + (seed << 44))
+        key = view.tile + (epoch << 24) + (seed % 2**19 << 44)  # fits int64
+        return images, targets._replace(key=key)
 
     return prepare
 
@@ -106,6 +107,6 @@ def warn_of_crowds(batches: DataLoader, max_aircraft: int, process: Process) -> 
     if crowded:
         process.print(
             f"warning: {len(crowded)} of {len(tiles)} tiles show more than {max_aircraft} "
-            f"aircraft (up to {max(crowded)}); a crop that does ignores the smallest ones. Raise "
+            f"aircraft (up to {max(crowded)}); in such a crop the smallest are ignored. Raise "
             "--max-aircraft to train on all."
         )
