@@ -141,7 +141,9 @@ def test_the_numbers_are_those_of_pycocotools(tmp_path, seed, capfd):
     assert "mask_AP.never" not in numbers
 
 
-def test_the_files_have_our_numbers_by_pycocotools_and_the_lines_of_the_readme(tiled, tmp_path):
+def test_the_files_have_our_numbers_by_pycocotools_and_the_lines_of_the_readme(
+    tiled, tmp_path, capsys
+):
     data = Tiles(tiled / "test")
     found = all_results(data, truth_as_predictions(data, shift=2))
     numbers = score(found, data)
@@ -158,6 +160,7 @@ def test_the_files_have_our_numbers_by_pycocotools_and_the_lines_of_the_readme(t
         values: dict = {}
         exec(lines.replace('"segm"', repr(kind)), values)
         assert dict(zip(NAMES, values["evaluation"].stats.tolist(), strict=True)) == ours
+        assert f"maxDets=100 ] = {ours['AP']:.3f}\n" in capsys.readouterr().out
 
 
 def test_the_scores_of_a_size_have_labels():
