@@ -171,14 +171,14 @@ class MaskRCNN(nn.Module):
         scores = logits.softmax(1)[:, 1:].unflatten(0, (batch, count)).mT
         codes = codes[:, 1:].unflatten(0, (batch, count)).transpose(1, 2)
         boxes = clip(decode(codes, proposals.boxes[:, None], BOX_WEIGHTS), _size(images))
-        valid = (scores > self.least_score) & proposals.exists[:, None] & has_min_side(boxes, 1e-2)
+        valid = (scores > self.least_score) & has_min_side(boxes, 1e-2) & proposals.exists[:, None]
         scores, order = torch.where(valid, scores, 0).flatten(0, 1).sort(1, descending=True)
         boxes = gather_rows(boxes.flatten(0, 1), order)
         kept = suppress(boxes, scores > 0, SAME_AIRCRAFT)
         scores = torch.where(kept, scores, 0).view(batch, -1)
         best, index = scores.topk(min(self.most_detections, scores.shape[1]), 1)
-        boxes = gather_rows(boxes.view(batch, -1, 4), index)
-        boxes = torch.where((best > 0)[..., None], boxes, 0)
+        exists = (best > 0)[..., None]
+        boxes = torch.where(exists, gather_rows(boxes.view(batch, -1, 4), index), 0)
         return pyramid, Detections(boxes, best, index // count + 1)
 
     def outline(self, pyramid: Pyramid, rois: Tensor, labels: Tensor) -> Tensor:
