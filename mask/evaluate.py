@@ -29,10 +29,10 @@ def evaluate(
     speedups: Speedups,
     folder: Path,
 ) -> dict[str, float]:
-    """COCO's scores of the bare `model` over all tiles, each seen once over all processes.
+    """COCO's scores of the bare `model` over all tiles; each tile is scored by one process.
 
-    Writes into `folder` the predictions, `<split>_predictions.json`, a picture of some of them,
-    `<split>_sheet.jpg`, and the best and the worst tiles, `<split>_tiles.json`.
+    Writes into `folder` the predictions (`<split>_predictions.json`), a picture of some of them
+    (`<split>_sheet.jpg`), and the best and the worst tiles (`<split>_tiles.json`).
 
     Returns:
         On rank 0 what `mask.coco.score` returns; {} on other ranks.
@@ -40,7 +40,7 @@ def evaluate(
     tiles = batches.dataset
     assert isinstance(tiles, Tiles)
     model.eval()
-    own: list[dict] = []
+    results: list[dict] = []
     sheet = Sheet(list(batches.batch_sampler or []), tiles.shows_aircraft)
     extremes = Extremes(tiles.images)
     bar = progress(total=len(batches), desc="score", enabled=process.is_main)
@@ -48,7 +48,7 @@ def evaluate(
         images = normalise(batch.images).contiguous(memory_format=speedups.layout)
         with speedups.autocast(process.device):
             predictions = predict(model, images)
-        own += coco.results(predictions, batch.tile.tolist(), tiles)
+        results += coco.results(predictions, batch.tile.tolist(), tiles)
         if process.is_main:
             row = partial(_row, batch, predictions, tiles.ignore)
             for i in sheet.chosen(number):
@@ -57,17 +57,17 @@ def evaluate(
             extremes.offer(batch.tile.tolist(), pixels, row)
         bar.update()
     bar.close()
-    everything = coco.gather(own, process)
+    results = coco.gather(results, process)
     if not process.is_main:
         return {}
     split = tiles.folder.name
     sheet.write(folder / f"{split}_sheet.jpg", f"{len(sheet.rows)} of {len(tiles)} {split} tiles")
     extremes.write(folder / f"{split}_tiles.json")
-    coco.write(everything, folder / f"{split}_predictions.json")
-    return coco.score(everything, tiles)
+    coco.write(results, folder / f"{split}_predictions.json")
+    return coco.score(results, tiles)
 
 
-SCORING = Scoring(evaluate, "mask_AP", ("mask_AP", "mask_AP50", "box_AP"), coco.DEFINITION)
+SCORING = Scoring(evaluate, "mask_AP", coco.DRAWN, coco.DEFINITION, coco.LABELS)
 
 
 def _row(batch: Batch, predictions: list, ignore: int, i: int) -> tuple[np.ndarray, ...]:
@@ -77,19 +77,19 @@ def _row(batch: Batch, predictions: list, ignore: int, i: int) -> tuple[np.ndarr
 
 
 def _sure(prediction: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The masks that are drawn: those with a score above 0.5."""
+    """The masks that are drawn: those with a score above 0.5; bool [N,H,W]."""
     return prediction["masks"][prediction["scores"] > 0.5]
 
 
 def _overlap(batch: Batch, predictions: list, ignore: int, i: int) -> tuple[int, int]:
     """Pixels of aircraft in both truth and prediction, and in either; classes do not matter."""
     counted = batch.ids[i] != ignore
-    truth, found = (batch.ids[i] > 0) & counted, _sure(predictions[i]).any(0) & counted
-    return int((truth & found).sum()), int((truth | found).sum())
+    truth, predicted = (batch.ids[i] > 0) & counted, _sure(predictions[i]).any(0) & counted
+    return int((truth & predicted).sum()), int((truth | predicted).sum())
 
 
 def _numbered(masks: torch.Tensor) -> np.ndarray:
-    """[N,H,W] → uint8 [H,W], 0 ground, 1…N; of two that overlap the first, which scores higher."""
+    """[N,H,W] → uint8 [H,W], 0 ground, 1…N; where masks overlap, the first, with the best score."""
     ids = np.zeros(masks.shape[1:], np.uint8)
     for number, mask in reversed(list(enumerate(masks.cpu().numpy().astype(bool), start=1))):
         ids[mask] = number

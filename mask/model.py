@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al. 2017) on a feature pyramid: the backbones, and what the commands need.
+"""Mask R-CNN (He et al. 2017) on a feature pyramid: its backbones, loss and prediction.
 
 The network itself is in `mask/rcnn.py`.
 """
@@ -29,8 +29,8 @@ from mask.targets import Targets
 NAME = "mask"
 STRIDE = 32  # sides of a training crop must be multiples of it
 BACKBONES = ("resnet50", "resnet50_v2", "resnet18", "mobilenet_v3_large")
-# Sides of square anchors on the five levels of the pyramid, whose strides are 4 to 64. Boxes from a
-# half to nearly three times of each can match, so aircraft of 7 to 270 pixels.
+# Sides of square anchors on the five levels of the pyramid, whose strides are 4 to 64. An anchor
+# matches boxes of half to nearly three times its side, so together aircraft of 7 to 270 pixels.
 ANCHORS = (12, 24, 48, 96, 192)
 RATIOS = (0.7, 1.0, 1.4)  # height over width
 CHANNELS = 256  # of the pyramid's levels and the convolutions on them
@@ -50,12 +50,12 @@ def build_model(
 
     Args:
         backbone: One of `BACKBONES`. `resnet50_v2` has the deeper heads of Li et al. 2021
-            ("Benchmarking detection transfer learning with vision transformers"); its pyramid and
-            mask head, and `resnet18`'s, are normalised, without which random weights learn slowly
-            (He et al. 2019, "Rethinking ImageNet pre-training").
+            ("Benchmarking detection transfer learning with vision transformers"). Its pyramid and
+            mask head, and those of `resnet18`, have BatchNorm; without it random weights learn
+            slowly (He et al. 2019, "Rethinking ImageNet pre-training").
         num_classes: Including the ground.
-        weights_backbone: `imagenet` (downloaded once), `none` (random), or a file, see
-            `common.backbones.load_backbone`.
+        weights_backbone: `imagenet` (downloaded once), `none` (random), or a file (see
+            `common.backbones.load_backbone`).
         norm: `batch` or `group`.
         proposals: The number kept per image after NMS; the heads train on half as many.
         mask_rois: Positives per image that the mask head trains on, at most an eighth of the
@@ -70,26 +70,28 @@ def build_model(
     with imagenet_weights(weights_backbone, backbone):
         pyramid = _pyramid(backbone.removesuffix("_v2"), pretrained, norm_layer)
     load_backbone(pyramid.body, weights_backbone, "dense.backbone.body")
-    boxes: nn.Module = TwoMLPHead(CHANNELS * 7**2, 1024)
+    box_head: nn.Module = TwoMLPHead(CHANNELS * 7**2, 1024)
     if v2:
-        boxes = FastRCNNConvFCHead((CHANNELS, 7, 7), [CHANNELS] * 4, [1024], norm_layer=norm_layer)
+        box_head = FastRCNNConvFCHead(
+            (CHANNELS, 7, 7), [CHANNELS] * 4, [1024], norm_layer=norm_layer
+        )
     model = MaskRCNN(
-        pyramid,
-        RPNHead(CHANNELS, len(RATIOS), conv_depth=2 if v2 else 1),
-        boxes,
-        FastRCNNPredictor(1024, num_classes),
-        MaskRCNNHeads(CHANNELS, [CHANNELS] * 4, 1, norm_layer=norm_layer),
-        MaskRCNNPredictor(CHANNELS, CHANNELS, num_classes),
-        [[_anchor(side, ratio) for ratio in RATIOS] for side in ANCHORS],
-        proposals,
-        mask_rois,
+        backbone=pyramid,
+        rpn_head=RPNHead(CHANNELS, len(RATIOS), conv_depth=2 if v2 else 1),
+        box_head=box_head,
+        box_predictor=FastRCNNPredictor(1024, num_classes),
+        mask_head=MaskRCNNHeads(CHANNELS, [CHANNELS] * 4, 1, norm_layer=norm_layer),
+        mask_predictor=MaskRCNNPredictor(CHANNELS, CHANNELS, num_classes),
+        cells=[[_anchor(side, ratio) for ratio in RATIOS] for side in ANCHORS],
+        proposals=proposals,
+        mask_rois=mask_rois,
     )
     normalised_by(norm, model)
     return model
 
 
 def _pyramid(backbone: str, weights: str | None, norm_layer: type[nn.Module] | None) -> Any:
-    """The backbone with its FPN, which `norm_layer` normalises; every layer is trained."""
+    """The backbone with its FPN, normalised by `norm_layer`; every layer is trained."""
     if backbone == "mobilenet_v3_large":
         return backbone_utils.mobilenet_backbone(
             backbone_name=backbone,
@@ -123,7 +125,7 @@ def from_checkpoint(content: dict[str, Any], most_detections: int = 100) -> Mask
         len(content["classes"]),
         norm=args["norm"],
         proposals=args["proposals"],
-        mask_rois=args.get("mask_rois", MASK_ROIS),  # earlier checkpoints do not name it
+        mask_rois=args.get("mask_rois", MASK_ROIS),  # missing in early checkpoints
     )
     load_weights(model, content)
     model.most_detections = most_detections
@@ -131,7 +133,7 @@ def from_checkpoint(content: dict[str, Any], most_detections: int = 100) -> Mask
 
 
 def loss_fn(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
-    """The sum of the five losses: objectness, two of boxes, class and mask. A float32 scalar.
+    """The sum of the five losses (objectness, RPN box, class, box, mask): a float32 scalar.
 
     Args:
         model: In training mode.
@@ -144,7 +146,7 @@ def loss_fn(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
 def predict(model: Any, images: Tensor) -> list[dict[str, Tensor]]:
     """Detections above `model.least_score`, best first, at most `model.most_detections` per image.
 
-    Waits for the device once, for the number of detections: only these are outlined.
+    Waits for the device once, for the number of detections, because only these get masks.
 
     Args:
         model: In evaluation mode.
@@ -155,22 +157,23 @@ def predict(model: Any, images: Tensor) -> list[dict[str, Tensor]]:
         and `masks` bool [N,H,W].
     """
     size = images.shape[-2], images.shape[-1]
-    pyramid, found = model.detect(images)
-    counts = (found.scores > 0).sum(1).tolist()
-    parts = [[value[:n] for value in one] for *one, n in zip(*found, counts, strict=True)]
-    rois = torch.cat([F.pad(boxes, (1, 0), value=i) for i, (boxes, _, _) in enumerate(parts)])
-    # The number of boxes changes: cuDNN would search for the fastest algorithm in every call.
+    pyramid, detections = model.detect(images)
+    counts = (detections.scores > 0).sum(1).tolist()
+    boxes, scores, labels = (
+        [value[:count] for value, count in zip(values, counts, strict=True)]
+        for values in detections
+    )
+    rois = torch.cat([F.pad(value, (1, 0), value=i) for i, value in enumerate(boxes)])
+    # The number of boxes varies: cuDNN would search for the fastest algorithm in every call.
     search, cudnn.benchmark = cudnn.benchmark, False
-    masks = model.outline(pyramid, rois, torch.cat([labels for _, _, labels in parts]))
+    masks = model.outline(pyramid, rois, torch.cat(labels))
     cudnn.benchmark = search
-    return [
-        _pasted(boxes, scores, labels, own, size)
-        for (boxes, scores, labels), own in zip(parts, masks.split(counts), strict=True)
-    ]
+    values = zip(boxes, scores, labels, masks.split(counts), strict=True)
+    return [_pasted(*of_image, size) for of_image in values]
 
 
 def outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """What an exported network returns, as `OUTPUTS`: as many places for each image.
+    """What an exported network returns, named by `OUTPUTS`: D boxes for each image.
 
     Args:
         model: In evaluation mode.
@@ -178,18 +181,17 @@ def outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
 
     Returns:
         boxes float32 [B,D,4], scores float32 [B,D], labels int64 [B,D], masks float32 [B,D,28,28]
-        of probabilities in each box, and bool [B,D]: whether there is a detection.
+        of probabilities in each box, and bool [B,D]: whether the box is a detection.
     """
-    found, masks = model(images)
-    return *found, masks, found.scores > 0
+    detections, masks = model(images)
+    return *detections, masks, detections.scores > 0
 
 
 def from_outputs(*values: Tensor, size: int) -> list[dict[str, Tensor]]:
-    """What `predict` returns, from the `outputs` for images of `size` x `size` pixels."""
-    images = zip(*values, strict=True)
+    """What `predict` returns, made from `outputs` for images of `size` x `size` pixels."""
     return [
-        _pasted(boxes[own], scores[own], labels[own], masks[own], (size, size))
-        for boxes, scores, labels, masks, own in images
+        _pasted(boxes[exists], scores[exists], labels[exists], masks[exists], (size, size))
+        for boxes, scores, labels, masks, exists in zip(*values, strict=True)
     ]
 
 

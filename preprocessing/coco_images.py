@@ -147,7 +147,7 @@ def read_dataset(
     if annotations and not any(a.get("segmentation") for a in annotations):
         raise UserError(
             f"{str(path)!r} has boxes but no outlines, and training needs outlines (polygons or "
-            "run lengths); python mask/coco.py scores boxes against such a file."
+            "run lengths); mask/README.md says how boxes are scored against such a file."
         )
     names = _classes(data, path, reading.rename)
     if classes is not None and (extra := [name for name in names if name not in classes]):

@@ -249,7 +249,7 @@ def test_an_output_that_is_a_file_is_a_sentence(tmp_path):
 def test_boxes_alone_are_refused_for_training(tmp_path):
     for nothing in ({"segmentation": []}, {"segmentation": None}):
         words = simple(tmp_path, [annotation(**nothing), annotation(2, **nothing)])
-        with pytest.raises(UserError, match=r"boxes but no outlines.*mask/coco\.py"):
+        with pytest.raises(UserError, match=r"boxes but no outlines.*mask/README\.md"):
             tile(*words, out=tmp_path / "out")
 
 

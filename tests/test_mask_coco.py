@@ -4,8 +4,7 @@ import contextlib
 import copy
 import io
 import json
-import runpy
-import sys
+import re
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +20,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torture import children
 
-from common.cli import UserError
 from common.data import Tiles
 from common.distributed import Process, process_group
-from mask.coco import DEFINITION, NAMES, evaluate, gather, main, results, score, write
+from mask.coco import LABELS, NAMES, evaluate, gather, results, score, write
 from mask.targets import instance_targets
 
 ALONE = Process(0, 1, torch.device("cpu"))
@@ -67,14 +65,14 @@ def noisy(seed=0, images=12):
     coco |= {"images": [], "annotations": []}
     found = []
     for i in range(1, images + 1):
-        place = f"airport {i % 3}"
+        airport = f"airport {i % 3}"
         image = {
             "id": i,
             "file_name": f"{i}.png",
             "width": SIZE,
             "height": SIZE,
             "scene": f"{i}",
-            "airport": place,
+            "airport": airport,
         }
         coco["images"].append(image)
         for _ in range(rng.integers(0, 7)):
@@ -133,42 +131,59 @@ def test_the_numbers_are_those_of_pycocotools(tmp_path, seed, capfd):
     assert found == before
     assert capfd.readouterr() == ("", "")
     for prefix, kind in (("box", "bbox"), ("mask", "segm")):
-        mine = {name: numbers[f"{prefix}_{name}"] for name in NAMES}
+        ours = {name: numbers[f"{prefix}_{name}"] for name in NAMES}
         files = tmp_path / "truth.json", tmp_path / "found.json"
-        assert reference(*files, kind) == mine
-        assert reference(*files, kind, guard=2**-52) == pytest.approx(mine, rel=0, abs=2**-52)
+        assert reference(*files, kind) == ours
+        assert reference(*files, kind, guard=2**-52) == pytest.approx(ours, rel=0, abs=2**-52)
     assert 0.05 < numbers["mask_AP"] < 0.95
     classes = [numbers[f"mask_AP.{name}"] for name in ("ant", "bee", "cat")]
     assert numbers["mask_AP"] == pytest.approx(np.mean(classes))
     assert "mask_AP.never" not in numbers
 
 
-@pytest.mark.parametrize("kept", ["bbox", "segmentation"])
-def test_results_of_boxes_or_masks_alone(tmp_path, kept):
-    coco, found = noisy()
-    other = {"bbox": "segmentation", "segmentation": "bbox"}[kept]
-    found = [{k: v for k, v in result.items() if k != other} for result in found]
-    (tmp_path / "truth.json").write_text(json.dumps(coco))
-    (tmp_path / "found.json").write_text(json.dumps(found))
-    numbers = evaluate(found, coco)
-    for prefix, kind in (("box", "bbox"), ("mask", "segm"))[: 1 + (kept == "segmentation")]:
-        expected = reference(tmp_path / "truth.json", tmp_path / "found.json", kind)
-        assert {name: numbers[f"{prefix}_{name}"] for name in NAMES} == expected
-    assert any(name.startswith("mask") for name in numbers) == (kept == "segmentation")
+def test_the_files_have_our_numbers_by_pycocotools_and_the_lines_of_the_readme(
+    tiled, tmp_path, capsys
+):
+    data = Tiles(tiled / "test")
+    found = all_results(data, truth_as_predictions(data, shift=2))
+    numbers = score(found, data)
+    assert 0 < numbers["mask_AP"] < 1
+    write(found, tmp_path / "test_predictions.json")
+    files = data.folder / "instances_tiled.json", tmp_path / "test_predictions.json"
+    readme = (ROOT / "mask/README.md").read_text()
+    lines = readme.split("```python\n")[1].split("```")[0]
+    for path in files:
+        lines = re.sub(rf'"[^"]*{path.name}"', repr(str(path)), lines)
+    for prefix, kind in (("box", "bbox"), ("mask", "segm")):
+        ours = {name: numbers.get(f"{prefix}_{name}", -1) for name in NAMES}
+        assert reference(*files, kind) == ours
+        values: dict = {}
+        exec(lines.replace('"segm"', repr(kind)), values)
+        assert dict(zip(NAMES, values["evaluation"].stats.tolist(), strict=True)) == ours
+        assert f"maxDets=100 ] = {ours['AP']:.3f}\n" in capsys.readouterr().out
+
+
+def test_the_scores_of_a_size_have_labels():
+    numbers = evaluate(*noisy()[::-1])
+    sized = [name for name in numbers if re.fullmatch(r"(box|mask)_A[PR][sml]", name)]
+    assert sorted(LABELS) == sorted(sized)
+    assert LABELS["mask_APs"] == "mask_AP.size.small"
+    assert LABELS["box_ARl"] == "box_AR.size.large"
+    assert len(set(LABELS.values())) == len(LABELS)
 
 
 def test_an_airport_scores_as_its_tiles_alone():
     coco, found = noisy()
     numbers = evaluate(found, copy.deepcopy(coco))
-    for place in {image["airport"] for image in coco["images"]}:
-        images = [image for image in coco["images"] if image["airport"] == place]
+    for airport in {image["airport"] for image in coco["images"]}:
+        images = [image for image in coco["images"] if image["airport"] == airport]
         ids = {image["id"] for image in images}
         part = {"annotations": [a for a in coco["annotations"] if a["image_id"] in ids]}
         alone = evaluate(
             [result for result in found if result["image_id"] in ids],
             copy.deepcopy({**coco, **part, "images": images}),
         )
-        assert numbers[f"mask_AP.airport.{place}"] == alone["mask_AP"]
+        assert numbers[f"mask_AP.airport.{airport}"] == alone["mask_AP"]
         assert not any(".airport." in name for name in alone)
     for image in coco["images"]:
         image["airport"] = image["scene"]  # as in a set without known airports
@@ -181,8 +196,8 @@ def test_perfect_shifted_and_no_predictions(tiled):
     assert {name for name in perfect if name.startswith("box")} >= {"box_AP", "box_AR100"}
     assert perfect["mask_AP"] == perfect["box_AP"] == pytest.approx(1)
     assert "box_APl" not in perfect  # no aircraft of that size in the set
-    places = {image["airport"] for image in data.images}
-    assert {n for n in perfect if ".airport." in n} <= {f"mask_AP.airport.{p}" for p in places}
+    airports = {image["airport"] for image in data.images}
+    assert {n for n in perfect if ".airport." in n} <= {f"mask_AP.airport.{a}" for a in airports}
     assert "mask_AP.aircraft" not in perfect  # the only class
     shifted = score(all_results(data, truth_as_predictions(data, shift=3)), data)
     assert 0 < shifted["mask_AP"] < 0.9
@@ -241,7 +256,6 @@ def write_together(folder: Path, path: Path) -> None:
     with process_group("cpu") as process:
         data = Tiles(folder)
         tiles = list(range(process.rank, len(data), process.world_size))
-        tiles += [0] if process.rank else []  # rank 0 has it, too
         found = gather(results([found_in(tile) for tile in tiles], tiles, data), process)
         assert process.is_main or found == []
         if process.is_main:
@@ -302,144 +316,3 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         write([found[0] | {"score": float("nan")}], path)
     assert json.loads(path.read_text()) == found
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
-
-
-def test_the_command_prints_the_numbers(tmp_path, monkeypatch, capfd):
-    coco, found = noisy()
-    (tmp_path / "truth.json").write_text(json.dumps(coco))
-    write(found, tmp_path / "found.json")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["coco.py", "found.json", "truth.json"])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / "mask/coco.py"), run_name="__main__")
-    assert not end.value.code
-    lines = [f"{name} {value:.4f}" for name, value in evaluate(found, coco).items()]
-    assert capfd.readouterr() == ("\n".join([DEFINITION, *lines, ""]), "")
-    assert "\n" not in DEFINITION
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (
-            lambda r: r.update(image_id=99),
-            "detection 2 has the image id 99, which is not in the set",
-        ),
-        (lambda r: r.update(category_id=1), "category id 1, which is not in the set"),
-        (lambda r: r.update(image_id=[]), "detection 2 has the image id '[]', which is not"),
-        (lambda r: r.pop("score"), "missing or invalid"),
-        (lambda r: r.update(score=float("nan")), "not finite"),
-        (lambda r: r.update(bbox=[1, 2]), "missing or invalid"),
-        (lambda r: r.pop("bbox"), "where detection 1 has none"),
-        (lambda r: (r.pop("bbox"), r.pop("segmentation")), "neither bbox nor segmentation"),
-        (lambda r: r["segmentation"].update(size=[512, 512]), "of its tile's size"),
-        (lambda r: r.update(segmentation=[[1, 2, 3, 4, 5, 6]]), "missing or invalid"),
-    ],
-)
-def test_results_that_are_not_of_the_set_are_refused(tmp_path, change, sentence):
-    coco, found = noisy()
-    change(found[1])
-    (tmp_path / "truth.json").write_text(json.dumps(coco))
-    (tmp_path / "found.json").write_text(json.dumps(found))
-    with pytest.raises(UserError) as caught:
-        main([str(tmp_path / "found.json"), str(tmp_path / "truth.json")])
-    assert sentence in str(caught.value)
-
-
-def test_files_that_are_something_else_are_refused(tmp_path):
-    coco, found = noisy()
-    for name, text in {
-        "truth": json.dumps(coco),
-        "found": json.dumps(found),
-        "half": json.dumps(found)[:-9],
-        "one": json.dumps(found[0]),
-        "names": '["a"]',
-    }.items():
-        (tmp_path / name).write_text(text)
-    for words, sentence in [
-        (("none", "truth"), "there is no file"),
-        (("half", "truth"), "is not JSON"),
-        (("one", "truth"), "holds no list of COCO results"),
-        (("names", "truth"), "detection 1 has a missing or invalid"),
-        (("found", "one"), "is not a COCO file"),
-        (("found", "."), "is not a regular file"),
-    ]:
-        with pytest.raises(UserError, match=sentence):
-            main([str(tmp_path / word) for word in words])
-
-
-kinds_of_ids = st.sampled_from(["shared", "zero", "same", "texts", "huge", "none"])
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.integers(0, 99), kinds_of_ids, kinds_of_ids)
-def test_ids_do_not_change_a_number(seed, of_annotations, of_the_rest):
-    """COCO's own code takes annotation 0 for no match, and loses annotations that share an id."""
-    coco, found = noisy(seed, images=4)
-    expected = evaluate(found, copy.deepcopy(coco))
-    new = {
-        "shared": lambda n: n % 3,
-        "zero": lambda n: n - 1,
-        "same": lambda n: 7,
-        "texts": lambda n: f"id {n:04}",
-        "huge": lambda n: n + (1 << 70),
-        "none": lambda n: n,
-    }
-    for annotation in coco["annotations"]:
-        annotation["id"] = new[of_annotations](annotation["id"])
-    if of_the_rest not in ("shared", "same"):
-        for entry in (*coco["images"], *coco["categories"]):
-            entry["id"] = new[of_the_rest](entry["id"])
-        for entry in (*coco["annotations"], *found):
-            entry |= {k: new[of_the_rest](entry[k]) for k in ("image_id", "category_id")}
-    assert evaluate(found, coco) == expected
-
-
-def score_files(folder, truth, found, capsys):
-    """The numbers that the command prints, and its other lines."""
-    (folder / "truth.json").write_text(json.dumps(truth))
-    (folder / "found.json").write_text(json.dumps(found))
-    main([str(folder / "found.json"), str(folder / "truth.json")])
-    lines = capsys.readouterr().out.splitlines()
-    start = lines.index(DEFINITION)
-    return dict(line.rsplit(" ", 1) for line in lines[start + 1 :]), lines[:start]
-
-
-def test_a_truth_of_boxes_alone_scores_boxes(tmp_path, capsys):
-    coco, found = noisy()
-    everything, _ = score_files(tmp_path, coco, found, capsys)
-    for annotation in coco["annotations"]:
-        annotation["segmentation"] = []
-    numbers, said = score_files(tmp_path, coco, found, capsys)
-    assert numbers == {k: v for k, v in everything.items() if k.startswith("box")}
-    assert "only boxes are scored" in said[0]
-    expected = reference(tmp_path / "truth.json", tmp_path / "found.json", "bbox")
-    assert numbers["box_AP"] == f"{expected['AP']:.4f}"
-
-
-def test_a_truth_as_other_programs_write_it(tmp_path, capsys):
-    """Without what can be computed; two categories of one name; ids as texts."""
-    coco, found = noisy()
-    for entry in (*coco["annotations"], *found):
-        entry["category_id"] = 2 if entry["category_id"] == 5 else entry["category_id"]
-    coco["categories"] = [c for c in coco["categories"] if c["id"] != 5]
-    expected, _ = score_files(tmp_path, coco, found, capsys)
-    for annotation in coco["annotations"]:
-        del annotation["bbox"], annotation["area"], annotation["id"]
-        if not annotation["iscrowd"]:
-            del annotation["iscrowd"]
-    coco["categories"].append({"id": 5, "name": "ant"})
-    for number, entry in enumerate((*coco["annotations"], *found)):
-        if entry["category_id"] == 2 and number % 2:
-            entry["category_id"] = 5
-        entry["image_id"] = str(entry["image_id"])
-    numbers, said = score_files(tmp_path, coco, found, capsys)
-    assert numbers == expected
-    assert "two categories of the same name" in said[0]
-
-
-def test_detections_where_nothing_is_are_said_to_be_wrong(tmp_path, capsys):
-    coco, found = noisy()
-    numbers, said = score_files(tmp_path, {**coco, "annotations": []}, found, capsys)
-    assert numbers == {}
-    assert f"all {len(found)} detections are wrong" in said[0]

@@ -26,7 +26,7 @@ from common.augment import uniform
 from common.distributed import Process
 from mask import align, losses, rcnn
 from mask import model as mask
-from mask.boxes import ROUNDS, as_rois, ignored, of_real, sample, stand_ins, suppress
+from mask.boxes import ROUNDS, apply_where, as_rois, fill_index, ignored, sample, suppress
 from mask.losses import ANCHORS, POSITIVE_ANCHORS, label_anchors, label_boxes
 from mask.model import BACKBONES, build_model, loss_fn, predict
 
@@ -78,12 +78,12 @@ def test_every_backbone_trains_and_finds(backbone):
 
 
 def masks_of(chosen, exists, positive):
-    """What torchvision's sampler returns for places chosen in one image."""
+    """What torchvision's sampler returns for the boxes chosen in one image."""
     return [torch.zeros_like(positive).scatter_(0, chosen[exists], True) & positive]
 
 
 def test_the_losses_are_torchvisions(model, monkeypatch):
-    """In float64, on the same samples; ours are the mean over the images of what theirs are."""
+    """In float64, on the same samples; ours are the mean of theirs over the images."""
     model = model.double().train()
     model.mask_rois = model.positives
     images, targets = batch_of(3, ignore=False)
@@ -101,16 +101,17 @@ def test_the_losses_are_torchvisions(model, monkeypatch):
     for i in range(3):
 
         def sampler(labels, key=targets.key[i : i + 1]):
-            chance = uniform(key, labels[0].numel(), 1, 0)
-            chosen, exists = sample(labels[0][None], chance, ANCHORS, POSITIVE_ANCHORS)
+            random = uniform(key, labels[0].numel(), 1, 0)
+            chosen, exists = sample(labels[0][None], random, ANCHORS, POSITIVE_ANCHORS)
             both = chosen[0], exists[0]
             return masks_of(*both, labels[0] == 1), masks_of(*both, labels[0] == 0)
 
         def select(proposals, given, i=i):
-            boxes, place = samples.boxes[i], samples.place[i]
-            own = given[0]["boxes"][place] if len(given[0]["boxes"]) else torch.zeros_like(boxes)
-            coded = theirs.roi_heads.box_coder.encode([own], [boxes])
-            return [boxes], [place], [samples.labels[i]], coded
+            boxes, slot = samples.boxes[i], samples.slot[i]
+            truth = given[0]["boxes"]
+            matched = truth[slot] if len(truth) else torch.zeros_like(boxes)
+            codes = theirs.roi_heads.box_coder.encode([matched], [boxes])
+            return [boxes], [slot], [samples.labels[i]], codes
 
         theirs.rpn.fg_bg_sampler = sampler
         theirs.roi_heads.select_training_samples = select
@@ -128,22 +129,22 @@ def test_labels_are_torchvisions(model):
     anchors = theirs.rpn.anchor_generator(ImageList(images, [(SIDE, SIDE)] * 2), levels)
     assert torch.equal(torch.cat(model.scan(images)[1]), anchors[0])
     expected, boxes = theirs.rpn.assign_targets_to_anchors(anchors, listed)
-    labels, place = label_anchors(anchors[0], targets)
+    labels, slot = label_anchors(anchors[0], targets)
     assert torch.equal(labels, torch.stack(expected).long())
     positive = labels == 1
     assert positive.sum() > 5
     for i in range(2):
-        own = targets.boxes[i][place[i]]
-        assert torch.equal(own[positive[i]], boxes[i][positive[i]])
+        matched = targets.boxes[i][slot[i]]
+        assert torch.equal(matched[positive[i]], boxes[i][positive[i]])
 
     corner = torch.rand(2, 200, 2) * 60
     boxes = torch.cat([corner, corner + 4 + torch.rand(2, 200, 2) * 30], 2)
-    places, expected = theirs.roi_heads.assign_targets_to_proposals(
+    slots, expected = theirs.roi_heads.assign_targets_to_proposals(
         list(boxes), [t["boxes"] for t in listed], [t["labels"] for t in listed]
     )
-    labels, place = label_boxes(boxes, targets)
+    labels, slot = label_boxes(boxes, targets)
     assert torch.equal(labels, torch.stack(expected))
-    assert torch.equal(place[labels > 0], torch.stack(places)[labels > 0])
+    assert torch.equal(slot[labels > 0], torch.stack(slots)[labels > 0])
     assert (labels > 0).any()
 
 
@@ -251,13 +252,13 @@ def test_roi_align_is_torchvisions_and_so_is_its_gradient(way, size, bins):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     pull = torch.randn_like(theirs)
     expected = torch.autograd.grad(theirs, levels, pull)
-    found = torch.autograd.grad(ours, levels, pull)
-    for own, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-3)
+    gradients = torch.autograd.grad(ours, levels, pull)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-3)
 
 
 def test_boxes_of_no_size_are_pooled(way):
-    """They stand where there is no box."""
+    """Padding has no size."""
     levels = [torch.ones(1, 1, 64 // s, 64 // s) for s in (4, 8, 16, 32)]
     pooled = align.Pyramid(levels, (64, 64)).pool(torch.zeros(3, 5), 7)
     torch.testing.assert_close(pooled, torch.ones(3, 1, 7, 7))
@@ -265,52 +266,52 @@ def test_boxes_of_no_size_are_pooled(way):
 
 def test_the_sampler_takes_what_there_is_and_the_same_again():
     labels = torch.tensor([1] * 40 + [0] * 400 + [-1] * 60).repeat(3, 1)
-    chance = uniform(torch.tensor([7, 7, 8]), 500, 1, 0)
-    places, exists = sample(labels, chance, 64, 16)
-    chosen = labels.gather(1, places)
+    random = uniform(torch.tensor([7, 7, 8]), 500, 1, 0)
+    index, exists = sample(labels, random, 64, 16)
+    chosen = labels.gather(1, index)
     assert exists.all()
     assert chosen[0].tolist() == [1] * 16 + [0] * 48
-    assert torch.equal(places[0], places[1])
-    assert not torch.equal(places[0], places[2])
-    assert all(len(set(own.tolist())) == 64 for own in places)
+    assert torch.equal(index[0], index[1])
+    assert not torch.equal(index[0], index[2])
+    assert all(len(set(row.tolist())) == 64 for row in index)
     few = torch.tensor([[1] * 3 + [0] * 20 + [-1] * 477])
-    places, exists = sample(few, chance[:1], 64, 16)
+    index, exists = sample(few, random[:1], 64, 16)
     assert exists.tolist() == [[True] * 23 + [False] * 41]
-    assert few.gather(1, places)[0, :23].tolist() == [1] * 3 + [0] * 20
+    assert few.gather(1, index)[0, :23].tolist() == [1] * 3 + [0] * 20
     counts = torch.zeros(500)
     for key in range(300):
-        places, _ = sample(labels[:1], uniform(torch.tensor([key]), 500, 1, 0), 64, 16)
-        counts[places[0]] += 1
+        index, _ = sample(labels[:1], uniform(torch.tensor([key]), 500, 1, 0), 64, 16)
+        counts[index[0]] += 1
     assert counts[40:440].min() > 10  # each is chosen sometimes: 36 times of 300 on average
 
 
-@given(real=st.lists(st.booleans(), min_size=1, max_size=30))
-def test_only_the_real_stand_in(real):
-    real = torch.tensor(real)
-    own = stand_ins(real)
-    assert torch.equal(own[real], torch.arange(len(real))[real])
-    if real.any():
-        assert real[own].all()
-        times = torch.bincount(own, minlength=len(real))[real]
+@given(valid=st.lists(st.booleans(), min_size=1, max_size=30))
+def test_only_valid_rows_are_repeated(valid):
+    valid = torch.tensor(valid)
+    index = fill_index(valid)
+    assert torch.equal(index[valid], torch.arange(len(valid))[valid])
+    if valid.any():
+        assert valid[index].all()
+        times = torch.bincount(index, minlength=len(valid))[valid]
         assert times.max() - times.min() <= 1
 
 
-@given(real=st.lists(st.booleans(), min_size=1, max_size=30))
-def test_an_eager_step_on_a_cpu_computes_what_is_real_and_a_recorded_one_as_much_as_ever(real):
-    real, computed = torch.tensor(real), []
-    values = torch.rand(len(real), 2)
+@given(valid=st.lists(st.booleans(), min_size=1, max_size=30))
+def test_only_an_eager_step_on_a_cpu_skips_invalid_rows(valid):
+    valid, computed = torch.tensor(valid), []
+    values = torch.rand(len(valid), 2)
 
-    def head(places):
-        computed.append(len(places))
-        return values[places]
+    def head(index):
+        computed.append(len(index))
+        return values[index]
 
-    eager = of_real(head, real)
+    eager = apply_where(head, valid)
     with SyncCensus() as syncs:
-        recorded = of_real(head, real)
-    assert computed == [int(real.sum()) or len(real), len(real)]
+        recorded = apply_where(head, valid)
+    assert computed == [int(valid.sum()) or len(valid), len(valid)]
     assert syncs.found == {}
-    assert torch.equal(eager[real], values[real])
-    assert torch.equal(recorded[real], values[real])
+    assert torch.equal(eager[valid], values[valid])
+    assert torch.equal(recorded[valid], values[valid])
 
 
 def test_boxes_on_ignored_ground_are_no_negatives():
@@ -359,9 +360,9 @@ def test_the_canvas_reads_nothing_back(fake, monkeypatch):
 
 @pytest.mark.parametrize(("norm", "grad_accum"), [("batch", 1), ("group", 2)])
 def test_a_captured_step_has_the_gradients_of_an_eager_one(standin, monkeypatch, norm, grad_accum):
-    """Although in the captured one some boxes are there twice to fill their places.
+    """Although the captured step repeats boxes in place of those that do not exist.
 
-    BatchNorm sees that they are: compared is an eager step of fixed shapes, as on a GPU.
+    BatchNorm sees the repeated boxes, so it is compared with an eager step of fixed shapes.
     """
     if norm == "batch":
         monkeypatch.setattr("mask.boxes.shapes_may_vary", lambda values: False)

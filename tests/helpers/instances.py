@@ -28,11 +28,9 @@ def as_dicts(targets):
     """Targets as torchvision takes them."""
     listed = []
     for boxes, labels, ids, _ in zip(*targets, strict=True):
-        places = torch.arange(1, int((labels > 0).sum()) + 1)
-        masks = (ids[None] == places[:, None, None]).byte()
-        listed.append(
-            {"boxes": boxes[: len(places)], "labels": labels[: len(places)], "masks": masks}
-        )
+        count = int((labels > 0).sum())
+        masks = (ids[None] == torch.arange(1, count + 1)[:, None, None]).byte()
+        listed.append({"boxes": boxes[:count], "labels": labels[:count], "masks": masks})
     return listed
 
 
@@ -62,7 +60,7 @@ def torchvisions(model, side):
 
 
 def detect_with(theirs, images):
-    """What torchvision's network detects, with masks as probabilities [N,1,28,28]."""
+    """The detections of torchvision's network, with masks as probabilities [N,1,28,28]."""
     sizes = [tuple(images.shape[-2:])] * len(images)
     features = theirs.backbone(images)
     proposals, _ = theirs.rpn(ImageList(images, sizes), features)

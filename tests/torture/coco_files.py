@@ -15,7 +15,6 @@ from torture.contained import contained
 
 from common.cli import UserError
 from common.data import Tiles
-from mask import coco as scoring
 from preprocessing.coco_images import Reading, read_dataset
 
 SIDE = 40
@@ -35,27 +34,25 @@ VALUES: list[Any] = [
 
 
 def hostile_coco(number: int, folder: Path) -> str:
-    """A changed file is used for tiling, scoring and training within its bounds, or refused."""
+    """A changed file is used for tiling and training within its bounds, or refused."""
     rng = random.Random(number)
     (folder / "images").mkdir(exist_ok=True)
     cv2.imwrite(str(folder / "images" / "a.png"), np.zeros((SIDE, SIDE, 3), np.uint8))
-    truth, results = make(rng)
+    truth = make(rng)
     for _ in range(rng.randrange(1, 4)):
-        change(rng.choice([truth, truth, results]), rng)
+        change(truth, rng)
     (folder / "truth.json").write_text(json.dumps(truth))
-    (folder / "found.json").write_text(json.dumps(results))
     (folder / "instances_tiled.json").write_text(json.dumps(truth))
-    outcomes = [contained(partial(f, folder)) for f in (_tile, _score, _train)]
+    outcomes = [contained(partial(f, folder)) for f in (_tile, _train)]
     return "read" if "read" in outcomes else "refused"
 
 
-def make(rng: random.Random) -> tuple[dict, list]:
+def make(rng: random.Random) -> dict:
     truth: dict[str, Any] = {
         "images": [{"id": 7, "file_name": "a.png", "width": SIDE, "height": SIDE}],
         "categories": [{"id": 4, "name": "ant"}, {"id": 9, "name": "bee"}],
         "annotations": [],
     }
-    results = []
     for n in range(1, 4):
         mask = np.zeros((SIDE, SIDE), np.uint8, order="F")
         mask[5 * n : 5 * n + 12, 3:30] = 1
@@ -66,9 +63,7 @@ def make(rng: random.Random) -> tuple[dict, list]:
         item = {"image_id": 7, "category_id": rng.choice([4, 9]), "bbox": [3, 5 * n, 27, 12]}
         more = {"id": n, "area": 324, "iscrowd": 0, "instance": n, "segmentation": outline}
         truth["annotations"].append(item | more)
-        if n != 2:
-            results.append(copy.deepcopy(item) | {"score": 0.5, "segmentation": outline})
-    return truth, results
+    return truth
 
 
 def change(data: Any, rng: random.Random) -> None:
@@ -109,14 +104,6 @@ def _tile(folder: Path) -> str:
         except UserError as error:
             return _sentence(error)
         assert labels.ids.max() <= len(labels.things)
-    return "read"
-
-
-def _score(folder: Path) -> str:
-    try:
-        scoring.main([str(folder / "found.json"), str(folder / "truth.json")])
-    except UserError as error:
-        return _sentence(error)
     return "read"
 
 
