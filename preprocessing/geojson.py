@@ -22,8 +22,7 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 
 from common.cli import Parser, UserError, run
-from common.io.look import Look, add_look_options, look_from
-from common.io.raster import SUFFIXES, open_scene
+from common.io.raster import SUFFIXES, Look, add_look_options, look_from, open_scene
 from preprocessing.options import add_tiling_options, settings_from
 from preprocessing.shapes import Shape, in_pixels, read_labels
 from preprocessing.splits import tile_splits

@@ -13,8 +13,7 @@ from rasterio.errors import CRSError, RasterioError
 
 from common.cli import UserError
 from common.io.coco import read_json, short
-from common.io.georeference import crs_to_pixels
-from common.io.raster import Scene
+from common.io.raster import Scene, crs_to_pixels
 
 Polygon = list[np.ndarray]
 """An outer ring and its holes, float [N,2] each."""
