@@ -1,4 +1,4 @@
-"""Tiles on disk: PNGs for each tile, or a whole split packed into two arrays (no torch here).
+"""Tiles on disk: PNGs for each tile, or a whole split packed into two arrays.
 
 Both forms have `read(indices, images, ids)`, which fills a batch with the tiles at `indices`:
 `images` uint8 [B,H,W,3], RGB, and `ids` [B,H,W], whose dtype decides the ignore value: 255 in uint8
