@@ -49,13 +49,7 @@ class Tiled(NamedTuple):
 def add_tiling_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `settings_from` reads, and those of the run."""
     add = parser.add_argument
-    add(
-        "-s",
-        "--tile-size",
-        type=number(int, 16, 4096),
-        default=512,
-        help="side of a tile, pixels",
-    )
+    add("-s", "--tile-size", type=number(int, 16, 4096), default=512, help="side of a tile, pixels")
     add("-n", "--num-workers", type=number(int, 1, 1024), default=_cores(), help="processes")
     add(
         "--min-visible",

@@ -29,7 +29,7 @@ _FORMATS: dict[bytes, type[ImageFile.ImageFile]] = {
 # A scan of one to four components, whose header has 6 bytes and 2 for each component.
 _SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # about EXIF tags that nobody here reads
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about EXIF tags, which are not used
 
 
 class Header(NamedTuple):
