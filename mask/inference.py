@@ -21,7 +21,7 @@ from pycocotools import mask as rle
 from common.cli import Parser, fraction, positive, say
 from common.cli import run as run_main
 from common.io.files import whole_file
-from common.io.pictures import Reduced, outline, save
+from common.io.pictures import save
 from common.io.raster import Scene, no_valid_pixel
 from common.predict.crops import Crops
 from common.predict.folder import (
@@ -33,6 +33,7 @@ from common.predict.folder import (
 )
 from common.predict.maps import feature_file
 from common.predict.network import load_network
+from common.predict.pictures import Reduced, outline
 from common.predict.regions import Find
 from common.predict.windows import Network, Tiling
 from mask.model import NAME, from_checkpoint, from_outputs, predict

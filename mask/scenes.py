@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.io.pictures import Reduced
+from common.predict.pictures import Reduced
 from common.predict.regions import Find
 from common.predict.windows import Network, Rows, Strip, Tiling, ahead, predicted, strips
 

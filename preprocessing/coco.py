@@ -5,7 +5,7 @@
     python preprocessing/coco.py valid/ valid.json -o data/mine --as val
 
 The split file names the images of each split: `{"train": ["a.jpg", ...], "val": [...]}`. Without
-it everything becomes one split, `train/` by default. Where objects overlap, the smaller one is on
+it all images become one split, `train/` by default. Where objects overlap, the smaller one is on
 top.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.cli import Parser, UserError, run
 from common.io.coco import read_coco, read_json
 from preprocessing.coco_images import CocoImage, Reading, read_dataset
-from preprocessing.options import add_tiling_options, settings_from
-from preprocessing.splits import tile_splits
-from preprocessing.summary import Summary
+from preprocessing.splits import LeftOut, add_tiling_options, settings_from, tile_splits
+from preprocessing.tiles import OTHER_DATASET
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,13 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         read_split(args.split) if args.split else {args.split_name or "train": None}
     )
     others = other_splits(args.output_dir, set(wanted))
-    summary = Summary()
-    images, categories = read_dataset(
-        args.annotations,
-        args.images,
-        Reading(dict(args.rename or ()), not args.no_crowds, args.ignore_exif),
-        classes_of(others),
-        summary.objects_left_out,
+    reading = Reading(dict(args.rename or ()), not args.no_crowds, args.ignore_exif)
+    images, categories, objects_left_out = read_dataset(
+        args.annotations, args.images, reading, classes_of(others)
     )
     splits = {
         name: list(images.values()) if files is None else chosen(files, images, args.split)
@@ -54,19 +50,17 @@ def main(argv: list[str] | None = None) -> int:
     }
     if left := len(images) - sum(map(len, splits.values())):
         print(f"{left} images are in no split and are skipped")
-        summary.scenes = summary.scenes_left_out["in no split"] = left
     source = [os.path.relpath(path, args.output_dir) for path in (args.images, args.annotations)]
     refuse_shared(others, splits, source)
-    summary.objects = summary.objects_left_out.total()
     return tile_splits(
         {args.output_dir / name: scenes for name, scenes in splits.items()},
         categories,
-        settings_from(args, "category"),
-        args.num_workers,
-        args.skip_bad,
-        args.pack,
-        source,
-        summary,
+        settings_from(args, OTHER_DATASET),
+        workers=args.num_workers,
+        skip_bad=args.skip_bad,
+        pack=args.pack,
+        source=source,
+        left_out=LeftOut(Counter({"in no split": left}), objects_left_out),
     )
 
 
@@ -128,7 +122,7 @@ def classes_of(others: dict[Path, dict[str, Any]]) -> list[str] | None:
 def refuse_shared(
     others: dict[Path, dict[str, Any]], splits: dict[str, list[CocoImage]], source: list[str]
 ) -> None:
-    """Refuse images that an earlier run has put into another split: a score on them means nothing.
+    """Refuse images that an earlier run has put into another split: scores on them would be wrong.
 
     Raises:
         UserError: There is such an image.
@@ -145,9 +139,7 @@ def refuse_shared(
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        description=__doc__.splitlines()[0],
-    )
+    parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("images", type=Path, help="folder that the file names are relative to")
     add("annotations", type=Path, help="COCO instance file (polygons or run lengths)")
@@ -171,8 +163,8 @@ def _parser() -> Parser:
     add(
         "--no-crowds",
         action="store_true",
-        help="take an outline with iscrowd 1 for one object, as CVAT's brush means it, and not for "
-        "a region to ignore",
+        help="treat an outline with iscrowd 1 as one object (CVAT's brush writes such), not as a "
+        "region to ignore",
     )
     add(
         "--ignore-exif",

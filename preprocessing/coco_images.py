@@ -26,9 +26,9 @@ NOWHERE = "without a pixel in their image"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How the outlines of a file are meant.
+    """How a file is to be understood.
 
-    `rename` are new names of categories. With `crowds`, an outline with iscrowd 1 is a region to
+    `rename` maps categories to new names. With `crowds`, an outline with iscrowd 1 is a region to
     ignore, otherwise one object. With `as_stored`, outlines are on the stored pixels, otherwise on
     the image as its EXIF orientation shows it.
     """
@@ -42,8 +42,8 @@ class Reading:
 class CocoImage:
     """An image of a COCO dataset, as the tiling sees it.
 
-    `size` is what the file states, None if it states nothing. `categories` has our number, from 1,
-    and the name of each category id in the file.
+    `size` is what the file states, None if it states nothing. `categories` maps each category id
+    of the file to our number, from 1, and its name.
     """
 
     path: Path
@@ -51,8 +51,7 @@ class CocoImage:
     size: tuple[int, int] | None
     annotations: list[dict[str, Any]]
     categories: dict[Id, tuple[int, str]]
-    crowds: bool
-    as_stored: bool
+    reading: Reading
 
     @property
     def airport(self) -> str:
@@ -65,9 +64,9 @@ class CocoImage:
     def labels(self) -> Labels:
         """Paint the outlines: ignored ones first, then large objects before small ones.
 
-        Of an object whose outline cannot be read, the box is ignored: it is no ground either.
+        If an object's outline cannot be read, its box is ignored, because it is not ground either.
         """
-        size = image_size(self.path, self.as_stored)
+        size = image_size(self.path, self.reading.as_stored)
         if self.size not in (None, size):
             raise self._mismatch(size)
         if len(self.annotations) > MAX_OBJECTS:
@@ -78,14 +77,14 @@ class CocoImage:
         runs: list[dict[str, Any] | None] = []
         ignored: list[str] = []
         for item in self.annotations:
-            reason = CROWD if item["iscrowd"] and self.crowds else ""
+            reason = CROWD if item["iscrowd"] and self.reading.crowds else ""
             try:
                 runs.append(run_lengths(item, size))
             except UserError:
                 reason = UNREADABLE
                 runs.append(box_run_lengths(item, size))
             ignored.append(reason)
-        # int, as minus an unsigned 32-bit number wraps
+        # int, because -area of an unsigned 32-bit number wraps
         area = [int(rle.area(r)) if r else 0 for r in runs]
         ids = np.zeros(size[::-1], np.uint8 if len(runs) < 256 else np.uint16)
         for i in sorted(range(len(runs)), key=lambda i: (not ignored[i], -area[i])):
@@ -101,16 +100,16 @@ class CocoImage:
         return Labels(ids, things)
 
     def image(self, size: tuple[int, int]) -> np.ndarray:
-        return read_image(self.path, cv2.IMREAD_COLOR, size, self.as_stored)
+        return read_image(self.path, cv2.IMREAD_COLOR, size, self.reading.as_stored)
 
     def _mismatch(self, size: tuple[int, int]) -> UserError:
         assert self.size is not None
         actual, stated = (f"{w}x{h}" for w, h in (size, self.size))
-        if image_size(self.path, not self.as_stored) != self.size:
+        if image_size(self.path, not self.reading.as_stored) != self.size:
             return UserError(
                 f"image {str(self.path)!r} has {actual} pixels, but the annotations state {stated}."
             )
-        if self.as_stored:
+        if self.reading.as_stored:
             return UserError(
                 f"image {str(self.path)!r} is stored as {actual} and shown as {stated}, as its "
                 "EXIF orientation says; its outlines fit what is shown: leave out --ignore-exif."
@@ -123,26 +122,24 @@ class CocoImage:
 
 
 def read_dataset(
-    path: Path,
-    folder: Path,
-    reading: Reading,
-    classes: list[str] | None,
-    left_out: Counter[str],
-) -> tuple[dict[str, CocoImage], list[str]]:
+    path: Path, folder: Path, reading: Reading, classes: list[str] | None
+) -> tuple[dict[str, CocoImage], list[str], Counter[str]]:
     """The images of a COCO file by file name, and the names of its classes.
 
     Args:
         path: The COCO file.
-        folder: What its file names are relative to.
-        reading: How its outlines are meant.
-        classes: What the other splits have; None for the file's categories in its order.
-        left_out: Counts the annotations that are left out, by the reason.
+        folder: The folder that its file names are relative to.
+        reading: How it is to be understood.
+        classes: Those of the other splits; None for the file's categories in its order.
+
+    Returns:
+        Also the numbers of annotations that are left out, by the reason.
 
     Raises:
         UserError: no such file, not a COCO instance file, an entry that contradicts another, only
             boxes, or a class that is not among `classes`.
     """
-    data = read_coco(path, left_out)
+    data = read_coco(path, lenient=True)
     annotations = data["annotations"]
     if annotations and not any(a.get("segmentation") for a in annotations):
         raise UserError(
@@ -172,7 +169,7 @@ def read_dataset(
         entry["file_name"]: _relative(entry["file_name"], path, folder, prefix)
         for entry in data["images"]
     }
-    alike = Counter(inside.with_suffix("") for inside in paths.values())
+    stem_count = Counter(inside.with_suffix("") for inside in paths.values())
     for entry in data["images"]:
         name = entry["file_name"]
         size = (entry["width"], entry["height"]) if entry["width"] else None
@@ -184,12 +181,11 @@ def read_dataset(
         inside = paths[name]
         images[name] = CocoImage(
             folder / inside,
-            scene_name(inside, whole=alike[inside.with_suffix("")] > 1),
+            scene_name(inside, whole=stem_count[inside.with_suffix("")] > 1),
             size,
             outlined[entry["id"]],
             categories,
-            reading.crowds,
-            reading.as_stored,
+            reading,
         )
     if not images:
         raise UserError(f"{str(path)!r} lists no image.")
@@ -198,14 +194,14 @@ def read_dataset(
         raise UserError(
             f"{str(path)!r} lists images that differ only in case or folder; rename them."
         )
-    return images, names
+    return images, names, data["left_out"]
 
 
 def _classes(data: dict[str, Any], path: Path, rename: Mapping[str, str]) -> list[str]:
     """Rename the categories, and return the names of those that are classes, in the file's order.
 
-    Two kinds of categories without annotations are no classes: a heading, the supercategory of
-    others, with which Roboflow's exports begin, and a background, which labelme's may have.
+    Two kinds of categories are not classes if they have no annotations: a heading, the
+    supercategory of others (Roboflow's exports begin with one), and a background (labelme).
     """
     categories = data["categories"]
     known = [c["name"] for c in categories]
@@ -225,8 +221,8 @@ def _classes(data: dict[str, Any], path: Path, rename: Mapping[str, str]) -> lis
         raise UserError(f"{str(path)!r} lists no category.")
     if "ground" in names:
         raise UserError(
-            f"{str(path)!r} has a category 'ground', the name of all that has no outline; add "
-            "--rename ground=NEW."
+            f"{str(path)!r} has a category 'ground', which is our name of pixels outside of all "
+            "outlines; add --rename ground=NEW."
         )
     if len(names) >= IGNORE:
         raise UserError(
@@ -237,13 +233,16 @@ def _classes(data: dict[str, Any], path: Path, rename: Mapping[str, str]) -> lis
 
 
 def _relative(name: str, path: Path, folder: Path, prefix: str) -> PurePosixPath:
-    """A file name as a path within `folder`; Windows' separators are read, outside names refused.
+    """A file name as a path within `folder`; Windows' separators are accepted.
 
     Args:
         name: From the COCO file.
         path: The COCO file.
         folder: Of the images.
         prefix: A first folder to leave out.
+
+    Raises:
+        UserError: The path leads out of `folder`.
     """
     inside = PurePosixPath(name.replace("\\", "/"))
     if inside.is_absolute() and inside.is_relative_to(folder.resolve()):

@@ -22,12 +22,10 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 
 from common.cli import Parser, UserError, run
-from common.io.look import Look, add_look_options, look_from
-from common.io.raster import SUFFIXES, open_scene
-from preprocessing.options import add_tiling_options, settings_from
+from common.io.raster import SUFFIXES, Look, add_look_options, look_from, open_scene
 from preprocessing.shapes import Shape, in_pixels, read_labels
-from preprocessing.splits import tile_splits
-from preprocessing.tiles import Labels, Thing
+from preprocessing.splits import add_tiling_options, settings_from, tile_splits
+from preprocessing.tiles import OTHER_DATASET, Labels, Thing
 
 BLOCK = 16  # tiles along a side of the part of a scene that is in memory
 MAX_OBJECTS = (1 << 16) - 2
@@ -41,13 +39,13 @@ class Block:
     labelled: Path
     stem: str
     airport: str
-    """The scene, so that the parts of one are never divided between splits."""
+    """The scene's name: all its parts count as one airport."""
     window: tuple[int, int, int, int]
     """x, y, width, height in the scene."""
     look: Look
     categories: tuple[str, ...]
     shapes: list[Shape] = field(repr=False)
-    """In pixels of the scene, large ones first; the files' times and sizes stand for them."""
+    """In pixels of the scene, large ones first. Records depend on the file, not on these."""
 
     def files(self) -> list[Path]:
         return [self.path, self.labelled]
@@ -55,15 +53,14 @@ class Block:
     def labels(self) -> Labels:
         """Paint the polygons: a pixel belongs to an object if its centre does."""
         x, y, width, height = self.window
-        place = Affine.translation(x, y)
-        drawn = [
+        outlines = [
             ({"type": "MultiPolygon", "coordinates": shape.polygons}, i)
             for i, shape in enumerate(self.shapes, start=1)
         ]
-        ids = np.zeros((height, width), np.uint8 if len(drawn) < 256 else np.uint16)
-        if drawn:
-            rasterize(drawn, out=ids, transform=place)
-        shown = np.bincount(ids.ravel(), minlength=len(drawn) + 1)[1:].tolist()
+        ids = np.zeros((height, width), np.uint8 if len(outlines) < 256 else np.uint16)
+        if outlines:
+            rasterize(outlines, out=ids, transform=Affine.translation(x, y))
+        shown = np.bincount(ids.ravel(), minlength=len(outlines) + 1)[1:].tolist()
         things = [
             Thing(self.categories.index(shape.name) + 1, shape.name, max(n, round(shape.area)))
             for shape, n in zip(self.shapes, shown, strict=True)
@@ -101,7 +98,9 @@ def main(argv: list[str] | None = None) -> int:
     for path in _scenes(args.scenes):
         blocks += cut_into_blocks(path, args.labels, look, shapes, crs, categories, args.tile_size)
     if len({block.stem for block in blocks}) < len(blocks):
-        raise UserError(f"{str(args.scenes)!r} has two scenes of one name; rename one of them.")
+        raise UserError(
+            f"{str(args.scenes)!r} has two scenes of the same name; rename one of them."
+        )
     if not any(block.shapes for block in blocks):
         raise UserError(
             f"no polygon of {str(args.labels)!r} lies on {str(args.scenes)!r}; check the reference "
@@ -110,11 +109,11 @@ def main(argv: list[str] | None = None) -> int:
     return tile_splits(
         {args.output_dir / args.split: blocks},
         categories,
-        settings_from(args, "category"),
-        args.num_workers,
-        args.skip_bad,
-        args.pack,
-        [os.path.relpath(path, args.output_dir) for path in (args.scenes, args.labels)],
+        settings_from(args, OTHER_DATASET),
+        workers=args.num_workers,
+        skip_bad=args.skip_bad,
+        pack=args.pack,
+        source=[os.path.relpath(path, args.output_dir) for path in (args.scenes, args.labels)],
     )
 
 
@@ -130,23 +129,26 @@ def cut_into_blocks(
     """The parts of a scene, each with the polygons that lie on it, in pixels of the scene."""
     with open_scene(path, look) as scene:
         width, height = scene.width, scene.height
-        # Without a place the labels are in pixels, as our own maps of such scenes are.
-        placed = in_pixels(shapes, crs, scene) if scene.metres else shapes
-    placed = sorted(placed, key=lambda shape: -shape.area)
+        # If a scene is not georeferenced, its labels are in pixels, as in our own maps of it.
+        shapes = in_pixels(shapes, crs, scene) if scene.metres else shapes
+    shapes = sorted(shapes, key=lambda shape: -shape.area)
     columns, rows = (_parts(length, BLOCK * tile) for length in (width, height))
     blocks = []
     for y, y_end in rows:
         for x, x_end in columns:
             inside = [
                 shape
-                for shape in placed
+                for shape in shapes
                 if shape.box[0] < x_end
                 and shape.box[2] > x
                 and shape.box[1] < y_end
                 and shape.box[3] > y
             ]
             if len(inside) > MAX_OBJECTS:
-                raise UserError(f"{str(labelled)!r} has over {MAX_OBJECTS} objects on one place.")
+                raise UserError(
+                    f"{str(labelled)!r} has over {MAX_OBJECTS} objects on one part of the scene "
+                    f"{path.name!r}; use a smaller --tile-size."
+                )
             single = len(rows) == len(columns) == 1
             stem = path.stem if single else f"{path.stem}_y{y}_x{x}"
             window = (x, y, x_end - x, y_end - y)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from common.cli import UserError
 from preprocessing.scene_tiles import read_record
-from preprocessing.tiles import MIN_PIXELS, Settings
+from preprocessing.tiles import MIN_PIXELS, OTHER_DATASET, Settings
 
 
 class Tile(NamedTuple):
@@ -50,7 +50,7 @@ def write_index(
 
 
 def refuse_replacing(folder: Path, source: list[str] | None) -> None:
-    """Refuse to replace tiles of other files than `source`; RarePlanes' have none.
+    """Refuse to replace tiles of other files than `source`, which is None for RarePlanes.
 
     Raises:
         UserError: The split holds such tiles.
@@ -59,7 +59,8 @@ def refuse_replacing(folder: Path, source: list[str] | None) -> None:
     if info is None:
         return
     # An older version of coco.py did not write the source.
-    before = info.get("source") or (source if info.get("attribute") == "category" else None)
+    unknown = source if info.get("attribute") == OTHER_DATASET else None
+    before = info.get("source") or unknown
     if before != source:
         raise UserError(
             f"{str(folder)!r} holds tiles of {before or 'RarePlanes scenes'}, which this run would "

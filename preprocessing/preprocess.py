@@ -19,8 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common.cli import Parser, UserError, run
-from preprocessing.options import add_tiling_options, settings_from
-from preprocessing.splits import OUTPUTS, remove_tiles, tile_splits
+from preprocessing.splits import (
+    OUTPUTS,
+    add_tiling_options,
+    remove_tiles,
+    settings_from,
+    tile_splits,
+)
 from preprocessing.tiles import Labels, Thing
 from rareplanes import attributes
 from rareplanes.scene import airport, read_scene, read_scene_image, scene_files, scene_stems
@@ -48,8 +53,8 @@ class RarePlanesScene:
         scene = read_scene(self.folder, self.stem)
         number = {name: i for i, name in enumerate(attributes.categories(self.attribute), start=1)}
         things = [
-            Thing(number[attributes.category(p.make, self.attribute)], p.make, p.pixels)
-            for p in scene.aircraft
+            Thing(number[attributes.category(a.make, self.attribute)], a.make, a.pixels)
+            for a in scene.aircraft
         ]
         return Labels(scene.ids, things)
 
@@ -83,9 +88,9 @@ def main(argv: list[str] | None = None) -> int:
         splits,
         attributes.categories(args.attribute),
         settings_from(args, args.attribute),
-        args.num_workers,
-        args.skip_bad,
-        args.pack,
+        workers=args.num_workers,
+        skip_bad=args.skip_bad,
+        pack=args.pack,
     )
     if code == 0:
         for folder in stale:
@@ -123,8 +128,8 @@ def choose_airports(airports: list[str], wanted: list[str] | None) -> list[str]:
     """The airports to hold out of scenes that show `airports`, sorted.
 
     By default those with the fewest scenes, until they have `VAL_SHARE` of the scenes: at least
-    one and never all, so none if there is only one airport. Small ones, because airports differ
-    much and training on many is worth more than an exact share.
+    one and never all, so none if there is only one airport. Small airports are chosen because
+    training on many different ones is worth more than an exact share.
 
     Raises:
         UserError: `wanted` names an unknown airport, or all.

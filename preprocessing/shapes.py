@@ -13,8 +13,7 @@ from rasterio.errors import CRSError, RasterioError
 
 from common.cli import UserError
 from common.io.coco import read_json, short
-from common.io.georeference import crs_to_pixels
-from common.io.raster import Scene
+from common.io.raster import Scene, crs_to_pixels
 
 Polygon = list[np.ndarray]
 """An outer ring and its holes, float [N,2] each."""
@@ -47,7 +46,7 @@ def read_labels(path: Path, class_property: str | None) -> tuple[list[Shape], CR
     """The polygons of a GeoJSON file in its own coordinates, and their reference system.
 
     Raises:
-        UserError: It is no GeoJSON, or a feature has no valid polygon or no class.
+        UserError: It is not GeoJSON, or a feature has no valid polygon or no class.
     """
     content = read_json(path)
     features = content.get("features") if isinstance(content, dict) else None
@@ -65,8 +64,8 @@ def read_labels(path: Path, class_property: str | None) -> tuple[list[Shape], CR
                 raise ValueError
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise UserError(
-                f"{str(path)!r}: feature {number} is no valid Polygon or MultiPolygon; remove it, "
-                "or repair it with QGIS's tool `Fix geometries`."
+                f"{str(path)!r}: feature {number} is not a valid Polygon or MultiPolygon; remove "
+                "it, or repair it with QGIS's tool `Fix geometries`."
             ) from None
         if not isinstance(name, str | int) or not 0 < len(str(name)) <= 100:
             raise UserError(
@@ -78,22 +77,22 @@ def read_labels(path: Path, class_property: str | None) -> tuple[list[Shape], CR
 
 
 def in_pixels(shapes: list[Shape], crs: CRS, scene: Scene) -> list[Shape]:
-    """The shapes in pixels of a scene, without those that have no place in its system.
+    """The shapes in pixels of a scene, without those outside the area of its reference system.
 
     Raises:
-        UserError: Nothing leads from one reference system to the other.
+        UserError: One reference system cannot be converted to the other.
     """
     rings = [ring for shape in shapes for polygon in shape.polygons for ring in polygon]
     try:
         points = crs_to_pixels(np.concatenate(rings), crs, scene.crs, scene.transform)
     except (RasterioError, CPLE_BaseError):
         raise UserError(
-            f"nothing leads from the labels' reference system to that of {str(scene.path)!r}; save "
-            "the labels in WGS 84 (EPSG:4326)."
+            f"cannot convert the labels' reference system to that of {str(scene.path)!r}; save the "
+            "labels in WGS 84 (EPSG:4326)."
         ) from None
-    placed = iter(np.split(points, np.cumsum([len(ring) for ring in rings])[:-1]))
+    converted = iter(np.split(points, np.cumsum([len(ring) for ring in rings])[:-1]))
     moved = [
-        Shape(shape.name, [[next(placed) for _ in polygon] for polygon in shape.polygons])
+        Shape(shape.name, [[next(converted) for _ in polygon] for polygon in shape.polygons])
         for shape in shapes
     ]
     return [shape for shape in moved if np.isfinite((*shape.box, shape.area)).all()]
@@ -112,10 +111,10 @@ def _area(ring: np.ndarray) -> float:
 
 
 def _crs(path: Path, content: dict[str, Any]) -> CRS:
-    """What QGIS and GDAL write as `crs`; RFC 7946 leaves WGS 84 only."""
+    """The reference system that QGIS and GDAL write as `crs`; RFC 7946 allows WGS 84 only."""
     named = content.get("crs")
     try:
-        with rasterio.Env():  # what GDAL says goes into the error, not on the screen
+        with rasterio.Env():  # GDAL's message goes into the error, not on the screen
             return CRS.from_user_input(named["properties"]["name"] if named else "OGC:CRS84")
     except (CRSError, KeyError, TypeError, ValueError):
         raise UserError(

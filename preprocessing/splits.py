@@ -1,26 +1,27 @@
-"""Tiles many scenes in many processes and puts the result in place when all of it is complete.
+"""What all tiling commands share: their options, and many scenes tiled in many processes.
 
 Everything is first written to `<split>/.tiling/`. The tiles of an earlier run stay until the new
 ones are complete. After an interruption of any kind the next run continues there, and the result is
 the same to the byte for any number of processes and interruptions.
 """
 
+import argparse
 import fcntl
 import hashlib
+import os
 import shutil
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from common.cli import UserError, progress
+from common.cli import UserError, number, progress
 from common.io.tiles import PACKED
 from preprocessing.index import Tile, aircraft_of, contents, refuse_replacing, write_index
 from preprocessing.pack import pack_splits
 from preprocessing.scene_tiles import Shown, image_path, mask_path, write_images, write_labels
-from preprocessing.summary import Summary
 from preprocessing.tiles import ALL, Settings, Source
 from preprocessing.workers import Workers
 
@@ -28,6 +29,13 @@ OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json", *PACKED)
 STAGE = ".tiling"
 
 T = TypeVar("T")
+
+
+class LeftOut(NamedTuple):
+    """Numbers of scenes and of objects that are not in the tiles, by the reason."""
+
+    scenes: Counter[str]
+    objects: Counter[str]
 
 
 class Tiled(NamedTuple):
@@ -38,19 +46,74 @@ class Tiled(NamedTuple):
     bad: dict[str, UserError]
 
 
+def add_tiling_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `settings_from` reads, and those of the run."""
+    add = parser.add_argument
+    add("-s", "--tile-size", type=number(int, 16, 4096), default=512, help="side of a tile, pixels")
+    add("-n", "--num-workers", type=number(int, 1, 1024), default=_cores(), help="processes")
+    add(
+        "--min-visible",
+        type=number(float, 0, 1),
+        default=0.1,
+        help="a tile that shows a smaller share of an aircraft ignores it",
+    )
+    add(
+        "--negatives",
+        type=number(float, 0, 1000),
+        default=0.1,
+        metavar="FRACTION",
+        help="tiles without aircraft to keep, as a share of the tiles with aircraft",
+    )
+    add("--seed", type=int, default=0, help="decides which tiles without aircraft are kept")
+    add(
+        "--png-level",
+        type=number(int, 0, 9),
+        default=1,
+        help="compression: 0 none, 1 fast, 9 small",
+    )
+    add(
+        "--pack",
+        action="store_true",
+        help="also write each split as two arrays that load many times as fast; they take about "
+        "(3+1)·S² bytes per tile, 1 MB at 512 pixels",
+    )
+    add("--skip-bad", action="store_true", help="leave out scenes that cannot be read")
+
+
+def settings_from(args: argparse.Namespace, attribute: str | None) -> Settings:
+    """The settings of a run."""
+    return Settings(
+        tile_size=args.tile_size,
+        min_visible=args.min_visible,
+        negatives=args.negatives,
+        attribute=attribute,
+        seed=args.seed,
+        png_level=args.png_level,
+    )
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+
+
 def tile_splits(
     splits: Mapping[Path, Sequence[Source]],
     categories: list[str],
     settings: Settings,
+    *,
     workers: int,
-    skip_bad: bool,
+    skip_bad: bool = False,
     pack: bool = False,
     source: list[str] | None = None,
-    summary: Summary | None = None,
+    left_out: LeftOut | None = None,
 ) -> int:
     """Tile the scenes of each split (a folder) into `OUTPUTS` in that folder.
 
     The packed arrays are written if `pack` is set; those of an earlier run are removed in any case.
+    The last line that is printed counts the scenes and objects in the tiles, and those left out.
 
     Args:
         splits: Folder of a split → its scenes.
@@ -61,7 +124,7 @@ def tile_splits(
         pack: Also write arrays.
         source: Where the scenes come from, if not from RarePlanes; tiles of another source are not
             replaced.
-        summary: What was left out before; the last line that is printed includes it.
+        left_out: What the caller has left out of `splits`.
 
     Returns:
         0; 1 if a scene could not be read and so nothing was changed; 130 after Ctrl-C.
@@ -73,18 +136,15 @@ def tile_splits(
     total = sum(map(len, splits.values()))
     for folder in splits:
         refuse_replacing(folder, source)
-    summary = summary or Summary()
     try:
-        with ExitStack() as held:
+        with ExitStack() as stack:
             for folder in splits:
-                held.enter_context(_locked(folder / STAGE))
-            pool = held.enter_context(Workers(min(workers, total)))
+                stack.enter_context(_locked(folder / STAGE))
+            pool = stack.enter_context(Workers(min(workers, total)))
             tiled = {f: _tile(pool, f / STAGE, sources, settings) for f, sources in splits.items()}
             if _report_bad(tiled, total, skip_bad):
                 return 1
-            for part in tiled.values():
-                used = {tile.stem for tile in part.kept}
-                summary.add(part.shown.values(), len(used), len(part.bad))
+            summary = _summary(tiled, left_out or LeftOut(Counter(), Counter()))
             _refuse_empty(tiled, settings, summary)
             for folder, part in tiled.items():
                 airports = {scene.stem: scene.airport for scene in splits[folder]}
@@ -140,7 +200,7 @@ def _report_bad(tiled: Mapping[Path, Tiled], total: int, skip_bad: bool) -> bool
     return bool(failed) and not skip_bad
 
 
-def _refuse_empty(tiled: Mapping[Path, Tiled], settings: Settings, summary: Summary) -> None:
+def _refuse_empty(tiled: Mapping[Path, Tiled], settings: Settings, summary: str) -> None:
     for folder, part in tiled.items():
         if not part.kept:
             raise UserError(
@@ -224,6 +284,28 @@ def _remove_others(stage: Path, tiles: list[Tile]) -> None:
         (stage / name).unlink(missing_ok=True)
 
 
+def _summary(tiled: Mapping[Path, Tiled], before: LeftOut) -> str:
+    """Counts of the scenes and objects in the tiles, and of those left out, by the reason."""
+    scenes, objects = before.scenes.copy(), before.objects.copy()
+    scenes_used = objects_used = 0
+    for part in tiled.values():
+        used = {tile.stem for tile in part.kept}
+        scenes_used += len(used)
+        scenes["that cannot be read"] += len(part.bad)
+        scenes["without aircraft (--negatives 100 keeps them)"] += len(part.shown) - len(used)
+        for scene in part.shown.values():
+            objects_used += scene.things - sum(scene.left_out.values())
+            objects.update(scene.left_out)
+    text = (
+        f"{scenes_used} of {scenes_used + scenes.total()} scenes and {objects_used} of "
+        f"{objects_used + objects.total()} objects are in the tiles"
+    )
+    for kind, counts in (("scenes", scenes), ("objects", objects)):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common() if count)
+        text += f"; {kind} left out: {reasons}" if reasons else ""
+    return text
+
+
 def _report(folder: Path, tiles: list[Tile], scenes: int) -> None:
     positive = sum(tile.positive for tile in tiles)
     padded = {t.stem for t, content in contents(folder / STAGE, tiles) if any(content["padded"])}
@@ -249,6 +331,6 @@ def _locked(stage: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"another run is writing to {str(stage.parent)!r}; wait for its end."
+                f"another run is writing to {str(stage.parent)!r}; wait until it ends."
             ) from None
         yield

@@ -13,10 +13,14 @@ import numpy as np
 from pycocotools import mask as rle
 
 MIN_PIXELS = 25
-"""An aircraft with fewer pixels in a tile is ignored: nobody can tell what it is."""
+"""An aircraft with fewer pixels in a tile is ignored: it cannot be recognised."""
 ALL = 100.0
 """From this value of `Settings.negatives` on, every tile is kept."""
 MAX_NAME = 200  # bytes: leaves room for `_tile_999_mask.png` and the ending of a temporary file
+
+
+OTHER_DATASET = "category"
+"""`Settings.attribute` if the scenes are not RarePlanes': the classes come with their labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ class Settings:
     min_visible: float = 0.1
     negatives: float = 0.1
     attribute: str | None = None
+    """RarePlanes' attribute whose values are the classes, None for one class, or `OTHER_DATASET`"""
     seed: int = 0
     png_level: int = 1
 
@@ -40,7 +45,7 @@ class Thing:
     pixels: int
     """Number of its pixels in the scene."""
     ignored: str = ""
-    """Why it counts nowhere, such as a region without single outlines; empty for an aircraft."""
+    """Why it is ignored everywhere, such as a crowd; empty for an aircraft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class Labels:
 
 
 def scene_name(path: PurePath, whole: bool) -> str:
-    """What the names of a scene's tiles begin with: its path, joined by `_`; shortened if long.
+    """The start of the names of a scene's tiles: its path, joined by `_`; shortened if long.
 
     Args:
         path: Of its image, relative to the dataset.
@@ -101,7 +106,7 @@ def cut(labels: Labels, settings: Settings) -> Iterator[tuple[dict[str, Any], np
     training nor in a score.
 
     Yields:
-        What the COCO file says of the tile (`x`, `y`, `padded`, `annotations`) and its mask, uint8
+        The tile's entries in the COCO file (`x`, `y`, `padded`, `annotations`) and its mask, uint8
         (uint16 beyond 254 aircraft) of the tile's size: 0 ground, 1…N aircraft in the scene's
         order, the type's maximum ignore.
     """

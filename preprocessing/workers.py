@@ -41,52 +41,44 @@ class Workers:
 
         A worker that dies (killed for memory, a crash in a codec) breaks the pool; one that hangs
         is killed, to the same effect. The tasks that were running are then tried again, one after
-        the other, and the task that kills its process again is the culprit. The rest continues in
-        a new pool. So `function` may be called twice for a task. Only a few tasks run at a time,
-        so there are few suspects.
+        the other, and the task whose process dies again fails. The rest continues in a new pool.
+        So `function` may be called twice for a task. Only a few tasks run at a time, so only a few
+        are tried again.
 
         Yields:
             Index and result of each task, in order of completion; a `UserError` instead of the
-            result where the task raised one or was the culprit.
+            result where the task raised one or its process died twice.
 
         Raises:
             Exception: whatever else a task raised, such as `OSError` for a full disk.
         """
-        waiting = deque(range(len(tasks)))
-        while waiting:
+        waiting, again = deque(range(len(tasks))), deque[int]()
+        while waiting or again:
+            alone = bool(again)
+            queue, number = (again, 1) if alone else (waiting, self.number)
             pending: dict[Future[T], int] = {}
+            what = "died twice (perhaps out of memory)"
             try:
-                while waiting or pending:
-                    while waiting and len(pending) < 2 * self.number:
-                        future = self._running().submit(function, *tasks[waiting[0]])
-                        pending[future] = waiting.popleft()
+                while queue or pending:
+                    while queue and len(pending) < (1 if alone else 2 * number):
+                        self._pool = self._pool or _pool(number)
+                        future = self._pool.submit(function, *tasks[queue[0]])
+                        pending[future] = queue.popleft()
                     done = wait(pending, PATIENCE_S, return_when=FIRST_COMPLETED).done
                     if not done:
+                        what = f"hung for {PATIENCE_S:.0f} s"
                         _end_processes()  # wakes the next wait
                     for future in done:
                         result = _result(future)  # raises while the task still counts as pending
                         yield pending.pop(future), result
             except BrokenProcessPool:
                 self._end()
-            with Workers(1) as alone:
-                for index in pending.values():
-                    yield index, alone._only(function, tasks[index])
-
-    def _only(self, function: Callable[..., T], task: tuple[Any, ...]) -> T | UserError:
-        future = self._running().submit(function, *task)
-        hung = not wait([future], PATIENCE_S).done
-        if hung:
-            _end_processes()
-        try:
-            return _result(future)
-        except BrokenProcessPool:
+            if not alone:
+                again.extend(pending.values())
+                continue
             self._end()
-            what = f"hung for {PATIENCE_S:.0f} s" if hung else "died twice (perhaps out of memory)"
-            return UserError(f"the process that worked on it {what}.")
-
-    def _running(self) -> ProcessPoolExecutor:
-        self._pool = self._pool or _pool(self.number)
-        return self._pool
+            for index in pending.values():
+                yield index, UserError(f"the process that worked on it {what}.")
 
     def _end(self) -> None:
         if self._pool is not None:

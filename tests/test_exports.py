@@ -3,7 +3,6 @@
 import importlib
 import json
 import re
-from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -140,9 +139,8 @@ KINDS = {
 def test_every_annotation_is_learnt_from_or_counted(tmp_path_factory, kinds, size, crowds):
     root = tmp_path_factory.getbasetemp() / "counted"
     annotations = [annotation(n, **KINDS[kind]) for n, kind in enumerate(kinds)]
-    left_out = Counter()
     folder, file = simple(root, [*annotations, annotation(segmentation=[[70, 70, 99, 70, 99, 99]])])
-    images, _ = read_dataset(file, folder, Reading({}, crowds), None, left_out)
+    images, _, left_out = read_dataset(file, folder, Reading({}, crowds), None)
     labels = images["a.png"].labels()
     tiles = [entry for entry, _ in cut(labels, Settings(tile_size=size))]
     left_out.update(not_shown(labels.things, tiles))
@@ -189,7 +187,7 @@ def test_ids_of_any_kind_belong_together(tmp_path_factory, numbers, kind):
     file = write(
         root / "a.json", images, annotations, [{"id": n, "name": repr(n)} for n in numbers]
     )
-    read, names = read_dataset(file, root / "images", Reading({}), None, Counter())
+    read, names, _ = read_dataset(file, root / "images", Reading({}), None)
     assert names == [repr(n) for n in numbers]
     for k in range(3):
         things = read[f"{k}.png"].labels().things

@@ -129,20 +129,20 @@ def test_a_folder_of_scenes_and_one_class(tmp_path):
         ("{", "is not JSON"),
         ("[]", "not a GeoJSON file"),
         ('{"features": []}', "not a GeoJSON file"),
-        ('{"features": [3]}', "feature 1 is no valid"),
+        ('{"features": [3]}', "feature 1 is not a valid"),
         (
             '{"features": [{"geometry": {"type": "Point", "coordinates": [1, 2]}}]}',
-            "feature 1 is no",
+            "feature 1 is not",
         ),
         (
             '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[0, 0]]]}}]}',
-            "no valid",
+            "not a valid",
         ),
-        ('{"features": [{"geometry": {"type": "Polygon", "coordinates": []}}]}', "no valid"),
+        ('{"features": [{"geometry": {"type": "Polygon", "coordinates": []}}]}', "not a valid"),
         (
             '{"features": [{"geometry": {"type": "Polygon", "coordinates": '
             "[[[0, 0], [0, 1e999], [1, 1], [0, 0]]]}}]}",
-            "no valid",
+            "not a valid",
         ),
         (None, "no polygon of"),
         ("crs", "unknown reference system"),

@@ -63,8 +63,9 @@ def progressive(scans):
         progressive(10_000),
         b"\xff\xd8\xff" + b"\xff" * 20_000_000,
         b"\xff\xd8" + b"\xff\xe0\0\0" * 5,
+        b"\xff\xd8" + b"\xff\xe1\0\x12Exif\0\0++++++++++" * 800_000,
     ],
-    ids=["scans", "fill bytes", "empty segments"],
+    ids=["scans", "fill bytes", "empty segments", "EXIF blocks"],
 )
 def test_jpegs_made_to_take_for_ever_are_refused_at_once(tmp_path, data):
     (tmp_path / "a.jpg").write_bytes(data)

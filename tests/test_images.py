@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -93,11 +94,11 @@ def jpeg_of(parts):
 @pytest.mark.parametrize(
     "parts",
     [
-        b"\0", b"stray", b"\xff" * 9, b"\xff\0", b"\xff\xd0", b"\xff\x01",
+        b"\0", b"stray", b"\xff" * 9, b"\xff\0", b"\xff\xd0",
         b"\xff\xe2" + struct.pack(">H", 60_000) + bytes(59_998),
         (b"\xff\xe2" + struct.pack(">H", 60_000) + b"\xff\xd9" * 29_999) * 5,
     ],
-    ids=["zero", "text", "fill bytes", "stuffed byte", "bare marker", "TEM", "long", "profile"],
+    ids=["zero", "text", "fill bytes", "stuffed byte", "bare marker", "long", "profile"],
 )  # fmt: skip
 def test_jpegs_that_other_readers_read(tmp_path, parts):
     path = tmp_path / "a.jpg"
@@ -109,13 +110,62 @@ def test_jpegs_that_other_readers_read(tmp_path, parts):
     assert np.array_equal(read_image(path, cv2.IMREAD_COLOR), decoded)
 
 
-@given(st.lists(st.sampled_from([b"\0", b"a", b"\xff", b"\xff\0", b"\xff\x01"]), max_size=6))
+@given(st.lists(st.sampled_from([b"\0", b"a", b"\xff", b"\xff\0"]), max_size=6))
 def test_stray_bytes_between_segments_are_skipped_as_opencv_skips_them(tmp_path_factory, parts):
     path = tmp_path_factory.getbasetemp() / "stray.jpg"
     data = jpeg_of(b"".join(parts))
     path.write_bytes(data)
     if cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None:
         assert read_rgb(path).shape == (23, 37, 3)
+
+
+def segments(count, body):
+    return (b"\xff\xe5" + struct.pack(">H", len(body) + 2) + body) * count
+
+
+def with_scans(count):
+    """A progressive JPEG whose last scan is repeated."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels()).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_scans(1_000),
+        encoded(pixels(), ".jpg", exif(6)) + b"\xff\xda\0\x0c" * 1_000 + pixels(999, 999).tobytes(),
+        jpeg_of(segments(30_000, b"x" * 20)),
+        jpeg_of(segments(200, b"\xff\xda" * 30_000)),
+    ],
+    ids=["scans", "motion photo", "small segments", "large segments"],
+)
+def test_a_jpeg_may_have_many_scans_many_segments_and_a_film_behind_it(tmp_path, data):
+    (tmp_path / "a.jpg").write_bytes(data)
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None
+    assert np.array_equal(read_image(tmp_path / "a.jpg", cv2.IMREAD_COLOR), decoded)
+    assert image_size(tmp_path / "a.jpg") == decoded.shape[1::-1]
+
+
+@pytest.mark.parametrize(("width", "height"), [(9_700, 9_900), (20_000, 20_000)])
+def test_the_limit_of_pixels_is_ours_and_not_pillows(tmp_path, recwarn, width, height):
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    idat = b"IDAT" + bytes(10)
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c))
+            for c in (ihdr, idat)
+        )
+    )
+    if width * height <= 100_000_000:
+        assert image_size(tmp_path / "a.png") == (width, height)
+    else:
+        with pytest.raises(UserError, match="states 20000x20000 pixels; up to 100,000,000"):
+            image_size(tmp_path / "a.png")
+    assert not recwarn.list
 
 
 def test_a_jpeg_without_a_frame_is_called_damaged(tmp_path):

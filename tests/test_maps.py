@@ -316,7 +316,7 @@ def test_one_bad_scene_does_not_stop_the_others(monkeypatch, tmp_path):
         ("empty.tif", "no valid pixel"),
         ("nodata.tif", "no valid pixel"),
         ("wave.tif", "complex"),
-        ("words.tif", "is no PNG, JPEG"),
+        ("words.tif", "is not a PNG, JPEG"),
     ):
         with pytest.raises(UserError, match=sentence):
             predict(monkeypatch, folder / name, tmp_path / "one")
@@ -360,7 +360,7 @@ def test_a_full_disk_leaves_no_half_file(monkeypatch, tmp_path, kilobytes):
         (["--stretch", 98, 2], "--stretch 98 2"),
         (["--range", 5, 5], "--range 5 5"),
         (["--range", 0, 5, "--stretch", 2, 98], "exclude each other"),
-        (["--gsd", 0.5], "no place on earth"),
+        (["--gsd", 0.5], "not georeferenced"),
     ],
 )
 def test_mistakes_are_answered_by_one_sentence(monkeypatch, tmp_path, words, sentence):

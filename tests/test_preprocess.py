@@ -407,9 +407,9 @@ class Scene:
 def test_scene_that_kills_its_worker_is_named_and_the_others_are_tiled(tmp_path, capsys):
     scenes = [Scene(f"s{i}", deadly=i == 3) for i in range(9)]
     tiling = Settings(tile_size=32)
-    assert tile_splits({tmp_path: scenes}, ["aircraft"], tiling, 2, skip_bad=False) == 1
+    assert tile_splits({tmp_path: scenes}, ["aircraft"], tiling, workers=2) == 1
     assert not (tmp_path / "instances_tiled.json").exists()
-    assert tile_splits({tmp_path: scenes}, ["aircraft"], tiling, 2, skip_bad=True) == 0
+    assert tile_splits({tmp_path: scenes}, ["aircraft"], tiling, workers=2, skip_bad=True) == 0
     named = [line for line in capsys.readouterr().err.splitlines() if "bad scene" in line]
     assert len(named) == 2
     assert all("s3" in line and "died" in line for line in named)
@@ -423,7 +423,8 @@ def test_scene_that_hangs_its_worker_is_named_and_the_others_are_tiled(
 ):
     monkeypatch.setattr(pool, "PATIENCE_S", 4.0)
     scenes = [Scene(f"s{i}", endless=i == 3) for i in range(5)]
-    assert tile_splits({tmp_path: scenes}, ["aircraft"], Settings(tile_size=32), 2, True) == 0
+    tiling = Settings(tile_size=32)
+    assert tile_splits({tmp_path: scenes}, ["aircraft"], tiling, workers=2, skip_bad=True) == 0
     (named,) = (line for line in capsys.readouterr().err.splitlines() if "bad scene" in line)
     assert "s3" in named
     assert "hung for 4 s" in named

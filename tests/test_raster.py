@@ -159,7 +159,7 @@ def test_resampling_to_a_ground_resolution(tmp_path):
     assert pixels.shape == (200, 300, 3)  # 60 times 120 metres of ground, as before
     assert np.array_equal(pixels[51:99, 76:149], np.full((48, 73, 3), 250))
     assert not pixels[:49].any()
-    with pytest.raises(UserError, match="no place on earth"):
+    with pytest.raises(UserError, match="not georeferenced"):
         read_all(raster(tmp_path / "b.tif", values), gsd=0.6)
 
 
@@ -189,7 +189,7 @@ def test_what_is_no_raster_is_refused(tmp_path):
         data[at + 8 : at + 10] = b"\xff\xff"
     short.write_bytes(data)
     for path, sentence in (
-        (tmp_path / "a.tif", "is no PNG, JPEG, GeoTIFF or JPEG 2000"),
+        (tmp_path / "a.tif", "is not a PNG, JPEG, GeoTIFF or JPEG 2000"),
         (tmp_path / "none.tif", "there is no image"),
         (tmp_path / "pipe.tif", "not a regular file"),
         (complex_, "complex numbers"),

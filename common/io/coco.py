@@ -1,4 +1,4 @@
-"""Reads COCO files from any source and checks what later code relies on (no torch here)."""
+"""Reads COCO files from any source and checks what later code relies on."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{str(path)!r} is not JSON, or is cut short; write it again.") from None
 
 
-def read_coco(path: Path, left_out: Counter[str] | None = None) -> dict[str, Any]:
+def read_coco(path: Path, lenient: bool = False) -> dict[str, Any]:
     """The `images`, `annotations` and `categories` of a COCO file, lists of dicts.
 
     The ids of images and categories are as `as_id` gives them and occur once; sides are 1 to
@@ -41,8 +41,8 @@ def read_coco(path: Path, left_out: Counter[str] | None = None) -> dict[str, Any
 
     Args:
         path: The file.
-        left_out: If given, an annotation for which this does not hold is left out and counted here
-            by the reason, and an image may be without `width` and `height`, which are None then.
+        lenient: Leave out annotations for which this does not hold; `left_out` counts them by the
+            reason. An image may lack `width` and `height`, which are None then.
 
     Raises:
         UserError: As `read_json`, or one of these does not hold.
@@ -58,8 +58,8 @@ def read_coco(path: Path, left_out: Counter[str] | None = None) -> dict[str, Any
         entries = coco.get(name)
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
             raise fail(f"{name!r} is not a list of objects")
-    image_of = partial(_image, needs_size=left_out is None)
-    for name, check in (("images", image_of), ("categories", _category)):
+    check_image = partial(_image, needs_size=not lenient)
+    for name, check in (("images", check_image), ("categories", _category)):
         if wrong := next(filter(None, map(check, coco[name])), None):
             raise fail(f"{name} has an entry whose {wrong} is missing or invalid")
         if len({entry["id"] for entry in coco[name]}) < len(coco[name]):
@@ -67,26 +67,27 @@ def read_coco(path: Path, left_out: Counter[str] | None = None) -> dict[str, Any
     images = {image["id"] for image in coco["images"]}
     categories = {category["id"] for category in coco["categories"]}
     kept = []
-    for number, a in enumerate(coco["annotations"], start=1):
-        image, category = as_id(a.get("image_id")), as_id(a.get("category_id"))
-        crowd = a.get("iscrowd") or 0
+    left_out: Counter[str] = Counter()
+    for number, annotation in enumerate(coco["annotations"], start=1):
+        image, category = as_id(annotation.get("image_id")), as_id(annotation.get("category_id"))
+        crowd = annotation.get("iscrowd") or 0
         if image is None or image not in images:
             why = "of images that are not listed"
-            what = f"is in image {short(a.get('image_id'))}, which is not listed"
+            what = f"is in image {short(annotation.get('image_id'))}, which is not listed"
         elif category is None or category not in categories:
             why = "of categories that are not listed"
-            what = f"has category {short(a.get('category_id'))}, which is not listed"
+            what = f"has category {short(annotation.get('category_id'))}, which is not listed"
         elif crowd not in (0, 1):
             why = "with an iscrowd that is neither 0 nor 1"
             what = "has an iscrowd that is neither 0 nor 1"
         else:
-            a["image_id"], a["category_id"], a["iscrowd"] = image, category, int(crowd)
-            kept.append(a)
+            annotation |= {"image_id": image, "category_id": category, "iscrowd": int(crowd)}
+            kept.append(annotation)
             continue
-        if left_out is None:
+        if not lenient:
             raise fail(f"annotation {number} {what}")
         left_out[why] += 1
-    coco["annotations"] = kept
+    coco["annotations"], coco["left_out"] = kept, left_out
     coco["category_of"] = {category: category for category in categories}
     merge_classes(coco)
     return coco

@@ -1,4 +1,4 @@
-"""Writes files completely or not at all, and reads untrusted files (no torch here)."""
+"""Writes files completely or not at all, and reads untrusted files."""
 
 import os
 import re

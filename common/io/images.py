@@ -1,30 +1,35 @@
 """Reads untrusted PNG and JPEG files as every viewer shows them: the whole image or nothing."""
 
 import re
-import struct
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
+from PIL import ExifTags, Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from common.cli import UserError
 from common.io.files import open_file, read_file
 
 MAX_PIXELS = 100_000_000  # a scene has 2 million; a header beyond this is a mistake or a bomb
-
 MAX_BYTES = 1 << 30
-MAX_SCANS = 100  # a progressive JPEG has ten; 30 bytes of a scan cost a pass over all pixels
-MAX_SEGMENTS = 10_000  # a camera writes some tens of segments; an untrusted file any number
+MAX_PASSES = 100 * MAX_PIXELS  # pixels times scans of a progressive JPEG: seconds of decoding
+MAX_HEADER = 1 << 24  # bytes before the pixels; a phone may write a depth map of a few MB there
+MAX_EXIF_BLOCKS = 1000  # there is one; Pillow copies all blocks that it has for each more
 
 _START = 1 << 16  # bytes; most headers end in them
-_PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0…15 without DHT, JPG, DAC
-_BARE = frozenset(range(0xD0, 0xD9)) | {0x01}  # RST0…7, SOI, TEM: segments without a length
-# As libjpeg: what is not a marker is skipped between two segments, and so are fill bytes.
-_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
-_ORIENTATION, _SHORT = 0x0112, 3  # a tag and a type of EXIF
+_FORMATS: dict[bytes, type[ImageFile.ImageFile]] = {
+    b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR": PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+}
+# A scan of one to four components, whose header has 6 bytes and 2 for each component.
+_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about EXIF tags, which are not used
 
 
 class Header(NamedTuple):
@@ -85,9 +90,12 @@ def read_image(
             f"image {str(path)!r} has {actual[0]}x{actual[1]} pixels, but its labels are for "
             f"{size[0]}x{size[1]}."
         )
-    # The bytes of a scan never contain 0xFFDA (JPEG, B.1.1.5); a thumbnail adds a few.
-    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
-        raise UserError(f"image {str(path)!r} has over {MAX_SCANS} scans, which no camera writes.")
+    scans = len(_SCAN.findall(data)) if data.startswith(b"\xff\xd8") else 1
+    if scans * header.width * header.height > MAX_PASSES:
+        raise UserError(
+            f"image {str(path)!r} has {scans} scans over {header.width}x{header.height} pixels, "
+            "which take minutes to decode; save it again."
+        )
     try:
         # Turned here and not by OpenCV, so that image_size and read_image always agree.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -120,18 +128,38 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
 
 def _header(file: BinaryIO, path: Path) -> Header:
     data = file.read(_START)
-    if data.startswith(_PNG) and len(data) >= 24:
-        parse = _png_header
-    elif data.startswith(b"\xff\xd8\xff"):
-        parse = _jpeg_header
-    else:
+    reader = next((r for start, r in _FORMATS.items() if data.startswith(start)), None)
+    if reader is None:
         raise UserError(f"image {str(path)!r} is neither PNG nor JPEG.")
-    header, complete = parse(data)
-    if not complete:
-        header, _ = parse(data + file.read())
-    if not header.width * header.height:
+    header = _parsed(reader, data) or _parsed(reader, data + file.read(MAX_HEADER))
+    if header is None:
         raise _damaged(path)
     return header
+
+
+def _parsed(reader: type[ImageFile.ImageFile], data: bytes) -> Header | None:
+    """The header from a file's first bytes; None if they are invalid or end before the pixels."""
+    if data.count(b"Exif\0\0") > MAX_EXIF_BLOCKS:
+        return None
+    try:
+        # Not by Image.open: its limit of pixels is not ours. Nothing is decoded before a load().
+        image = reader(BytesIO(data))
+    except Exception:  # damaged files raise many kinds
+        return None
+    if not image.tile:
+        return None
+    return Header(*image.size, _orientation(image.info.get("exif", b"")))
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation that an EXIF block gives its image; 1 if it gives none, or a wrong one."""
+    tags = Image.Exif()  # image.getexif() would also look into XMP, which OpenCV and GDAL do not
+    try:
+        tags.load(exif)
+        value = tags.get(ExifTags.Base.Orientation)
+    except Exception:  # as above
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _of_limited_size(header: Header, path: Path) -> Header:
@@ -141,65 +169,6 @@ def _of_limited_size(header: Header, path: Path) -> Header:
             f"{MAX_PIXELS:,} are read."
         )
     return header
-
-
-def _png_header(data: bytes) -> tuple[Header, bool]:
-    """The header from a PNG's first bytes, and whether these reach its pixels."""
-    width, height = struct.unpack_from(">II", data, 16)
-    at = 8
-    for _ in range(MAX_SEGMENTS):
-        if at + 8 > len(data):
-            return Header(width, height), False
-        length, name = struct.unpack_from(">I4s", data, at)
-        if name == b"eXIf":
-            end = at + 8 + length
-            return Header(width, height, _orientation(data[at + 8 : end])), end <= len(data)
-        if name in (b"IDAT", b"IEND"):
-            break
-        at += 12 + length
-    return Header(width, height), True
-
-
-def _jpeg_header(data: bytes) -> tuple[Header, bool]:
-    """The header from a JPEG's first bytes, and whether these reach its pixels.
-
-    Width and height are 0 without a frame header.
-    """
-    width = height = orientation = 0
-    at, complete = 2, True
-    for _ in range(MAX_SEGMENTS):
-        match = _MARKER.search(data, at)
-        if match is None or match.end() + 2 > len(data):
-            complete = False
-            break
-        marker, at = match[1][0], match.end()
-        if marker in _BARE:
-            continue
-        if marker in (0xD9, 0xDA):  # the end, or a scan
-            break
-        length = max(2, int.from_bytes(data[at : at + 2], "big"))
-        body = data[at + 2 : at + length]
-        at += length
-        if marker in _JPEG_FRAMES and not width and len(body) >= 5:
-            height, width = struct.unpack_from(">HH", body, 1)
-        elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            orientation = orientation or _orientation(body[6:])
-    return Header(width, height, orientation or 1), complete
-
-
-def _orientation(tiff: bytes) -> int:
-    """The orientation that an EXIF block gives its image; 1 if it gives none, or a wrong one."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None or len(tiff) < 8:
-        return 1
-    (at,) = struct.unpack_from(order + "I", tiff, 4)
-    count = int.from_bytes(tiff[at : at + 2], "little" if order == "<" else "big")
-    entries = tiff[at + 2 : at + 2 + 12 * count]
-    entries = entries[: len(entries) // 12 * 12]
-    for tag, kind, _, value in struct.iter_unpack(order + "HHIHxx", entries):
-        if tag == _ORIENTATION:
-            return value if kind == _SHORT and 1 <= value <= 8 else 1
-    return 1
 
 
 def _damaged(path: Path) -> UserError:

@@ -1,4 +1,4 @@
-"""Draws masks on images, and sheets of image, truth and prediction (no torch here)."""
+"""Draws masks on images, and sheets of image, truth and prediction."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -56,101 +56,22 @@ def paint(image: np.ndarray, mask: np.ndarray, alpha: float = 0.5) -> np.ndarray
     return painted
 
 
-def outline(
-    image: np.ndarray, instances: list[tuple[np.ndarray, int, int, int, float]]
-) -> np.ndarray:
-    """Draw the outline and the score of each instance in the colour of its class.
-
-    Args:
-        image: uint8 [H,W,3], RGB.
-        instances: Mask bool [h,w], x and y of its top left pixel, class id, score in 0…1.
-
-    Returns:
-        A new uint8 [H,W,3].
-    """
-    drawn = image.copy()
-    width = max(1, round(min(image.shape[:2]) / 500))
-    size = max(0.35, min(image.shape[:2]) / 2400)
-    for mask, x, y, class_id, score in instances:
-        lines, _ = cv2.findContours(
-            np.pad(mask, 1).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
-        )
-        cv2.drawContours(
-            drawn, lines, -1, colour(class_id), width, cv2.LINE_AA, offset=(x - 1, y - 1)
-        )
-        if not lines:
-            continue
-        # The score goes to the largest piece of the mask: the first may belong to a neighbour.
-        left, top, *_ = cv2.boundingRect(max(lines, key=cv2.contourArea))
-        left, top = x - 1 + left, max(10, y - 4 + top)
-        # The text itself, shifted, makes the dark rim: OpenCV 5 spaces thicker letters wider.
-        around = [(dx, dy, (0, 0, 0)) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
-        for dx, dy, ink in [*around, (0, 0, (255, 255, 255))]:
-            at, font = (left + dx, top + dy), cv2.FONT_HERSHEY_SIMPLEX
-            cv2.putText(drawn, f"{100 * score:.0f}", at, font, size, ink, 1, cv2.LINE_AA)
-    return drawn
-
-
-class Reduced:
-    """An image that arrives in bands of rows, kept so small that its longest side fits `longest`.
-
-    Args:
-        width: Of the image, pixels.
-        height: Of the image, pixels.
-        longest: Side of the result.
-        smooth: Average the pixels, as for a photograph; else take one, as for class ids.
-    """
-
-    def __init__(self, width: int, height: int, longest: int, smooth: bool = True) -> None:
-        self.factor = -(-max(width, height) // longest)
-        self._how = cv2.INTER_AREA if smooth else cv2.INTER_NEAREST
-        self._rest: np.ndarray | None = None
-        self._parts: list[np.ndarray] = []
-
-    def add(self, rows: np.ndarray) -> None:
-        """Append uint8 [n,W,3] or [n,W]."""
-        if self._rest is not None:
-            rows = np.concatenate([self._rest, rows])
-        whole = len(rows) // self.factor * self.factor
-        self._rest = rows[whole:].copy()
-        if whole:
-            self._parts.append(self._small(rows[:whole]))
-
-    def image(self) -> np.ndarray:
-        """All of it; an incomplete row or column of blocks repeats its last pixels."""
-        if self._rest is not None and len(self._rest):
-            missing = self.factor - len(self._rest)
-            border = ((0, missing), *((0, 0),) * (self._rest.ndim - 1))
-            self._parts.append(self._small(np.pad(self._rest, border, "edge")))
-            self._rest = None
-        return np.concatenate(self._parts)
-
-    def _small(self, rows: np.ndarray) -> np.ndarray:
-        if self.factor == 1:
-            return rows
-        border = ((0, 0), (0, -rows.shape[1] % self.factor), *((0, 0),) * (rows.ndim - 2))
-        rows = np.pad(rows, border, "edge")
-        size = (rows.shape[1] // self.factor, len(rows) // self.factor)
-        return cv2.resize(rows, size, interpolation=self._how)
-
-
 class Sheet:
     """A contact sheet of some scored tiles, a row of image, truth and prediction for each.
 
-    The tiles are spread evenly over those that show an aircraft, or over all if none does; nobody
-    selects them.
+    The tiles are spread evenly over those that show an aircraft, or over all if none does.
 
     Args:
-        batches: For each batch that will be scored, the places of its tiles in the set.
-        shows_aircraft: Whether the tile at a place shows an aircraft.
+        batches: For each batch that will be scored, the indices of its tiles in the set.
+        shows_aircraft: Whether the tile at an index shows an aircraft.
         count: The largest number of rows.
     """
 
     def __init__(
         self, batches: list[list[int]], shows_aircraft: Callable[[int], bool], count: int = 4
     ) -> None:
-        places = [(n, row) for n, tiles in enumerate(batches) for row in range(len(tiles))]
-        candidates = [(n, row) for n, row in places if shows_aircraft(batches[n][row])] or places
+        tiles = [(n, row) for n, batch in enumerate(batches) for row in range(len(batch))]
+        candidates = [(n, row) for n, row in tiles if shows_aircraft(batches[n][row])] or tiles
         count = min(count, len(candidates))
         self._chosen = [candidates[k * len(candidates) // count] for k in range(count)]
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -173,13 +94,13 @@ class Sheet:
         for r, (image, truth, prediction) in enumerate(self.rows):
             for c, picture in enumerate((image, paint(image, truth), paint(image, prediction))):
                 small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
-                at = gap + c * (side + gap), head + r * (side + gap)
-                canvas.paste(Image.fromarray(small), at)
+                corner = gap + c * (side + gap), head + r * (side + gap)
+                canvas.paste(Image.fromarray(small), corner)
         pixels = np.asarray(canvas).copy()
         font = cv2.FONT_HERSHEY_SIMPLEX
         for c, label in enumerate(("image", "truth", "prediction")):
-            at = (gap + c * (side + gap), head - 8)
-            cv2.putText(pixels, label, at, font, 0.5, (70, 70, 70), 1, cv2.LINE_AA)
+            corner = gap + c * (side + gap), head - 8
+            cv2.putText(pixels, label, corner, font, 0.5, (70, 70, 70), 1, cv2.LINE_AA)
         cv2.putText(pixels, title, (gap, 18), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
         save(pixels, path)
 

@@ -1,13 +1,16 @@
-"""Reads rasters of any size by windows, as RGB of 8 bits: GeoTIFF, PNG, JPEG, JPEG 2000 (no torch).
+"""Reads rasters of any size by windows, as RGB of 8 bits: GeoTIFF, PNG, JPEG, JPEG 2000.
 
 GDAL may open these formats only, and no file beside the named one: a hostile raster can name
 neither a URL nor another file.
 """
 
+import argparse
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,23 +20,28 @@ import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError  # some of GDAL's errors come bare
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform as reproject
 from rasterio.windows import Window
 
-from common.cli import UserError
+from common.cli import UserError, number, positive
 from common.io.files import open_file
-from common.io.georeference import metric, resampled
 from common.io.images import read_header, turned
-from common.io.look import Look
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2")
-# A file begins with → GDAL's driver. No other driver is ever asked.
+# The first bytes of a file → GDAL's driver. No other driver is ever used.
 DRIVERS = {
-    b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG",
-    b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
-    b"\0\0\0\x0cjP": "JP2OpenJPEG", b"\xffO\xffQ": "JP2OpenJPEG",
-}  # fmt: skip
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "GTiff",
+    b"MM\0*": "GTiff",
+    b"II+\0": "GTiff",
+    b"MM\0+": "GTiff",
+    b"\0\0\0\x0cjP": "JP2OpenJPEG",
+    b"\xffO\xffQ": "JP2OpenJPEG",
+}
 RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 GDAL = {
     "GDAL_CACHEMAX": 256,  # MB; the default is a share of the machine's memory
@@ -44,11 +52,32 @@ MAX_WIDTH = 1 << 20  # a row of windows is held in memory
 MAX_BLOCK = 1 << 31  # bytes that GDAL decodes at once
 # A blank tile of a TIFF takes 16 bytes for 262,144 pixels; a header that promises more is damaged.
 MAX_PIXELS_PER_BYTE, ALWAYS_READ = 100_000, 100_000_000
-AS_IT_IS = Look()
 SAMPLE = 1024  # longest side of the overview whose percentiles are taken, pixels
 
 logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what it logs, it also raises
 warnings.simplefilter("ignore", NotGeoreferencedWarning)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a raster becomes RGB of 8 bits.
+
+    Args:
+        bands: Three bands or one, from 1. None: red, green and blue by their colour interpretation,
+            otherwise the first three, or the only one.
+        stretch: Percentiles of the whole scene that become 0 and 255, for each band. None: 2 and 98
+            for bands of more than 8 bits; 8 bits stay as they are.
+        limits: Values that become 0 and 255, instead of `stretch`.
+        gsd: Metres of ground per pixel of the result; None leaves the pixels as they are.
+    """
+
+    bands: Sequence[int] | None = None
+    stretch: Sequence[float] | None = None
+    limits: Sequence[float] | None = None
+    gsd: float | None = None
+
+
+AS_IT_IS = Look()
 
 
 class Scene:
@@ -68,8 +97,8 @@ class Scene:
 
     @cached_property
     def metres(self) -> CRS | None:
-        """An equal-area projection around the scene's centre, in metres; None without a place."""
-        return metric(self.crs, self.transform, self.width, self.height)
+        """An equal-area projection around the scene's centre; None if it is not georeferenced."""
+        return _metric(self)
 
     def read(self, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray | None]:
         """RGB of a part of the scene, uint8 [height,width,3], and which pixels are valid.
@@ -100,7 +129,7 @@ class Scene:
     def _values(
         self, window: Window, shape: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The bands' own values [B,*shape], and where they are valid."""
+        """The values of the bands [B,*shape] as stored, and where they are valid."""
         bands, valid = list(self.bands), None
         how = {"window": window, "out_shape": (len(bands), *shape)}
         with _damage_of(self.path):
@@ -124,10 +153,10 @@ class Scene:
         factor = max(1.0, max(self.width, self.height) / SAMPLE)
         shape = max(1, round(self.height / factor)), max(1, round(self.width / factor))
         values, valid = self._values(Window(0, 0, self.width, self.height), shape)
-        seen = values.reshape(len(values), -1) if valid is None else values[:, valid]
-        if seen.shape[1] == 0:
+        valid_values = values.reshape(len(values), -1) if valid is None else values[:, valid]
+        if valid_values.shape[1] == 0:
             raise no_valid_pixel(self.path)
-        return _limits(np.percentile(seen.astype(float), look.stretch or (2, 98), axis=1))
+        return _limits(np.percentile(valid_values.astype(float), look.stretch or (2, 98), axis=1))
 
 
 def _limits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -141,15 +170,15 @@ def open_scene(path: Path, look: Look = AS_IT_IS) -> Iterator[Scene]:
     """Open a raster for reading by windows.
 
     Raises:
-        UserError: It is missing or no raster, or `look` asks for what it does not have.
+        UserError: It is missing or not a raster, or `look` asks for what it does not have.
     """
     with ExitStack() as stack:
         file = stack.enter_context(open_file(path, "image", limit=1 << 50))
         start, size = file.read(6), file.seek(0, 2)
         drivers = [driver for head, driver in DRIVERS.items() if start.startswith(head)]
         if not drivers:
-            raise UserError(f"image {str(path)!r} is no PNG, JPEG, GeoTIFF or JPEG 2000 file.")
-        # GDAL takes names in UTF-8 only, and under this one there is nothing beside the file.
+            raise UserError(f"image {str(path)!r} is not a PNG, JPEG, GeoTIFF or JPEG 2000 file.")
+        # GDAL takes names in UTF-8 only, and there is no other file in this folder.
         source = Path(stack.enter_context(TemporaryDirectory()), "scene")
         source.symlink_to(path.absolute())
         stack.enter_context(rasterio.Env(**GDAL))
@@ -160,14 +189,14 @@ def open_scene(path: Path, look: Look = AS_IT_IS) -> Iterator[Scene]:
             if picture and (orientation := read_header(path).orientation) > 1:
                 dataset = _upright(dataset, orientation, stack)
             if look.gsd is not None:
-                dataset = stack.enter_context(resampled(path, dataset, look.gsd))
+                dataset = stack.enter_context(_resampled(path, dataset, look.gsd))
             scene = Scene(path, dataset, look, picture)
         yield scene
 
 
 @contextmanager
 def _damage_of(path: Path) -> Iterator[None]:
-    """Say in one sentence that GDAL could not read the file."""
+    """Turn GDAL's errors into one sentence."""
     try:
         yield
     except (RasterioError, CPLE_BaseError, ValueError):
@@ -227,7 +256,7 @@ def _palette(dataset: Any, bands: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _upright(dataset: Any, orientation: int, stack: ExitStack) -> Any:
-    """The dataset as every viewer shows it, turned in memory."""
+    """The dataset as every viewer shows it: a copy in memory that is turned."""
     if dataset.width * dataset.height > ALWAYS_READ:
         return dataset
     pixels = np.moveaxis(turned(np.moveaxis(dataset.read(), 0, -1), orientation), -1, 0)
@@ -238,3 +267,117 @@ def _upright(dataset: Any, orientation: int, stack: ExitStack) -> Any:
         copy.write(pixels)
         copy.colorinterp = dataset.colorinterp
     return stack.enter_context(memory.open())
+
+
+def pixels_to_crs(transform: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    """Convert points of an image, in pixels from its top left corner, to its reference system."""
+    return (
+        transform.a * x + transform.b * y + transform.c,
+        transform.d * x + transform.e * y + transform.f,
+    )
+
+
+def _metric(raster: Any) -> CRS | None:
+    """An equal-area projection around the centre of a dataset or a scene, in metres.
+
+    Returns:
+        None if the raster is not georeferenced: no reference system, or a meaningless one.
+    """
+    crs, transform, width, height = raster.crs, raster.transform, raster.width, raster.height
+    if not crs or transform.is_identity:
+        return None
+    try:
+        points = np.array([(width / 2, height / 2), (0, 0), (width, height)]).T
+        lon, lat = reproject(crs, "EPSG:4326", *pixels_to_crs(transform, *points))
+        if not all(map(math.isfinite, lon + lat)):
+            return None
+        return CRS.from_proj4(
+            f"+proj=laea +lat_0={lat[0]} +lon_0={lon[0]} +datum=WGS84 +units=m +no_defs"
+        )
+    except (RasterioError, CPLE_BaseError):
+        return None
+
+
+def _resampled(path: Path, dataset: Any, gsd: float) -> Any:
+    """A view of the dataset with `gsd` metres of ground per pixel."""
+    width, height, transform = dataset.width, dataset.height, dataset.transform
+    metres = _metric(dataset)
+    if metres is None:
+        raise UserError(
+            f"image {str(path)!r} is not georeferenced, so --gsd cannot apply; leave it out."
+        )
+    points = np.array([(0, 0), (1, 0), (0, 1)]).T + [[width / 2], [height / 2]]
+    x, y = reproject(dataset.crs, metres, *pixels_to_crs(transform, *points))
+    across = gsd / math.hypot(x[1] - x[0], y[1] - y[0])
+    down = gsd / math.hypot(x[2] - x[0], y[2] - y[0])
+    is_palette = ColorInterp.palette in dataset.colorinterp
+    smooth = Resampling.average if max(across, down) > 1 else Resampling.bilinear
+    return WarpedVRT(
+        dataset,
+        crs=dataset.crs,
+        transform=rasterio.Affine(
+            *(transform.a * across, transform.b * down, transform.c),
+            *(transform.d * across, transform.e * down, transform.f),
+        ),
+        width=max(1, round(width / across)),
+        height=max(1, round(height / down)),
+        resampling=Resampling.nearest if is_palette else smooth,
+    )
+
+
+def crs_to_pixels(points: np.ndarray, source: CRS, target: CRS, transform: Any) -> np.ndarray:
+    """Convert points [N,2] in `source` to pixels of an image whose reference system is `target`."""
+    x, y = (np.array(v) for v in reproject(source, target, *points.T))
+    scale = transform.a * transform.e - transform.b * transform.d
+    x, y = x - transform.c, y - transform.f
+    across = (transform.e * x - transform.b * y) / scale
+    return np.stack([across, (transform.a * y - transform.d * x) / scale], 1)
+
+
+def add_look_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `look_from` reads."""
+    group = parser.add_argument_group("how a raster becomes a picture")
+    add = group.add_argument
+    add(
+        "--bands",
+        type=positive,
+        nargs="+",
+        metavar="BAND",
+        help="three bands or one, from 1; default: red, green and blue, or the first three",
+    )
+    add(
+        "--stretch",
+        type=number(float, 0, 100),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="percentiles that become black and white; default: 2 98, and none for 8 bits",
+    )
+    add(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values that become black and white, instead of --stretch",
+    )
+    add(
+        "--gsd",
+        type=number(float, 0.001, 1000),
+        metavar="METRES",
+        help="resample to this ground resolution, that of the training",
+    )
+
+
+def look_from(args: argparse.Namespace) -> Look:
+    """How rasters are read.
+
+    Raises:
+        UserError: The options contradict each other.
+    """
+    if args.bands and len(args.bands) not in (1, 3):
+        raise UserError(f"--bands takes three bands or one, not {len(args.bands)}.")
+    for flag, limits in (("--stretch", args.stretch), ("--range", args.range)):
+        if limits and not limits[0] < limits[1]:
+            raise UserError(f"{flag} {limits[0]:g} {limits[1]:g}: the first must be smaller.")
+    if args.stretch and args.range:
+        raise UserError("--stretch and --range exclude each other; leave one of them out.")
+    return Look(args.bands, args.stretch, args.range, args.gsd)

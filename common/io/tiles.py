@@ -1,4 +1,4 @@
-"""Tiles on disk: PNGs for each tile, or a whole split packed into two arrays (no torch here).
+"""Tiles on disk: PNGs for each tile, or a whole split packed into two arrays.
 
 Both forms have `read(indices, images, ids)`, which fills a batch with the tiles at `indices`:
 `images` uint8 [B,H,W,3], RGB, and `ids` [B,H,W], whose dtype decides the ignore value: 255 in uint8
@@ -114,12 +114,7 @@ def pack_index(folder: Path, tiles: int, size: int, mask_dtype: np.dtype) -> dic
     """The content of `INDEX`: the arrays' shape and dtype, and the hash of their COCO file."""
     with (folder / "instances_tiled.json").open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "tiles": tiles,
-        "size": size,
-        "mask_dtype": mask_dtype.name,
-        "instances_sha256": digest,
-    }
+    return {"tiles": tiles, "size": size, "mask_dtype": mask_dtype.name, "instances_sha256": digest}
 
 
 def mask_dtype(aircraft: list[int]) -> np.dtype:

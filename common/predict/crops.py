@@ -7,8 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.io.pictures import outline, save
+from common.io.pictures import save
 from common.io.raster import Scene
+from common.predict.pictures import outline
 from common.predict.regions import Find
 
 SIDE = 160  # of a picture on the sheet, pixels

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from common import args as arguments
 from common.cli import OF_THE_DISK, Parser, UserError, number, positive, say, whole
-from common.io.look import add_look_options, look_from
-from common.io.raster import SUFFIXES, Scene, open_scene
+from common.io.raster import SUFFIXES, Scene, add_look_options, look_from, open_scene
 
 STRIDE = 32  # a multiple of the stride of every network
 WINDOW = 512  # pixels

@@ -18,9 +18,8 @@ from rasterio.windows import Window
 
 from common.cli import UserError
 from common.io.files import whole_file
-from common.io.georeference import pixels_to_crs
 from common.io.pictures import colour
-from common.io.raster import Scene
+from common.io.raster import Scene, pixels_to_crs
 from common.predict.regions import Find
 
 Polygon = list[np.ndarray]

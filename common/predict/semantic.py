@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from common.cli import Parser
 from common.io.files import whole_file
-from common.io.pictures import Reduced, paint, save
+from common.io.pictures import paint, save
 from common.io.raster import Scene, no_valid_pixel
 from common.predict.crops import Crops
 from common.predict.folder import each_scene, inference_parser, list_images, make_output_folder
 from common.predict.maps import feature_file, raster_file
 from common.predict.network import load_network
+from common.predict.pictures import Reduced
 from common.predict.regions import Find, Regions
 from common.predict.windows import Band, Network, Tiling, blend
 

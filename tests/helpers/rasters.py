@@ -6,8 +6,7 @@ import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp
 
-from common.io.look import Look
-from common.io.raster import open_scene
+from common.io.raster import Look, open_scene
 
 
 class Memory:

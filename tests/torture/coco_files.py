@@ -3,7 +3,6 @@
 import copy
 import json
 import random
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def _sentence(error: UserError) -> str:
 def _tile(folder: Path) -> str:
     root = folder / "images"
     try:
-        images, _ = read_dataset(folder / "truth.json", root, Reading({}), None, Counter())
+        images, *_ = read_dataset(folder / "truth.json", root, Reading({}), None)
     except UserError as error:
         return _sentence(error)
     for image in images.values():
