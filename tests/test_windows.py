@@ -3,17 +3,13 @@
 from itertools import pairwise
 
 import numpy as np
-import pytest
 import torch
 from helpers.rasters import Memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from common.predict.network import symmetric, without_batch_norm
+from common.predict.network import symmetric
 from common.predict.windows import Tiling, blend, strips
-from DeepLabV3 import model as DeepLabV3
-from unet import model as unet
 
 
 def network(crops):
@@ -124,42 +120,3 @@ def test_the_mean_over_symmetries_commutes_with_them():
     ):
         torch.testing.assert_close(mean(turned(images, 1, 2)), turned(mean(images), 2, 3))
     assert not torch.allclose(skewed(images.flip(1)), skewed(images).flip(2))
-
-
-class Net(nn.Module):
-    """A convolution and its BatchNorm; with `skip` something else takes the first one's result."""
-
-    def __init__(self, skip):
-        super().__init__()
-        self.conv, self.norm, self.skip = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), skip
-
-    def forward(self, images):
-        found = self.conv(images)
-        return self.norm(found) + (found if self.skip else 0)
-
-
-@pytest.mark.parametrize(
-    ("model", "left"),
-    [
-        (Net(skip=False), 0),
-        (Net(skip=True), 1),
-        (unet.build_model("tu-test_resnet", 2, "none"), 0),  # with timm's own BatchNorm
-        (DeepLabV3.build_model("mobilenet_v3_large", 2), 0),
-    ],
-    ids=["alone", "skip", "unet", "DeepLabV3"],
-)
-def test_batch_norm_is_multiplied_into_the_convolution_before_it(model, left):
-    torch.manual_seed(0)
-    for module in model.eval().modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.8, 1.2)
-            nn.init.uniform_(module.bias, -0.1, 0.1)
-
-    def run(any_model):
-        found = any_model(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
-        return found["out"] if isinstance(found, dict) else found
-
-    folded = without_batch_norm(model, run)
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == left
-    torch.testing.assert_close(run(folded), run(model), rtol=1e-3, atol=1e-4)

@@ -1,14 +1,11 @@
 """A trained network, ready to predict windows on its device."""
 
 import argparse
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.utils._pytree import tree_leaves
 
 from common import args as arguments
 from common.augment import MEAN, normalise
@@ -68,9 +65,6 @@ def _from_checkpoint(
     process = Process(0, 1, device)
     speedups = arguments.speedups(args, process)
     model = checkpoint.rebuild(saved, from_checkpoint).to(device).eval()
-    side = min(args.window, 256)
-    example = torch.rand(1, 3, side, side, device=device)
-    model = without_batch_norm(model, lambda m: predict(m, example))
     model = model.to(memory_format=speedups.layout)  # type: ignore[call-overload]
     if args.compile:
         predict = torch.compile(predict)
@@ -84,51 +78,6 @@ def _from_checkpoint(
             return predict(model, images.contiguous(memory_format=speedups.layout))
 
     return network, saved["classes"]
-
-
-@torch.no_grad()
-def without_batch_norm(model: nn.Module, run: Callable[[nn.Module], Any]) -> nn.Module:
-    """`model` in evaluation mode with each BatchNorm multiplied into the convolution before it.
-
-    Which convolution that is, a run tells: the one whose result it is given. If the outputs then
-    differ, because another layer takes the result, too, the model is returned as it was.
-
-    Args:
-        run: Computes the outputs of a model for an example.
-    """
-    folded = copy.deepcopy(model)
-    results: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor, so that its id stays its own
-    calls: list[tuple[nn.Conv2d, nn.Module]] = []
-
-    def seen(module: nn.Module, given: Any, result: Any) -> None:
-        if isinstance(module, nn.Conv2d):
-            results[id(result)] = module, result
-        elif isinstance(module, nn.BatchNorm2d) and id(given[0]) in results:
-            calls.append((results[id(given[0])][0], module))
-
-    hooks = [module.register_forward_hook(seen) for module in folded.modules()]
-    before = run(folded)
-    for hook in hooks:
-        hook.remove()
-    names = {module: name for name, module in folded.named_modules()}
-    for conv, norm in dict(calls).items():
-        assert isinstance(norm, nn.BatchNorm2d)
-        statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight,
-            conv.bias,
-            *statistics,  # type: ignore[arg-type]
-        )
-        # timm's BatchNorm is followed by its own activation.
-        folded.set_submodule(names[norm], nn.Sequential(*norm.children()))
-    after = run(folded)
-    pairs = zip(tree_leaves(before), tree_leaves(after), strict=True)
-    same = all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=0.01, atol=0.001)
-        for a, b in pairs
-        if a.is_floating_point()
-    )
-    return folded if same else model
 
 
 def filled(crops: Tensor, side: int) -> Tensor:
