@@ -1,4 +1,4 @@
-"""Find and outline every aircraft in scenes of any size with a trained Mask R-CNN.
+"""Region and outline every aircraft in scenes of any size with a trained Mask R-CNN.
 
 python mask/inference.py runs/mask/model_best.pth data/test/images predictions
 python mask/inference.py runs/mask/model_best.pth scene.tif maps --score-threshold 0.7
@@ -33,7 +33,7 @@ from common.predict.folder import (
 )
 from common.predict.maps import feature_file
 from common.predict.network import load_network
-from common.predict.regions import Find
+from common.predict.regions import Region
 from common.predict.windows import Network, Tiling
 from mask.model import NAME, from_checkpoint, from_outputs, predict
 from mask.scenes import Detected, detect
@@ -43,7 +43,7 @@ MOST_PIXELS = (1 << 32) - 1  # COCO's run lengths are unsigned numbers of 32 bit
 
 def parser() -> Parser:
     """The options of this script."""
-    options = inference_parser("Find and outline every aircraft in scenes of any size.")
+    options = inference_parser("Region and outline every aircraft in scenes of any size.")
     add = options.add_argument
     add("--score-threshold", type=fraction, default=0.5, help="drop lower scores")
     add(
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
 def predict_scene(
     scene: Scene, name: str, network: Network, classes: list[str], args: argparse.Namespace
 ) -> Detected:
-    """Find the aircraft of a scene, and write its overlay and its map."""
+    """Region the aircraft of a scene, and write its overlay and its map."""
     picture = Reduced(scene.width, scene.height, args.overlay_size)
     tiling = Tiling(args.window, args.overlap, args.batch_size)
     most = args.max_detections
@@ -125,7 +125,7 @@ def predict_scene(
     return detected
 
 
-def reduced(one: Find, factor: int) -> tuple[np.ndarray, int, int, int, float]:
+def reduced(one: Region, factor: int) -> tuple[np.ndarray, int, int, int, float]:
     """A mask as `outline` takes it, on a picture that is `factor` times as small."""
     x, y = one.x // factor, one.y // factor
     after = [(-one.box[3]) % factor, (-one.box[2]) % factor]
@@ -135,7 +135,7 @@ def reduced(one: Find, factor: int) -> tuple[np.ndarray, int, int, int, float]:
     return np.asarray(blocks.any((1, 3))), x, y, one.label, one.score
 
 
-def annotate(one: Find, height: int, width: int) -> dict[str, Any]:
+def annotate(one: Region, height: int, width: int) -> dict[str, Any]:
     """An instance as a COCO annotation, its mask as run lengths of the whole image."""
     x1, y1, x2, y2 = one.box
     annotation = {
@@ -152,7 +152,7 @@ def annotate(one: Find, height: int, width: int) -> dict[str, Any]:
     return annotation
 
 
-def run_lengths(one: Find, height: int, width: int) -> list[int]:
+def run_lengths(one: Region, height: int, width: int) -> list[int]:
     """COCO's run lengths of a mask in an image, column by column, ground first.
 
     They are made from the cut mask alone, so that their time does not depend on the image.

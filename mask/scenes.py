@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.io.pictures import Reduced
-from common.predict.regions import Find
+from common.predict.regions import Region
 from common.predict.windows import Network, Rows, Strip, Tiling, ahead, predicted, strips
 
 SAME = 0.5  # of the smaller mask, where two windows look; above it both are one aircraft
@@ -20,7 +20,7 @@ Box = tuple[int, int, int, int]  # x1, y1, x2, y2; the last two are exclusive
 
 
 @dataclass(frozen=True, eq=False)
-class Instance(Find):
+class Instance(Region):
     """One aircraft, and the part of the scene that was looked at when it was found."""
 
     seen: Box

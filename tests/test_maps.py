@@ -27,7 +27,7 @@ from rio_cogeo.cogeo import cog_validate
 from common.cli import UserError
 from common.predict import regions, semantic
 from common.predict.maps import polygons
-from common.predict.regions import Find, Regions
+from common.predict.regions import Region, Regions
 from mask import inference
 
 
@@ -75,7 +75,7 @@ def test_regions_do_not_depend_on_the_bands(seed, height, width, cuts, min_area)
             box = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
             score = float(confidence[ids == i].mean(dtype=float))
             x, y = int(columns.min()), int(rows.min())
-            expected.append(Find(label, score, x, y, ids[box] == i))
+            expected.append(Region(label, score, x, y, ids[box] == i))
     assert sorted(map(described, found)) == sorted(map(described, expected))
 
 
@@ -95,7 +95,7 @@ def test_outlines_enclose_exactly_the_pixels(seed, count):
     finds = []
     for _ in range(count):
         mask = blobs(rng, *rng.integers(1, 14, 2), classes=2) == 1
-        finds += [Find(1, 0.5, *map(int, rng.integers(0, 99, 2)), mask)] * bool(mask.any())
+        finds += [Region(1, 0.5, *map(int, rng.integers(0, 99, 2)), mask)] * bool(mask.any())
     for find, shape in zip(finds, polygons(finds), strict=True):
         # Even-odd at the pixels' centres, from a ray to the left.
         inside = np.zeros(find.mask.shape, bool)
@@ -241,7 +241,7 @@ def test_without_a_place_maps_are_in_pixels(monkeypatch, tmp_path, capsys):
     )
     report = predict(monkeypatch, folder, tmp_path / "out")
     said = capsys.readouterr().out
-    assert "'a.tif' has no place on earth; its map is in pixels" in said
+    assert "'a.tif' is not georeferenced; its map is in pixels" in said
     assert "b.png" not in said
     assert report["b.png"]["mask"] == "b_mask.png"
     mask = np.asarray(Image.open(tmp_path / "out/b_mask.png"))
@@ -360,7 +360,7 @@ def test_a_full_disk_leaves_no_half_file(monkeypatch, tmp_path, kilobytes):
         (["--stretch", 98, 2], "--stretch 98 2"),
         (["--range", 5, 5], "--range 5 5"),
         (["--range", 0, 5, "--stretch", 2, 98], "exclude each other"),
-        (["--gsd", 0.5], "no place on earth"),
+        (["--gsd", 0.5], "--gsd cannot apply"),
     ],
 )
 def test_mistakes_are_answered_by_one_sentence(monkeypatch, tmp_path, words, sentence):
@@ -477,5 +477,5 @@ def test_run_lengths_of_a_cut_mask_are_those_of_the_image(seed, height, width):
     if not mask.any():
         mask[0, 0] = True
     whole[y : y + h, x : x + w] = mask
-    found = inference.annotate(Find(1, 0.5, int(x), int(y), mask), height, width)
+    found = inference.annotate(Region(1, 0.5, int(x), int(y), mask), height, width)
     assert found["segmentation"]["counts"] == rle.encode(whole)["counts"].decode()

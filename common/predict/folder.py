@@ -51,7 +51,7 @@ def inference_parser(description: str) -> Parser:
         "--min-area",
         type=whole,
         default=16,
-        help="pixels; smaller finds are left out of JSON and map",
+        help="pixels; smaller regions are left out of JSON and map",
     )
     add(
         "--overlay-size",
@@ -147,7 +147,7 @@ def each_scene(
         try:
             with open_scene(path, how) as scene:
                 if not scene.is_picture and scene.metres is None:
-                    say(f"{path.name!r} has no place on earth; its map is in pixels")
+                    say(f"{path.name!r} is not georeferenced; its map is in pixels")
                 predict_one(scene, name)
         except UserError as error:
             bad.append(error)

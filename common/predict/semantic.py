@@ -19,7 +19,7 @@ from common.predict.crops import Crops
 from common.predict.folder import each_scene, inference_parser, list_images, make_output_folder
 from common.predict.maps import feature_file, raster_file
 from common.predict.network import load_network
-from common.predict.regions import Find, Regions
+from common.predict.regions import Region, Regions
 from common.predict.windows import Band, Network, Tiling, blend
 
 
@@ -96,7 +96,7 @@ def predict_scene(
         features = files.enter_context(feature_file(folder / f"{name}.geojson", scene, classes))
         regions = Regions(args.min_area)
 
-        def take(finds: Iterator[Find]) -> None:
+        def take(finds: Iterator[Region]) -> None:
             for find in finds:
                 features.add(find)
                 crops.add(find)
@@ -140,7 +140,7 @@ def _only(probability: Tensor, size: int) -> Tensor:
     return probability
 
 
-def _described(find: Find, classes: list[str]) -> tuple[int, str]:
+def _described(find: Region, classes: list[str]) -> tuple[int, str]:
     """The area of a region, and its entry in `predictions.json`."""
     x1, y1, x2, y2 = find.box
     region = {
