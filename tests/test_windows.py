@@ -8,17 +8,18 @@ from helpers.rasters import Memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.augment import MEAN
 from common.predict.network import symmetric
-from common.predict.windows import Tiling, blend, strips
+from common.predict.windows import Tiling, blend, filled, strips
 
 
 def network(crops):
-    """Depends on a pixel's surroundings and on its place in the window, as a real one does."""
+    """Depends on a pixel's surroundings and on its position in the window, as a real one does."""
+    assert crops.shape[1:] == (32, 32, 3)
     values = crops.permute(0, 3, 1, 2).float() / 255
-    values = torch.nn.functional.pad(values, (0, 32 - values.shape[3], 0, 32 - values.shape[2]))
     blurred = torch.nn.functional.avg_pool2d(values, 5, 1, 2)[:, 0]
-    place = torch.linspace(0, 0.3, 32)
-    first = (blurred * 0.6 + place[:, None] * place).clamp(0, 1)
+    position = torch.linspace(0, 0.3, 32)
+    first = (blurred * 0.6 + position[:, None] * position).clamp(0, 1)
     return torch.stack([first, 1 - first], 1)
 
 
@@ -33,7 +34,8 @@ def whole_blend(pixels, tiling):
     for y in tiling.starts(height):
         for x in tiling.starts(width):
             crop = torch.from_numpy(pixels[y : y + side, x : x + side])[None]
-            total[:, y : y + side, x : x + side] += network(crop)[0] * ramp[:, None] * ramp
+            result = network(filled(crop, side))[0]
+            total[:, y : y + side, x : x + side] += result * ramp[:, None] * ramp
             norm[y : y + side, x : x + side] += ramp[:, None] * ramp
     return (total / norm)[:, :height, :width].float()
 
@@ -120,3 +122,11 @@ def test_the_mean_over_symmetries_commutes_with_them():
     ):
         torch.testing.assert_close(mean(turned(images, 1, 2)), turned(mean(images), 2, 3))
     assert not torch.allclose(skewed(images.flip(1)), skewed(images).flip(2))
+
+
+def test_a_window_that_the_scene_does_not_fill_is_filled_by_the_mean_colour():
+    crops = torch.randint(0, 256, (2, 5, 8, 3), dtype=torch.uint8)
+    extended = filled(crops, 8)
+    assert torch.equal(extended[:, :5], crops)
+    assert extended[:, 5:].float().sub(torch.tensor(MEAN)).abs().max() < 0.5
+    assert filled(extended, 8) is extended
