@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.augment import MEAN
-from common.predict.network import symmetric
+from common.predict.semantic import symmetric
 from common.predict.windows import Tiling, blend, filled, strips
 
 

@@ -1,4 +1,4 @@
-"""A trained network, ready to predict windows on its device."""
+"""A trained network, ready to predict windows: from a checkpoint or from an ONNX file."""
 
 import argparse
 from collections.abc import Callable
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from common import args as arguments
-from common.augment import MEAN, normalise
+from common.augment import normalise
 from common.cli import say
 from common.distributed import Process, pick_device
 from common.predict import onnx_file
+from common.predict.folder import WINDOW
 from common.predict.windows import Network
 from common.run import checkpoint
 
@@ -22,41 +23,28 @@ def load_network(
     from_checkpoint: Callable[[dict[str, Any]], nn.Module],
     predict: Callable[[nn.Module, Tensor], Any],
     from_outputs: Callable[..., Any],
+    **defaults: int,
 ) -> tuple[Network, list[str]]:
     """A function that predicts windows with the network of `args.model`, and its classes.
 
+    An ONNX file decides `--window` and the options in `defaults`; they are set in `args`.
+
     Args:
         args: From `common.predict.folder.inference_parser`. `args.model` is a checkpoint or an
-            ONNX file, which decides some of the options.
+            ONNX file.
         name: The model's `NAME`.
         predict: (model, float [B,3,side,side], normalised) → one result for each window.
         from_outputs: (the tensors of an ONNX file, size=side) → the same.
+        defaults: Values of these options for a checkpoint, where the user gave none.
     """
+    defaults = {"window": WINDOW, **defaults}
     if args.model.suffix == onnx_file.SUFFIX:
-        run, classes = onnx_file.load(args, name)
+        run, classes = onnx_file.load(args, name, list(defaults))
+        return lambda windows: from_outputs(*run(windows), size=args.window), classes
 
-        def through_file(windows: Tensor) -> Any:
-            return from_outputs(*run(windows), size=args.window)
-
-        whole: Network = through_file
-    else:
-        whole, classes = _from_checkpoint(args, name, from_checkpoint, predict)
-    if args.tta:
-        whole = symmetric(whole)
-
-    @torch.inference_mode()
-    def network(crops: Tensor) -> Any:
-        return whole(filled(crops, args.window))
-
-    return network, classes
-
-
-def _from_checkpoint(
-    args: argparse.Namespace,
-    name: str,
-    from_checkpoint: Callable[[dict[str, Any]], nn.Module],
-    predict: Callable[[nn.Module, Tensor], Any],
-) -> tuple[Network, list[str]]:
+    for option, value in defaults.items():
+        if getattr(args, option) is None:
+            setattr(args, option, value)
     device = pick_device(args.device)
     arguments.check_speedups(args, device)
     saved = checkpoint.load(args.model, name)
@@ -78,29 +66,3 @@ def _from_checkpoint(
             return predict(model, images.contiguous(memory_format=speedups.layout))
 
     return network, saved["classes"]
-
-
-def filled(crops: Tensor, side: int) -> Tensor:
-    """Windows uint8 [B,h,w,3] of a scene smaller than `side`, extended by the mean colour."""
-    count, height, width, _ = crops.shape
-    if height == width == side:
-        return crops
-    whole = torch.tensor(MEAN).round().byte().repeat(count, side, side, 1)
-    whole[:, :height, :width] = crops
-    return whole
-
-
-def symmetric(network: Network) -> Network:
-    """The mean of `network` over the eight symmetries of a window: 8 times the work."""
-
-    def mean(windows: Tensor) -> Tensor:
-        total: Tensor | float = 0.0
-        for turns in range(4):
-            for mirrored in (False, True):
-                seen = windows.rot90(turns, (1, 2))
-                found = network(seen.flip(2) if mirrored else seen)
-                found = found.flip(3) if mirrored else found
-                total = total + found.rot90(-turns, (2, 3))
-        return total / 8  # type: ignore[return-value]
-
-    return mean
