@@ -16,7 +16,7 @@ from DeepLabV3.model import NAME, from_checkpoint, probabilities
 
 def main(argv: list[str] | None = None) -> None:
     args = export_parser("Write a trained DeepLabV3 as an ONNX file.").parse(argv)
-    export(args, NAME, from_checkpoint, probabilities, "probabilities")
+    export(args, NAME, from_checkpoint, probabilities, ("probabilities",))
 
 
 if __name__ == "__main__":

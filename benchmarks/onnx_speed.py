@@ -2,8 +2,8 @@
 
     python benchmarks/onnx_speed.py --write-readme
 
-Both as inference.py runs them on a CPU, from uint8 windows to results: PyTorch channels-last, with
-BatchNorm folded and freed memory kept (`common.cli.keep_freed_memory`). Weights are random. Mask
+Both as inference.py runs them on a CPU, from uint8 windows to results: PyTorch channels-last,
+with freed memory kept (`common.cli.keep_freed_memory`). Weights are random. Mask
 R-CNN's file always outlines as many boxes as it may report; with random weights PyTorch does, too.
 """
 
@@ -28,7 +28,6 @@ from benchmarks.lib.results import median_interval
 from common.augment import normalise
 from common.cli import Parser, positive, progress, run
 from common.predict.folder import window
-from common.predict.network import without_batch_norm
 from common.predict.onnx_file import OnnxNetwork, to_onnx
 
 CPU = torch.device("cpu")
@@ -81,8 +80,6 @@ def _ways(model: Model, network: nn.Module, side: int) -> dict[str, Callable[[Te
     else:
         predict, outputs, names = module.predict, module.outputs, module.OUTPUTS
     exported = OnnxNetwork(to_onnx(network, outputs, names, side, {}))
-    example = torch.rand(1, 3, side, side)
-    network = without_batch_norm(network, lambda folded: predict(folded, example))
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()

@@ -154,7 +154,7 @@ def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             unet.segmentation_head[0].bias[0] += (aircraft - ground).flatten().quantile(0.99)
         for case, (model, call, whole, parser) in cases.items():
             options = parser.parse(["model", "", folder])
-            options.score_threshold = 0.0
+            options.window, options.max_detections, options.score_threshold = 512, 100, 0.0
             network = Timed(model, call)
             ratios, times = [], []
             for turn in progress(range(args.rounds + 1), desc=case):

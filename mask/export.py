@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse(argv)
     build = partial(from_checkpoint, most_detections=args.max_detections)
-    export(args, NAME, build, outputs, *OUTPUTS)
+    export(args, NAME, build, outputs, OUTPUTS, max_detections=args.max_detections)
 
 
 if __name__ == "__main__":

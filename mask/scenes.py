@@ -1,4 +1,7 @@
-"""Instances of a scene of any size: found in overlapping windows, merged if a seam cut them."""
+"""Instances of a scene of any size: detected in overlapping windows, merged if a seam cut them.
+
+A scene is read in strips, the rows under one row of windows: see `common.predict.windows`.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,25 +13,25 @@ import torch
 from torch import Tensor
 
 from common.predict.pictures import Reduced
-from common.predict.regions import Find
-from common.predict.windows import Network, Rows, Strip, Tiling, ahead, predicted, strips
+from common.predict.regions import Region
+from common.predict.windows import Network, Rows, Strip, Tiling, predicted
 
-SAME = 0.5  # of the smaller mask, where two windows look; above it both are one aircraft
+SAME = 0.5  # share of the smaller mask, in the area of both windows; above it, one aircraft
 CELL = 256  # pixels; instances are compared with those that share a square of this side
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2; the last two are exclusive
 
 
 @dataclass(frozen=True, eq=False)
-class Instance(Find):
-    """One aircraft, and the part of the scene that was looked at when it was found."""
+class Instance(Region):
+    """One aircraft, and the window that it was detected in."""
 
     seen: Box
 
 
 @dataclass
 class Detected:
-    """What a scene shows.
+    """All instances of a scene.
 
     Args:
         instances: Best first.
@@ -56,35 +59,33 @@ def detect(
         network: Its results are dicts as `mask.model.predict` returns them.
         threshold: Detections that score less are left out.
         most: The number of detections that the network reports at most.
-        picture: Gets the scene's rows as they are read.
+        picture: Gets all rows of the scene.
     """
-
-    def shown() -> Iterator[Strip]:
-        for strip in strips(scene, tiling):
-            if picture is not None:
-                picture.add(strip.pixels[-strip.new :])
-            yield strip
-
     detected = Detected([])
-    for strip, x, result in predicted(ahead(shown()), scene.width, network, tiling):
+    last: Strip | None = None
+    for strip, x, result in predicted(scene, network, tiling):
+        if picture is not None and strip is not last:
+            picture.add(strip.pixels[-strip.new :])
+        last = strip
         if result is not None:
-            found = list(_instances(result, strip, x, tiling.side, threshold))
+            instances = list(_instances(result, strip, x, tiling.side, threshold))
             detected.valid = True
-            detected.full += len(found) >= most
-            detected.instances += found
+            detected.full += len(instances) >= most
+            detected.instances += instances
     detected.instances = merge(detected.instances)
     return detected
 
 
 def _instances(
-    found: dict[str, Tensor], strip: Strip, x: int, side: int, threshold: float
+    result: dict[str, Tensor], strip: Strip, x: int, side: int, threshold: float
 ) -> Iterator[Instance]:
-    kept = found["scores"] >= threshold
+    """The detections of the window at `x` as instances of the scene."""
+    kept = result["scores"] >= threshold
     height, width = strip.pixels.shape[:2]
-    masks = found["masks"][kept].cpu().numpy()[:, :height, : width - x]
+    masks = result["masks"][kept].cpu().numpy()[:, :height, : width - x]
     if strip.valid is not None:
         masks = masks & strip.valid[:, x : x + side]
-    labels, scores = found["labels"][kept].tolist(), found["scores"][kept].tolist()
+    labels, scores = result["labels"][kept].tolist(), result["scores"][kept].tolist()
     for mask, label, score in zip(masks, labels, scores, strict=True):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if len(rows) == 0:
@@ -95,16 +96,16 @@ def _instances(
         yield Instance(label, score, x + left, strip.y + top, cut, seen)
 
 
-def merge(found: list[Instance]) -> list[Instance]:
-    """Merge the instances that several windows found of one aircraft, best first.
+def merge(instances: list[Instance]) -> list[Instance]:
+    """Merge the instances of one aircraft that several windows detected, best first.
 
     Boxes are not enough: the box of half an aircraft at a seam overlaps little with the box of the
-    whole one. So the masks are compared only in the area that both windows share, where the half is
-    all there is. Two instances that one window told apart are never merged: on a crowded apron that
-    would make one of two neighbours. If another window shows one instance in the place of both,
-    either is wrong, and the one with the lower score is left out.
+    whole one. So two masks are compared in the area that both windows share, where both windows see
+    the same half. Two instances of one window are never merged, because neighbours on a crowded
+    apron would become one. If another window shows both as one instance, one of the windows is
+    wrong: of each such pair the instance with the lower score is left out.
     """
-    group = list(range(len(found)))
+    group = list(range(len(instances)))
 
     def root(i: int) -> int:
         while group[i] != i:
@@ -113,25 +114,25 @@ def merge(found: list[Instance]) -> list[Instance]:
         return i
 
     pairs = (
-        (_overlap(found[i], found[j]), i, j)
-        for i, j in _overlapping([instance.box for instance in found])
+        (_overlap(instances[i], instances[j]), i, j)
+        for i, j in _overlapping([instance.box for instance in instances])
     )
-    windows = [{instance.seen} for instance in found]
+    windows = [{instance.seen} for instance in instances]
     wrong: set[int] = set()
     for _, i, j in sorted((pair for pair in pairs if pair[0] > SAME), reverse=True):
-        one, other = root(i), root(j)
-        if windows[one].isdisjoint(windows[other]):
-            group[one] = other
-            windows[other] |= windows[one]
-        elif one != other and found[i].score != found[j].score:
-            wrong.add(min(i, j, key=lambda k: found[k].score))
-    whole: dict[int, Instance] = {}
-    for i, instance in enumerate(found):
+        first, second = root(i), root(j)
+        if windows[first].isdisjoint(windows[second]):
+            group[first] = second
+            windows[second] |= windows[first]
+        elif first != second and instances[i].score != instances[j].score:
+            wrong.add(min(i, j, key=lambda k: instances[k].score))
+    merged: dict[int, Instance] = {}
+    for i, instance in enumerate(instances):
         if i in wrong:
             continue
         key = root(i)
-        whole[key] = _union(whole[key], instance) if key in whole else instance
-    return sorted(whole.values(), key=lambda instance: -instance.score)
+        merged[key] = _union(merged[key], instance) if key in merged else instance
+    return sorted(merged.values(), key=lambda instance: -instance.score)
 
 
 def _overlapping(boxes: list[Box]) -> Iterator[tuple[int, int]]:
@@ -146,36 +147,39 @@ def _overlapping(boxes: list[Box]) -> Iterator[tuple[int, int]]:
         for n, i in enumerate(members[:-1]):
             low = np.maximum(corners[n, :2], corners[n + 1 :, :2])
             high = np.minimum(corners[n, 2:], corners[n + 1 :, 2:])
-            # In several cells there may be the same two: the top left of what they share decides.
+            # Several cells may hold the same pair: it counts where its shared box begins.
             together = (low < high).all(1) & (low // CELL == cell).all(1)
             for j in np.flatnonzero(together).tolist():
                 yield i, members[n + 1 + j]
 
 
 def _overlap(a: Instance, b: Instance) -> float:
-    """What two masks share, of the smaller one, where both windows looked; 0 for other classes.
+    """The shared part of the smaller of two masks in the area of both windows; 0 for two classes.
 
-    Of the union, as in an IoU, would leave duplicates: of a few pixels at a window's border, half
-    are often in another place.
+    An IoU would leave duplicates: two masks of a few pixels at a window's border often share less
+    than half of their union.
     """
     if a.label != b.label or a.seen == b.seen:
         return 0.0
-    around = min(a.x, b.x), min(a.y, b.y), max(a.box[2], b.box[2]), max(a.box[3], b.box[3])
-    both_see = _common(_common(a.seen, b.seen), around)
-    first, second = _inside(a, both_see), _inside(b, both_see)
+    area = _common(_common(a.seen, b.seen), _around(a, b))
+    first, second = _inside(a, area), _inside(b, area)
     smaller = min(np.count_nonzero(first), np.count_nonzero(second))
     return float(np.count_nonzero(first & second) / smaller) if smaller else 0.0
+
+
+def _around(a: Instance, b: Instance) -> Box:
+    return min(a.x, b.x), min(a.y, b.y), max(a.box[2], b.box[2]), max(a.box[3], b.box[3])
 
 
 def _common(a: Box, b: Box) -> Box:
     return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
 
 
-def _inside(instance: Instance, region: Box) -> np.ndarray:
-    """The part of an instance's mask that lies in `region`, on a canvas of the region's size."""
-    x1, y1, x2, y2 = region
+def _inside(instance: Instance, area: Box) -> np.ndarray:
+    """The part of an instance's mask that lies in `area`, on a canvas of the area's size."""
+    x1, y1, x2, y2 = area
     canvas = np.zeros((max(0, y2 - y1), max(0, x2 - x1)), bool)
-    left, top, right, bottom = _common(instance.box, region)
+    left, top, right, bottom = _common(instance.box, area)
     if right > left and bottom > top:
         canvas[top - y1 : bottom - y1, left - x1 : right - x1] = instance.mask[
             top - instance.y : bottom - instance.y, left - instance.x : right - instance.x
@@ -185,9 +189,6 @@ def _inside(instance: Instance, region: Box) -> np.ndarray:
 
 def _union(a: Instance, b: Instance) -> Instance:
     """Both masks as one, with the higher score."""
-    boxes = a.box, b.box
-    x, y = min(box[0] for box in boxes), min(box[1] for box in boxes)
-    right, bottom = max(box[2] for box in boxes), max(box[3] for box in boxes)
-    region = (x, y, right, bottom)
+    area = _around(a, b)
     best = a if a.score >= b.score else b
-    return replace(best, x=x, y=y, mask=_inside(a, region) | _inside(b, region))
+    return replace(best, x=area[0], y=area[1], mask=_inside(a, area) | _inside(b, area))

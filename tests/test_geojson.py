@@ -169,7 +169,7 @@ def test_a_map_that_was_predicted_can_be_corrected_and_learnt_from(tmp_path):
     """What inference.py writes is what this command reads."""
     from common.io.raster import open_scene
     from common.predict.maps import feature_file
-    from common.predict.regions import Find
+    from common.predict.regions import Region
 
     path, _ = scene(tmp_path / "a.tif")
     with (
@@ -177,7 +177,7 @@ def test_a_map_that_was_predicted_can_be_corrected_and_learnt_from(tmp_path):
         feature_file(tmp_path / "p.geojson", opened, ["", "plane", "ship"]) as f,
     ):
         for label in (1, 2):
-            f.add(Find(label, 0.9, 0, 0, truth() == label))
+            f.add(Region(label, 0.9, 0, 0, truth() == label))
     words = [path, tmp_path / "p.geojson", "-o", tmp_path / "out", "--class-property", "class"]
     words += ["-s", 40, "-n", 1, "--negatives", 100, "--min-visible", 0]
     assert geojson.main(list(map(str, words))) == 0

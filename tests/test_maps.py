@@ -1,4 +1,4 @@
-"""Maps: regions of a scene that arrives in bands, their outlines, their place on earth."""
+"""Maps: regions of a scene that arrives in bands, their outlines, their georeference."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from rio_cogeo.cogeo import cog_validate
 from common.cli import UserError
 from common.predict import regions, semantic
 from common.predict.maps import polygons
-from common.predict.regions import Find, Regions
+from common.predict.regions import Region, Regions
 from mask import inference
 
 
@@ -39,17 +39,17 @@ def blobs(rng, height, width, classes=3):
 
 
 def in_bands(mask, confidence, cuts, min_area=1):
-    found, grown = [], Regions(min_area)
+    found, regions = [], Regions(min_area)
     edges = [0, *sorted(set(cuts)), len(mask)]
     for top, bottom in pairwise(edges):
         if bottom > top:
-            found += grown.add(top, mask[top:bottom], confidence[top:bottom])
-    return found + list(grown.end())
+            found += regions.add(top, mask[top:bottom], confidence[top:bottom])
+    return found + list(regions.end())
 
 
-def described(find):
-    """Everything about a find, its mask as bytes."""
-    return find.label, find.box, find.mask.tobytes(), round(find.score, 4)
+def described(region):
+    """Everything about a region, its mask as bytes."""
+    return region.label, region.box, region.mask.tobytes(), round(region.score, 4)
 
 
 @settings(deadline=None, max_examples=150)
@@ -75,7 +75,7 @@ def test_regions_do_not_depend_on_the_bands(seed, height, width, cuts, min_area)
             box = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
             score = float(confidence[ids == i].mean(dtype=float))
             x, y = int(columns.min()), int(rows.min())
-            expected.append(Find(label, score, x, y, ids[box] == i))
+            expected.append(Region(label, score, x, y, ids[box] == i))
     assert sorted(map(described, found)) == sorted(map(described, expected))
 
 
@@ -83,30 +83,30 @@ def test_a_region_without_end_is_closed_in_parts(monkeypatch):
     monkeypatch.setattr(regions, "LARGEST", 500)
     mask = np.ones((100, 20), np.uint8)
     found = in_bands(mask, np.ones(mask.shape, np.float32), range(10, 100, 10))
-    assert sum(find.area for find in found) == mask.size
-    assert max(find.mask.size for find in found) <= 700
-    assert all(find.score == 1 for find in found)
+    assert sum(region.area for region in found) == mask.size
+    assert max(region.mask.size for region in found) <= 700
+    assert all(region.score == 1 for region in found)
 
 
 @settings(deadline=None, max_examples=80)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 40))
 def test_outlines_enclose_exactly_the_pixels(seed, count):
     rng = np.random.default_rng(seed)
-    finds = []
+    found = []
     for _ in range(count):
         mask = blobs(rng, *rng.integers(1, 14, 2), classes=2) == 1
-        finds += [Find(1, 0.5, *map(int, rng.integers(0, 99, 2)), mask)] * bool(mask.any())
-    for find, shape in zip(finds, polygons(finds), strict=True):
+        found += [Region(1, 0.5, *map(int, rng.integers(0, 99, 2)), mask)] * bool(mask.any())
+    for region, shape in zip(found, polygons(found), strict=True):
         # Even-odd at the pixels' centres, from a ray to the left.
-        inside = np.zeros(find.mask.shape, bool)
+        inside = np.zeros(region.mask.shape, bool)
         for ring in (ring for polygon in shape for ring in polygon):
             assert np.array_equal(ring[0], ring[-1])
             for (x1, y1), (x2, y2) in pairwise(ring):
                 assert (x1 == x2) != (y1 == y2)
                 if x1 == x2:
-                    top, bottom = sorted((y1 - find.y, y2 - find.y))
-                    inside[top:bottom, x1 - find.x :] ^= True
-        assert np.array_equal(inside, find.mask)
+                    top, bottom = sorted((y1 - region.y, y2 - region.y))
+                    inside[top:bottom, x1 - region.x :] ^= True
+        assert np.array_equal(inside, region.mask)
 
 
 # --- Through predict_folder, with a network that takes red for aircraft --------------------------
@@ -228,7 +228,7 @@ def test_length_and_width_are_those_of_the_aircraft(monkeypatch, tmp_path):
     assert feature["properties"]["width_m"] == pytest.approx(0.3 * 10 * 5**0.5, abs=0.3 * 2)
 
 
-def test_without_a_place_maps_are_in_pixels(monkeypatch, tmp_path, capsys):
+def test_without_a_georeference_maps_are_in_pixels(monkeypatch, tmp_path, capsys):
     folder = tmp_path / "scenes"
     folder.mkdir()
     raster(folder / "a.tif", scene_of(SHAPES))
@@ -241,7 +241,7 @@ def test_without_a_place_maps_are_in_pixels(monkeypatch, tmp_path, capsys):
     )
     report = predict(monkeypatch, folder, tmp_path / "out")
     said = capsys.readouterr().out
-    assert "'a.tif' has no place on earth; its map is in pixels" in said
+    assert "'a.tif' is not georeferenced; its map is in pixels" in said
     assert "b.png" not in said
     assert report["b.png"]["mask"] == "b_mask.png"
     mask = np.asarray(Image.open(tmp_path / "out/b_mask.png"))
@@ -391,7 +391,7 @@ def test_names_sizes_and_files_of_any_kind(monkeypatch, tmp_path, capsys):
     assert region["bbox"] == [500, 0, 100, 4]
 
 
-def test_the_overlay_is_reduced_and_the_finds_are_on_a_sheet(monkeypatch, tmp_path):
+def test_the_overlay_is_reduced_and_the_regions_are_on_a_sheet(monkeypatch, tmp_path):
     path = raster(tmp_path / "a.tif", scene_of(SHAPES))
     predict(monkeypatch, path, tmp_path / "out", "--overlay-size", 100, "--crops", 2)
     overlay = np.asarray(Image.open(tmp_path / "out/a_overlay.jpg")).astype(int)
@@ -406,14 +406,16 @@ def test_the_overlay_is_reduced_and_the_finds_are_on_a_sheet(monkeypatch, tmp_pa
 
 
 def find_all(monkeypatch, source, target, *more):
-    """Run mask/inference.py; return how the network would be built, and its report."""
+    """Run mask/inference.py; return the limit that the network is built with, and the report."""
     built = []
 
-    def load_network(args, name, build, *_):
-        built.append(build)
+    def load_network(args, name, from_checkpoint, *_, max_detections):
+        args.max_detections = args.max_detections or max_detections
+        built.append(from_checkpoint({}))
         return numbered, ["ground", "aircraft"]
 
     monkeypatch.setattr(inference, "load_network", load_network)
+    monkeypatch.setattr(inference, "from_checkpoint", lambda content, most: most)
     words = ["model", source, target, "--window", 64, *more]
     inference.main(list(map(str, words)))
     return built[0], json.loads((target / "predictions.json").read_text())
@@ -438,8 +440,8 @@ def test_aircraft_become_coco_and_a_map(monkeypatch, tmp_path, capsys):
     raster(folder / "a.tif", values, crs=crs, transform=matrix)
     raster(folder / "b.png", values, "PNG")
     words = ("--overlap", 0.5, "--min-area", 0, "--crops", 4)
-    build, report = find_all(monkeypatch, folder, tmp_path / "out", *words, "--max-detections", 3)
-    assert build.keywords == {"most_detections": 3}
+    most, report = find_all(monkeypatch, folder, tmp_path / "out", *words, "--max-detections", 3)
+    assert most == 3
     assert re.search(r"'a.tif': \d+ windows reached --max-detections 3", capsys.readouterr().out)
     assert [image["file_name"] for image in report["images"]] == ["a.tif", "b.png"]
     assert [a["id"] for a in report["annotations"]] == list(
@@ -462,7 +464,8 @@ def test_aircraft_become_coco_and_a_map(monkeypatch, tmp_path, capsys):
             exact = sorted(0.2 * a["area"] for a in annotations)  # a pixel is 0.5 m by 0.4 m
             np.testing.assert_allclose(areas, exact, rtol=2e-3)
         assert Image.open(tmp_path / f"out/{name}_crops.jpg").size == (4 * 160, 160)
-    find_all(monkeypatch, folder, tmp_path / "out")
+    most, _ = find_all(monkeypatch, folder, tmp_path / "out")
+    assert most == 100
     assert "--max-detections" not in capsys.readouterr().out
 
 
@@ -470,12 +473,12 @@ def test_aircraft_become_coco_and_a_map(monkeypatch, tmp_path, capsys):
 @given(seed=st.integers(0, 10_000), height=st.integers(1, 12), width=st.integers(1, 12))
 def test_run_lengths_of_a_cut_mask_are_those_of_the_image(seed, height, width):
     rng = np.random.default_rng(seed)
-    whole = np.zeros((height, width), np.uint8, order="F")
+    image = np.zeros((height, width), np.uint8, order="F")
     y, x = rng.integers(0, height), rng.integers(0, width)
     h, w = rng.integers(1, height - y + 1), rng.integers(1, width - x + 1)
     mask = rng.random((h, w)) < rng.choice([0.3, 0.9, 1])
     if not mask.any():
         mask[0, 0] = True
-    whole[y : y + h, x : x + w] = mask
-    found = inference.annotate(Find(1, 0.5, int(x), int(y), mask), height, width)
-    assert found["segmentation"]["counts"] == rle.encode(whole)["counts"].decode()
+    image[y : y + h, x : x + w] = mask
+    found = inference.annotate(Region(1, 0.5, int(x), int(y), mask), height, width)
+    assert found["segmentation"]["counts"] == rle.encode(image)["counts"].decode()

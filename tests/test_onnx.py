@@ -16,7 +16,6 @@ from helpers.scenes import decode, write_png
 from common.augment import MEAN, STD, normalise
 from common.cli import UserError
 from common.predict import onnx_file
-from common.predict.network import filled
 from common.run import checkpoint
 from mask import boxes
 from mask.model import from_outputs
@@ -190,11 +189,3 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path
         export.main(["model.pth", str(tmp_path / "a.onnx")])
     with pytest.raises(UserError, match="`python -m pip install onnxruntime`"):
         inference.main(["a.onnx", str(tmp_path), str(tmp_path / "out")])
-
-
-def test_a_window_that_the_scene_does_not_fill_is_filled_by_the_mean_colour():
-    crops = torch.randint(0, 256, (2, 5, 8, 3), dtype=torch.uint8)
-    whole = filled(crops, 8)
-    assert torch.equal(whole[:, :5], crops)
-    assert whole[:, 5:].float().sub(torch.tensor(MEAN)).abs().max() < 0.5
-    assert filled(whole, 8) is whole

@@ -3,26 +3,23 @@
 from itertools import pairwise
 
 import numpy as np
-import pytest
 import torch
 from helpers.rasters import Memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from common.predict.network import symmetric, without_batch_norm
-from common.predict.windows import Tiling, blend, strips
-from DeepLabV3 import model as DeepLabV3
-from unet import model as unet
+from common.augment import MEAN
+from common.predict.semantic import symmetric
+from common.predict.windows import Tiling, blend, filled, strips
 
 
 def network(crops):
-    """Depends on a pixel's surroundings and on its place in the window, as a real one does."""
+    """Depends on a pixel's surroundings and on its position in the window, as a real one does."""
+    assert crops.shape[1:] == (32, 32, 3)
     values = crops.permute(0, 3, 1, 2).float() / 255
-    values = torch.nn.functional.pad(values, (0, 32 - values.shape[3], 0, 32 - values.shape[2]))
     blurred = torch.nn.functional.avg_pool2d(values, 5, 1, 2)[:, 0]
-    place = torch.linspace(0, 0.3, 32)
-    first = (blurred * 0.6 + place[:, None] * place).clamp(0, 1)
+    position = torch.linspace(0, 0.3, 32)
+    first = (blurred * 0.6 + position[:, None] * position).clamp(0, 1)
     return torch.stack([first, 1 - first], 1)
 
 
@@ -37,7 +34,8 @@ def whole_blend(pixels, tiling):
     for y in tiling.starts(height):
         for x in tiling.starts(width):
             crop = torch.from_numpy(pixels[y : y + side, x : x + side])[None]
-            total[:, y : y + side, x : x + side] += network(crop)[0] * ramp[:, None] * ramp
+            result = network(filled(crop, side))[0]
+            total[:, y : y + side, x : x + side] += result * ramp[:, None] * ramp
             norm[y : y + side, x : x + side] += ramp[:, None] * ramp
     return (total / norm)[:, :height, :width].float()
 
@@ -126,40 +124,9 @@ def test_the_mean_over_symmetries_commutes_with_them():
     assert not torch.allclose(skewed(images.flip(1)), skewed(images).flip(2))
 
 
-class Net(nn.Module):
-    """A convolution and its BatchNorm; with `skip` something else takes the first one's result."""
-
-    def __init__(self, skip):
-        super().__init__()
-        self.conv, self.norm, self.skip = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), skip
-
-    def forward(self, images):
-        found = self.conv(images)
-        return self.norm(found) + (found if self.skip else 0)
-
-
-@pytest.mark.parametrize(
-    ("model", "left"),
-    [
-        (Net(skip=False), 0),
-        (Net(skip=True), 1),
-        (unet.build_model("tu-test_resnet", 2, "none"), 0),  # with timm's own BatchNorm
-        (DeepLabV3.build_model("mobilenet_v3_large", 2), 0),
-    ],
-    ids=["alone", "skip", "unet", "DeepLabV3"],
-)
-def test_batch_norm_is_multiplied_into_the_convolution_before_it(model, left):
-    torch.manual_seed(0)
-    for module in model.eval().modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.8, 1.2)
-            nn.init.uniform_(module.bias, -0.1, 0.1)
-
-    def run(any_model):
-        found = any_model(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
-        return found["out"] if isinstance(found, dict) else found
-
-    folded = without_batch_norm(model, run)
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == left
-    torch.testing.assert_close(run(folded), run(model), rtol=1e-3, atol=1e-4)
+def test_a_window_that_the_scene_does_not_fill_is_filled_by_the_mean_colour():
+    crops = torch.randint(0, 256, (2, 5, 8, 3), dtype=torch.uint8)
+    extended = filled(crops, 8)
+    assert torch.equal(extended[:, :5], crops)
+    assert extended[:, 5:].float().sub(torch.tensor(MEAN)).abs().max() < 0.5
+    assert filled(extended, 8) is extended

@@ -16,7 +16,7 @@ from unet.model import NAME, from_checkpoint, probabilities
 
 def main(argv: list[str] | None = None) -> None:
     args = export_parser("Write a trained UNet as an ONNX file.").parse(argv)
-    export(args, NAME, from_checkpoint, probabilities, "probabilities")
+    export(args, NAME, from_checkpoint, probabilities, ("probabilities",))
 
 
 if __name__ == "__main__":

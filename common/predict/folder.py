@@ -3,42 +3,37 @@
 import argparse
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from common import args as arguments
 from common.cli import OF_THE_DISK, Parser, UserError, number, positive, say, whole
 from common.io.raster import SUFFIXES, Scene, add_look_options, look_from, open_scene
 
+T = TypeVar("T")
 STRIDE = 32  # a multiple of the stride of every network
 WINDOW = 512  # pixels
 LONGEST_NAME = 180  # bytes; a file system takes 255, with our endings and a temporary file's
 
 
-class Default(int):
-    """The default of an option that an ONNX file decides; a given value is a plain `int`."""
-
-
 def inference_parser(description: str) -> Parser:
-    """The options that every inference.py has; the network itself comes from the checkpoint."""
+    """The options that every inference.py has; the network itself comes from the checkpoint.
+
+    An option that an ONNX file decides is None by default; `load_network` sets it.
+    """
     parser = Parser(description=description)
     add = parser.add_argument
     add("model", type=Path, help="model_best.pth of a training run, or what export.py made of it")
     add("image_dir", type=Path, help="a folder of rasters of any size, or one of them")
     add("prediction_dir", type=Path, help="where overlays, masks, maps and predictions.json go")
-    add(
-        "-i",
-        "--index",
-        type=whole,
-        help="only the image at this place in the sorted folder, from 0",
-    )
+    add("-i", "--index", type=whole, help="only this image of the sorted folder, from 0")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("-b", "--batch-size", type=positive, default=4, help="windows per forward pass")
     add(
         "--window",
         type=window,
-        default=Default(WINDOW),
-        help="side of a window, pixels; multiple of 32; an .onnx file has its own",
+        help=f"side in pixels, a multiple of {STRIDE}; default: {WINDOW}, or the .onnx file's",
     )
     add(
         "--overlap",
@@ -46,12 +41,7 @@ def inference_parser(description: str) -> Parser:
         default=0.25,
         help="share of a window that its neighbour also covers",
     )
-    add(
-        "--min-area",
-        type=whole,
-        default=16,
-        help="pixels; smaller finds are left out of JSON and map",
-    )
+    add("--min-area", type=whole, default=16, help="pixels; JSON and map leave out what is smaller")
     add(
         "--overlay-size",
         type=number(int, 16, 65_500),
@@ -70,7 +60,6 @@ def inference_parser(description: str) -> Parser:
     arguments.add_precision(parser.add_argument_group("speed-ups"))
     # What else `common.args.speedups` reads is for training only.
     parser.set_defaults(channels_last=None, cuda_graphs=False, grad_accum=1)
-    parser.set_defaults(tta=False)  # of the semantic models
     return parser
 
 
@@ -131,41 +120,42 @@ def make_output_folder(args: argparse.Namespace) -> None:
 
 
 def each_scene(
-    images: list[Path], args: argparse.Namespace, predict_one: Callable[[Scene, str], None]
-) -> Callable[[], None]:
-    """Call `predict_one(scene, name of its outputs)` for each raster.
+    images: list[Path],
+    args: argparse.Namespace,
+    predict: Callable[[Scene, str], T],
+    errors: list[UserError],
+) -> Iterator[T]:
+    """Yield `predict(scene, name of its outputs)` for each raster.
 
-    An error of one scene does not stop the others.
-
-    Returns:
-        A function that raises what went wrong, to be called when everything else is written.
+    An error of one scene is appended to `errors` and does not stop the others.
     """
-    bad: list[UserError] = []
-    how = look_from(args)
+    look = look_from(args)
     for path, name in output_names(images):
         try:
-            with open_scene(path, how) as scene:
+            with open_scene(path, look) as scene:
                 if not scene.is_picture and scene.metres is None:
-                    say(f"{path.name!r} has no place on earth; its map is in pixels")
-                predict_one(scene, name)
+                    say(f"{path.name!r} is not georeferenced; its map is in pixels")
+                result = predict(scene, name)
         except UserError as error:
-            bad.append(error)
+            errors.append(error)
         except OSError as error:
             if error.errno not in OF_THE_DISK:
                 raise
             what = error.filename or "while writing"
-            bad.append(UserError(f"{str(path)!r}: {error.strerror}: {str(what)!r}."))
+            errors.append(UserError(f"{str(path)!r}: {error.strerror}: {str(what)!r}."))
+        else:
+            yield result
 
-    def refuse() -> None:
-        if len(images) == 1 and bad:
-            raise bad[0]
-        if bad:
-            raise UserError(
-                f"{len(bad)} of {len(images)} images could not be read and are not among the "
-                f"predictions: {' '.join(map(str, bad[:3]))}{' …' if len(bad) > 3 else ''}"
-            )
 
-    return refuse
+def raise_errors(errors: list[UserError], count: int) -> None:
+    """Raise what went wrong in `count` images; to be called when everything else is written."""
+    if count == 1 and errors:
+        raise errors[0]
+    if errors:
+        raise UserError(
+            f"{len(errors)} of {count} images could not be read and are not among the "
+            f"predictions: {' '.join(map(str, errors[:3]))}{' …' if len(errors) > 3 else ''}"
+        )
 
 
 def output_names(images: list[Path]) -> list[tuple[Path, str]]:

@@ -1,4 +1,4 @@
-"""What QGIS opens: rasters that are written in bands of rows, and GeoJSON."""
+"""What QGIS opens: GeoTIFFs, written in bands of rows from the top down, and GeoJSON."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from common.cli import UserError
 from common.io.files import whole_file
 from common.io.pictures import colour
 from common.io.raster import Scene, pixels_to_crs
-from common.predict.regions import Find
+from common.predict.regions import Region
 
 Polygon = list[np.ndarray]
 TOGETHER = 1000  # features whose corners are projected in one call
@@ -32,23 +32,23 @@ COG = {"compress": "deflate", "blocksize": BLOCK, "bigtiff": "if_safer"}
 def raster_file(
     path: Path, scene: Scene, dtype: str
 ) -> Iterator[Callable[[int, np.ndarray], None]]:
-    """A raster of the scene's size and place, written from the top down.
+    """A raster of the scene's size and georeference, written from the top down.
 
     `.tif` is a cloud-optimised GeoTIFF, `.png` a PNG. uint8 are class ids and get the palette;
     float32 are probabilities. The file gets its name when the block succeeds.
 
     Yields:
-        write(y, rows [n,W]).
+        write(y, band [n,W]).
     """
     with TemporaryDirectory(prefix=".", suffix=".tmp", dir=path.parent) as folder:
-        rows, whole = Path(folder, "rows"), Path(folder, "whole")
-        # In the blocks of the COG: from strips of single rows the copy takes 9 times as long.
+        tiled, finished = Path(folder, "tiled"), Path(folder, "finished")
+        # In blocks like the COG's: copying from blocks of single rows takes 9 times as long.
         profile = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
         profile |= {"dtype": dtype, "count": 1, "compress": "deflate", "zlevel": 1}
         profile |= {"width": scene.width, "height": scene.height, "bigtiff": "if_safer"}
         profile |= {"crs": scene.crs, "transform": scene.transform}
         try:
-            with rasterio.open(rows, "w", **profile) as file:
+            with rasterio.open(tiled, "w", **profile) as file:
                 if dtype == "uint8":
                     file.write_colormap(1, {i: colour(i) for i in range(256)})
 
@@ -57,37 +57,36 @@ def raster_file(
 
                 yield write
             if path.suffix == ".png":
-                copy_raster(rows, whole, driver="PNG", zlevel=4)
+                copy_raster(tiled, finished, driver="PNG", zlevel=4)
             else:
                 smooth = "average" if dtype == "float32" else "nearest"
                 predictor = "yes" if dtype == "float32" else "no"
-                copy_raster(
-                    rows, whole, driver="COG", resampling=smooth, predictor=predictor, **COG
-                )
+                how = {"driver": "COG", "resampling": smooth, "predictor": predictor}
+                copy_raster(tiled, finished, **how, **COG)
         except RasterioError as error:
             raise UserError(
                 f"{str(path)!r} could not be written ({error}); is the disk full?"
             ) from None
-        whole.replace(path)
+        finished.replace(path)
 
 
 @contextmanager
 def feature_file(path: Path, scene: Scene, classes: list[str]) -> Iterator["Features"]:
-    """A GeoJSON file of finds, which gets its name when the block succeeds."""
+    """A GeoJSON file of regions, which gets its name when the block succeeds."""
     with whole_file(path) as file:
         file.write(b'{"type": "FeatureCollection", "features": [')
-        found = Features(file, scene, classes)
-        yield found
-        found.flush()
+        written = Features(file, scene, classes)
+        yield written
+        written.flush()
         file.write(b"\n]}\n")
 
 
 class Features:
-    """Writes finds as GeoJSON features (RFC 7946), one a line.
+    """Writes regions as GeoJSON features (RFC 7946), one a line.
 
-    With a place on earth: longitude and latitude in WGS 84 to 8 decimals (a millimetre), outer
-    rings anticlockwise, the area in square metres, and length and width of the smallest rotated
-    rectangle in metres. Without: all in pixels, x to the right and y down.
+    If the scene is georeferenced: longitude and latitude in WGS 84 to 8 decimals (a millimetre),
+    outer rings anticlockwise, the area in square metres, and length and width of the smallest
+    rotated rectangle in metres. If not: all in pixels, x to the right and y down.
 
     Args:
         file: Where they are written.
@@ -96,12 +95,12 @@ class Features:
 
     def __init__(self, file: BinaryIO, scene: Scene, classes: list[str]) -> None:
         self.file, self.scene, self.classes = file, scene, classes
-        self._waiting: list[Find] = []
+        self._waiting: list[Region] = []
         self._between = b"\n"
 
-    def add(self, find: Find) -> None:
-        """Write a find; some are kept until there are `TOGETHER` of them."""
-        self._waiting.append(find)
+    def add(self, region: Region) -> None:
+        """Write a region; some are kept until there are `TOGETHER` of them."""
+        self._waiting.append(region)
         if len(self._waiting) >= TOGETHER:
             self.flush()
 
@@ -112,15 +111,15 @@ class Features:
         shapes = polygons(self._waiting)
         rings = [ring for shape in shapes for polygon in shape for ring in polygon]
         ends = np.cumsum([len(ring) for ring in rings])[:-1]
-        placed = iter(np.split(self._on_earth(np.concatenate(rings)), ends))
+        written = iter(np.split(self._lon_lat(np.concatenate(rings)), ends))
         sizes = self._sizes(shapes)
-        for find, shape, size in zip(self._waiting, shapes, sizes, strict=True):
+        for region, shape, size in zip(self._waiting, shapes, sizes, strict=True):
             coordinates = [
-                [_turned(next(placed), inner=i > 0).tolist() for i in range(len(polygon))]
+                [_turned(next(written), inner=i > 0).tolist() for i in range(len(polygon))]
                 for polygon in shape
             ]
             single = len(coordinates) == 1
-            properties = {"class": self.classes[find.label], "score": round(find.score, 4)}
+            properties = {"class": self.classes[region.label], "score": round(region.score, 4)}
             feature = {
                 "type": "Feature",
                 "properties": properties | size | {"source": self.scene.path.name},
@@ -133,33 +132,33 @@ class Features:
             self._between = b",\n"
         self._waiting.clear()
 
-    def _on_earth(self, corners: np.ndarray) -> np.ndarray:
-        """Corners in pixels [N,2] as longitude and latitude, or as they are without a place."""
+    def _lon_lat(self, corners: np.ndarray) -> np.ndarray:
+        """Corners in pixels [N,2] as longitude and latitude; unchanged if not georeferenced."""
         if self.scene.metres is None:
             return corners
         x, y = pixels_to_crs(self.scene.transform, *corners.T)
         lon, lat = (np.array(v) for v in reproject(self.scene.crs, "EPSG:4326", x, y))
-        # Across the antimeridian longitudes go on beyond 180 degrees, so that no outline is torn.
+        # Longitudes continue beyond 180 degrees across the antimeridian: no outline is torn there.
         lon = np.where((np.ptp(lon) > 180) & (lon < 0), lon + 360, lon)
         return np.stack([lon, lat], 1).round(8)
 
     def _sizes(self, shapes: list[list[Polygon]]) -> list[dict[str, float]]:
-        """Area, length and width of what is kept, by the size of the pixel at its middle."""
-        finds = self._waiting
-        unit, to_ground = "px", np.tile(np.eye(2), (len(finds), 1, 1))
+        """Area, length and width of the kept regions, by the size of the pixel at each centre."""
+        regions = self._waiting
+        unit, to_ground = "px", np.tile(np.eye(2), (len(regions), 1, 1))
         if self.scene.metres is not None:
             unit = "m"
-            boxes = np.array([find.box for find in finds], float)
-            middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-            points = middle + np.array([[[0, 0]], [[1, 0]], [[0, 1]]])  # [3,N,2]
+            boxes = np.array([region.box for region in regions], float)
+            centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+            points = centres + np.array([[[0, 0]], [[1, 0]], [[0, 1]]])  # [3,N,2]
             x, y = pixels_to_crs(self.scene.transform, *points.reshape(-1, 2).T)
-            places = np.array(reproject(self.scene.crs, self.scene.metres, x, y)).reshape(2, 3, -1)
-            to_ground = (places[:, 1:] - places[:, :1]).transpose(2, 0, 1)  # [N,2,2]
+            metres = np.array(reproject(self.scene.crs, self.scene.metres, x, y)).reshape(2, 3, -1)
+            to_ground = (metres[:, 1:] - metres[:, :1]).transpose(2, 0, 1)  # [N,2,2]
         sizes = []
-        for find, shape, matrix in zip(finds, shapes, to_ground, strict=True):
-            corners = np.concatenate([polygon[0] for polygon in shape]) - (find.x, find.y)
+        for region, shape, matrix in zip(regions, shapes, to_ground, strict=True):
+            corners = np.concatenate([polygon[0] for polygon in shape]) - (region.x, region.y)
             _, sides, _ = cv2.minAreaRect((corners @ matrix.T).astype(np.float32))
-            area = find.area * abs(float(np.linalg.det(matrix)))
+            area = region.area * abs(float(np.linalg.det(matrix)))
             size = {
                 f"area_{unit}2": area,
                 f"length_{unit}": max(sides),
@@ -169,23 +168,23 @@ class Features:
         return sizes
 
 
-def polygons(finds: list[Find]) -> list[list[Polygon]]:
+def polygons(regions: list[Region]) -> list[list[Polygon]]:
     """The outline of each mask along the edges of its pixels, in the scene's pixels.
 
     Returns:
-        For each find a polygon for each 4-connected part: its outer ring and its holes, int [N,2],
-        x and y; the last corner is the first.
+        For each region a polygon for each 4-connected part. A polygon is its outer ring and its
+        holes, int [N,2] each, x and y; the last corner is the first.
     """
-    outlines: list[list[Polygon]] = [[] for _ in finds]
-    # A call takes 0.3 ms whatever it holds, so masks of like heights are traced side by side.
-    for group in _side_by_side(finds):
-        height = max(finds[i].mask.shape[0] for i in group)
-        row = np.zeros((height, sum(finds[i].mask.shape[1] + 1 for i in group)), np.int32)
+    outlines: list[list[Polygon]] = [[] for _ in regions]
+    # Each call takes at least 0.3 ms, so masks of similar heights are traced side by side.
+    for group in _side_by_side(regions):
+        height = max(regions[i].mask.shape[0] for i in group)
+        row = np.zeros((height, sum(regions[i].mask.shape[1] + 1 for i in group)), np.int32)
         starts, x = {}, 0
         for i in group:
-            h, w = finds[i].mask.shape
-            row[:h, x : x + w] = finds[i].mask * np.int32(i + 1)
-            starts[i] = (finds[i].x - x, finds[i].y)
+            h, w = regions[i].mask.shape
+            row[:h, x : x + w] = regions[i].mask * np.int32(i + 1)
+            starts[i] = (regions[i].x - x, regions[i].y)
             x += w + 1
         for shape, value in features.shapes(row, mask=row > 0, connectivity=4):
             i = int(value) - 1
@@ -194,12 +193,12 @@ def polygons(finds: list[Find]) -> list[list[Polygon]]:
     return outlines
 
 
-def _side_by_side(finds: list[Find]) -> Iterator[list[int]]:
-    """Groups of masks, of 32 or a million pixels at most, except for a larger mask alone."""
+def _side_by_side(regions: list[Region]) -> Iterator[list[int]]:
+    """Groups of at most 32 masks and a million pixels; a larger mask is alone in its group."""
     group: list[int] = []
     width = 0
-    for i in sorted(range(len(finds)), key=lambda i: finds[i].mask.shape[0]):
-        h, w = finds[i].mask.shape
+    for i in sorted(range(len(regions)), key=lambda i: regions[i].mask.shape[0]):
+        h, w = regions[i].mask.shape
         if group and (len(group) == 32 or h * (width + w) > 1 << 20):
             yield group
             group, width = [], 0

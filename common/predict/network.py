@@ -1,20 +1,18 @@
-"""A trained network, ready to predict windows on its device."""
+"""A trained network, ready to predict windows: from a checkpoint or from an ONNX file."""
 
 import argparse
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.utils._pytree import tree_leaves
 
 from common import args as arguments
-from common.augment import MEAN, normalise
+from common.augment import normalise
 from common.cli import say
 from common.distributed import Process, pick_device
 from common.predict import onnx_file
+from common.predict.folder import WINDOW
 from common.predict.windows import Network
 from common.run import checkpoint
 
@@ -25,41 +23,28 @@ def load_network(
     from_checkpoint: Callable[[dict[str, Any]], nn.Module],
     predict: Callable[[nn.Module, Tensor], Any],
     from_outputs: Callable[..., Any],
+    **defaults: int,
 ) -> tuple[Network, list[str]]:
     """A function that predicts windows with the network of `args.model`, and its classes.
 
+    An ONNX file decides `--window` and the options in `defaults`; they are set in `args`.
+
     Args:
         args: From `common.predict.folder.inference_parser`. `args.model` is a checkpoint or an
-            ONNX file, which decides some of the options.
+            ONNX file.
         name: The model's `NAME`.
         predict: (model, float [B,3,side,side], normalised) → one result for each window.
         from_outputs: (the tensors of an ONNX file, size=side) → the same.
+        defaults: Values of these options for a checkpoint, where the user gave none.
     """
+    defaults = {"window": WINDOW, **defaults}
     if args.model.suffix == onnx_file.SUFFIX:
-        run, classes = onnx_file.load(args, name)
+        run, classes = onnx_file.load(args, name, list(defaults))
+        return lambda windows: from_outputs(*run(windows), size=args.window), classes
 
-        def through_file(windows: Tensor) -> Any:
-            return from_outputs(*run(windows), size=args.window)
-
-        whole: Network = through_file
-    else:
-        whole, classes = _from_checkpoint(args, name, from_checkpoint, predict)
-    if args.tta:
-        whole = symmetric(whole)
-
-    @torch.inference_mode()
-    def network(crops: Tensor) -> Any:
-        return whole(filled(crops, args.window))
-
-    return network, classes
-
-
-def _from_checkpoint(
-    args: argparse.Namespace,
-    name: str,
-    from_checkpoint: Callable[[dict[str, Any]], nn.Module],
-    predict: Callable[[nn.Module, Tensor], Any],
-) -> tuple[Network, list[str]]:
+    for option, value in defaults.items():
+        if getattr(args, option) is None:
+            setattr(args, option, value)
     device = pick_device(args.device)
     arguments.check_speedups(args, device)
     saved = checkpoint.load(args.model, name)
@@ -68,9 +53,6 @@ def _from_checkpoint(
     process = Process(0, 1, device)
     speedups = arguments.speedups(args, process)
     model = checkpoint.rebuild(saved, from_checkpoint).to(device).eval()
-    side = min(args.window, 256)
-    example = torch.rand(1, 3, side, side, device=device)
-    model = without_batch_norm(model, lambda m: predict(m, example))
     model = model.to(memory_format=speedups.layout)  # type: ignore[call-overload]
     if args.compile:
         predict = torch.compile(predict)
@@ -84,74 +66,3 @@ def _from_checkpoint(
             return predict(model, images.contiguous(memory_format=speedups.layout))
 
     return network, saved["classes"]
-
-
-@torch.no_grad()
-def without_batch_norm(model: nn.Module, run: Callable[[nn.Module], Any]) -> nn.Module:
-    """`model` in evaluation mode with each BatchNorm multiplied into the convolution before it.
-
-    Which convolution that is, a run tells: the one whose result it is given. If the outputs then
-    differ, because another layer takes the result, too, the model is returned as it was.
-
-    Args:
-        run: Computes the outputs of a model for an example.
-    """
-    folded = copy.deepcopy(model)
-    results: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor, so that its id stays its own
-    calls: list[tuple[nn.Conv2d, nn.Module]] = []
-
-    def seen(module: nn.Module, given: Any, result: Any) -> None:
-        if isinstance(module, nn.Conv2d):
-            results[id(result)] = module, result
-        elif isinstance(module, nn.BatchNorm2d) and id(given[0]) in results:
-            calls.append((results[id(given[0])][0], module))
-
-    hooks = [module.register_forward_hook(seen) for module in folded.modules()]
-    before = run(folded)
-    for hook in hooks:
-        hook.remove()
-    names = {module: name for name, module in folded.named_modules()}
-    for conv, norm in dict(calls).items():
-        assert isinstance(norm, nn.BatchNorm2d)
-        statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight,
-            conv.bias,
-            *statistics,  # type: ignore[arg-type]
-        )
-        # timm's BatchNorm is followed by its own activation.
-        folded.set_submodule(names[norm], nn.Sequential(*norm.children()))
-    after = run(folded)
-    pairs = zip(tree_leaves(before), tree_leaves(after), strict=True)
-    same = all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=0.01, atol=0.001)
-        for a, b in pairs
-        if a.is_floating_point()
-    )
-    return folded if same else model
-
-
-def filled(crops: Tensor, side: int) -> Tensor:
-    """Windows uint8 [B,h,w,3] of a scene smaller than `side`, extended by the mean colour."""
-    count, height, width, _ = crops.shape
-    if height == width == side:
-        return crops
-    whole = torch.tensor(MEAN).round().byte().repeat(count, side, side, 1)
-    whole[:, :height, :width] = crops
-    return whole
-
-
-def symmetric(network: Network) -> Network:
-    """The mean of `network` over the eight symmetries of a window: 8 times the work."""
-
-    def mean(windows: Tensor) -> Tensor:
-        total: Tensor | float = 0.0
-        for turns in range(4):
-            for mirrored in (False, True):
-                seen = windows.rot90(turns, (1, 2))
-                found = network(seen.flip(2) if mirrored else seen)
-                found = found.flip(3) if mirrored else found
-                total = total + found.rot90(-turns, (2, 3))
-        return total / 8  # type: ignore[return-value]
-
-    return mean

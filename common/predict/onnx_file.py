@@ -1,8 +1,8 @@
-"""A trained network as an ONNX file, and such a file at work in place of the checkpoint.
+"""Writes a trained network as an ONNX file, and runs such a file in place of the checkpoint.
 
-The graph takes `images`, uint8 [B,window,window,3] for any B, and normalises them itself. What else
-is needed to use it is in the file's metadata, each value as JSON: the names of the classes, the
-mean and deviation that the graph applies, the window, and the network's stride.
+The graph takes `images`, uint8 [B,window,window,3] for any B, and normalises them itself. The
+file's metadata holds the rest, each value as JSON: the model's name, the classes, the mean and
+deviation that the graph applies, the network's stride, the window, and options of the model.
 """
 
 import argparse
@@ -19,15 +19,12 @@ from torch import Tensor, nn
 from common.augment import MEAN, STD, normalise
 from common.cli import Parser, UserError, say
 from common.io.files import read_file, write_atomic
-from common.predict.folder import STRIDE, WINDOW, Default, window
+from common.predict.folder import STRIDE, WINDOW, window
 from common.run import checkpoint
 from common.run.checkpoint_file import MAX_CLASSES, check_model
 
 SUFFIX = ".onnx"
-# Options of inference.py that the file decides.
-FIXED = ("window", "max_detections")
-# Options of inference.py that are PyTorch's.
-OF_TORCH = ("amp", "amp_dtype", "channels_last", "compile")
+PYTORCH_OPTIONS = ("amp", "amp_dtype", "channels_last", "compile")  # of inference.py
 
 
 def export_parser(description: str) -> Parser:
@@ -45,7 +42,8 @@ def export(
     name: str,
     from_checkpoint: Callable[[dict[str, Any]], nn.Module],
     outputs: Callable[[nn.Module, Tensor], Any],
-    *names: str,
+    names: tuple[str, ...],
+    **options: int,
 ) -> None:
     """Write the network of `args.model` to `args.output`, completely or not at all.
 
@@ -54,6 +52,7 @@ def export(
         name: The model's `NAME`.
         outputs: (model, float [B,3,side,side], normalised) → a tensor, or a tuple of tensors.
         names: Of these tensors.
+        options: More options of inference.py that this file decides, besides `--window`.
 
     Raises:
         UserError: A package is missing, the output's name or folder is unsuitable, or torch cannot
@@ -77,7 +76,8 @@ def export(
         "mean": MEAN,
         "std": STD,
         "stride": STRIDE,
-        **{option: getattr(args, option) for option in FIXED if option in args},
+        "window": args.window,
+        **options,
     }
     data = to_onnx(model, outputs, names, args.window, facts)
     write_atomic(args.output, data)
@@ -87,7 +87,7 @@ def export(
     )
 
 
-class _Whole(nn.Module):
+class _FromPixels(nn.Module):
     """From pixels to the tensors that leave the file."""
 
     def __init__(self, model: nn.Module, outputs: Callable[[nn.Module, Tensor], Any]) -> None:
@@ -106,18 +106,18 @@ def to_onnx(
     facts: dict[str, Any],
 ) -> bytes:
     """The content of an ONNX file; the arguments are those of `export`, and its metadata."""
-    # A batch of 1 would be taken for a constant.
+    # torch would take a batch of 1 for a constant.
     images = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    normalise(images[:1, :1, :1])  # its constants are kept, and must not be made by the tracer
+    normalise(images[:1, :1, :1])  # caches its constants, which the tracer must not make
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # about torch's own code
             program = torch.onnx.export(
-                _Whole(model, outputs),
+                _FromPixels(model, outputs),
                 (images,),
                 dynamo=True,
                 verbose=False,
-                optimize=False,  # onnxruntime does; here it takes more time than all the rest
+                optimize=False,  # onnxruntime does it; here it would take most of the time
                 input_names=["images"],
                 output_names=names,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -125,8 +125,8 @@ def to_onnx(
     except torch.onnx.OnnxExporterError as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(f"torch cannot export this network to ONNX: {reason}") from error
-    assert program is not None  # it is for dynamo=False
-    # Where the number of windows is a constant in a network's code, torch makes it one in the file.
+    assert program is not None  # only dynamo=False returns None
+    # If the network's code fixes the number of windows, torch fixes it in the file, too.
     shape = program.model.graph.inputs[0].shape
     if shape is None or isinstance(shape[0], int):
         raise UserError("torch cannot export this network to ONNX for any number of windows.")
@@ -135,13 +135,14 @@ def to_onnx(
 
 
 def load(
-    args: argparse.Namespace, name: str
+    args: argparse.Namespace, name: str, options: list[str]
 ) -> tuple[Callable[[Tensor], tuple[Tensor, ...]], list[str]]:
-    """Open the ONNX file `args.model`; the options that it decides are set in `args`.
+    """Open the ONNX file `args.model`, and set the options that it decides in `args`.
 
     Args:
         args: From `common.predict.folder.inference_parser`.
         name: The model's `NAME`.
+        options: Those that the file decides; None in `args` if the user gave none.
 
     Returns:
         A function that runs the network on uint8 [B,window,window,3], and the classes.
@@ -151,7 +152,8 @@ def load(
             that `export` wrote for this model.
     """
     _require("onnxruntime")
-    useless = [f"--{option.replace('_', '-')}" for option in OF_TORCH if getattr(args, option)]
+    given = [option for option in PYTORCH_OPTIONS if getattr(args, option)]
+    useless = [f"--{option.replace('_', '-')}" for option in given]
     if args.device not in ("auto", "cpu"):
         useless.append(f"--device {args.device}")
     if useless:
@@ -163,29 +165,30 @@ def load(
     try:
         network = OnnxNetwork(data)
         facts = network.facts
-        classes, checked = facts["classes"], {"model_name": facts["model"]}
-        fixed = {option: facts[option] for option in FIXED if option in facts}
-        if not all(isinstance(value, int) for value in fixed.values()) or not (
-            isinstance(facts["model"], str)
-            and network.side == fixed["window"]
+        check_model({"model_name": facts["model"]}, args.model, name)
+        classes, decided = facts["classes"], {option: facts[option] for option in options}
+        if not (
+            all(isinstance(value, int) for value in decided.values())
+            and network.side == decided["window"]
             and isinstance(classes, list)
             and 0 < len(classes) <= MAX_CLASSES
             and all(isinstance(label, str) for label in classes)
         ):
             raise ValueError("its metadata is invalid")
+    except UserError:
+        raise
     except Exception as error:  # onnxruntime has a dozen of its own
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{str(args.model)!r} is damaged or was not written by export.py ({reason})."
         ) from error
-    check_model(checked, args.model, name)
-    for option, value in fixed.items():
-        given = getattr(args, option)
-        if given != value and not isinstance(given, Default):
+    for option, value in decided.items():
+        wanted = getattr(args, option)
+        if wanted not in (None, value):
             flag = f"--{option.replace('_', '-')}"
             raise UserError(
-                f"{flag} {given}: {str(args.model)!r} was exported for {value}; leave it out, or "
-                f"use `python {name}/export.py CHECKPOINT OUTPUT {flag} {given}`."
+                f"{flag} {wanted}: {str(args.model)!r} was exported for {value}; leave it out, or "
+                f"use `python {name}/export.py CHECKPOINT OUTPUT {flag} {wanted}`."
             )
         setattr(args, option, value)
     say(f"{args.model.name!r}: {network.version}, cpu, windows of {args.window} pixels")
@@ -193,7 +196,12 @@ def load(
 
 
 class OnnxNetwork:
-    """uint8 [B,side,side,3] → the tensors of an ONNX file, run by onnxruntime on the CPU."""
+    """uint8 [B,side,side,3] → the tensors of an ONNX file, run by onnxruntime on the CPU.
+
+    Attributes:
+        facts: The metadata.
+        side: Of the windows that the graph takes, pixels.
+    """
 
     def __init__(self, data: bytes) -> None:
         import onnxruntime
@@ -203,27 +211,18 @@ class OnnxNetwork:
         options.log_severity_level = 3  # errors; warnings are about the graph's form
         self.session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
         self.version = f"onnxruntime {onnxruntime.__version__}"
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The metadata."""
         stored = self.session.get_modelmeta().custom_metadata_map
-        return {key: json.loads(value) for key, value in stored.items()}
-
-    @property
-    def side(self) -> int:
-        """Of the windows that the graph takes, pixels."""
+        self.facts = {key: json.loads(value) for key, value in stored.items()}
         (images,) = self.session.get_inputs()
-        _, side, _, _ = images.shape
-        return side
+        _, self.side, _, _ = images.shape
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        found = self.session.run(None, {"images": images.contiguous().numpy()})
-        return tuple(map(torch.from_numpy, found))
+        arrays = self.session.run(None, {"images": images.contiguous().numpy()})
+        return tuple(map(torch.from_numpy, arrays))
 
 
 def _require(*packages: str) -> None:
-    """Refuse to go on without packages that nothing else here needs."""
+    """Refuse to go on if a package is missing; nothing else here needs these."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         names = " ".join(missing)

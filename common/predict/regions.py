@@ -1,17 +1,20 @@
 """Connected regions of a class map that arrives in bands of rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 
-LARGEST = 1 << 26  # pixels; the box of a region beyond this is closed at the end of its band
+LARGEST = 1 << 26  # pixels of a region's box; a larger region ends with its band
 
 
 @dataclass(frozen=True, eq=False)
-class Find:
-    """A region or an aircraft: its mask cut to its own box, so that memory does not grow."""
+class Region:
+    """A connected region of one class, or one detected aircraft.
+
+    Its mask is cut to its own box, so that its memory does not depend on the scene.
+    """
 
     label: int
     score: float
@@ -32,7 +35,7 @@ class Find:
 
 @dataclass(eq=False)
 class _Open:
-    """A region that may go on in the next band."""
+    """A region that may continue in the next band, as pieces: x, y and mask."""
 
     label: int
     confidence: float
@@ -56,24 +59,25 @@ class _Open:
             self.pieces += other.pieces
 
     def box(self) -> tuple[int, int, int, int]:
+        """x1, y1, x2, y2, as `Region.box`."""
         left, top = min(p[0] for p in self.pieces), min(p[1] for p in self.pieces)
         right = max(x + mask.shape[1] for x, _, mask in self.pieces)
         return left, top, right, max(y + mask.shape[0] for _, y, mask in self.pieces)
 
-    def find(self) -> Find:
+    def closed(self) -> Region:
         left, top, right, bottom = self.box()
-        whole = np.zeros((bottom - top, right - left), bool)
+        joined = np.zeros((bottom - top, right - left), bool)
         for x, y, mask in self.pieces:
             height, width = mask.shape
-            whole[y - top : y - top + height, x - left : x - left + width] |= mask
-        return Find(self.label, self.confidence / self.area, left, top, whole)
+            joined[y - top : y - top + height, x - left : x - left + width] |= mask
+        return Region(self.label, self.confidence / self.area, left, top, joined)
 
 
 class Regions:
     """The 8-connected regions of each class except the ground.
 
-    A region's score is the mean probability over it. Aircraft that touch are one region: telling
-    them apart takes an instance model.
+    A region's score is the mean probability over it. Aircraft that touch are one region: only an
+    instance model can tell them apart.
 
     Args:
         min_area: In pixels; smaller regions are left out.
@@ -81,11 +85,11 @@ class Regions:
 
     def __init__(self, min_area: int) -> None:
         self.min_area = max(1, min_area)
-        self._edge: np.ndarray | None = None  # in the last row: 1 + place in `_open`, else 0
+        self._edge: np.ndarray | None = None  # in the last row: 1 + index in `_open`, else 0
         self._open: list[_Open] = []
 
-    def add(self, y: int, mask: np.ndarray, confidence: np.ndarray) -> Iterator[Find]:
-        """The regions that end above or in this band.
+    def add(self, y: int, mask: np.ndarray, confidence: np.ndarray) -> Iterator[Region]:
+        """The regions that end above this band or in it.
 
         Args:
             y: The scene's row at which the band begins.
@@ -93,7 +97,7 @@ class Regions:
             confidence: float32 [n,W], the probability of that class.
         """
         edge = np.zeros(mask.shape[1], np.int64)
-        goes_on: list[_Open] = []
+        still_open: list[_Open] = []
         regions = list(self._open)
         for label in range(1, int(mask.max(initial=0)) + 1):
             _, ids, stats, _ = cv2.connectedComponentsWithStats(
@@ -111,37 +115,36 @@ class Regions:
                     crop = ids[top : top + height, left : left + width] == i
                     parts[i].pieces.append((left, y + top, crop))
                     regions.append(parts[i])
-            for place, i in above:
-                self._open[place].root.join(parts[i].root)
-            places = np.zeros(len(stats), np.int64)
+            for index, i in above:
+                self._open[index].root.join(parts[i].root)
+            numbers = np.zeros(len(stats), np.int64)
             for i in below[below > 0].tolist():
-                if np.prod(_extent(parts[i].root.box())) <= LARGEST:
-                    goes_on.append(parts[i])
-                    places[i] = len(goes_on)
-            edge += places[ids[-1]]
-        still = {part.root for part in goes_on}
-        ended = dict.fromkeys(r.root for r in regions if r.root not in still)
-        self._edge, self._open = edge, goes_on
-        yield from (r.find() for r in ended if r.area >= self.min_area)
+                left, top, right, bottom = parts[i].root.box()
+                if (right - left) * (bottom - top) <= LARGEST:
+                    still_open.append(parts[i])
+                    numbers[i] = len(still_open)
+            edge += numbers[ids[-1]]
+        open_roots = {part.root for part in still_open}
+        self._edge, self._open = edge, still_open
+        return self._closed(region.root for region in regions if region.root not in open_roots)
 
-    def end(self) -> Iterator[Find]:
+    def end(self) -> Iterator[Region]:
         """The regions that reach the last row."""
-        ended = dict.fromkeys(region.root for region in self._open)
-        yield from (r.find() for r in ended if r.area >= self.min_area)
+        return self._closed(region.root for region in self._open)
+
+    def _closed(self, roots: Iterable[_Open]) -> Iterator[Region]:
+        distinct = dict.fromkeys(roots)
+        return (root.closed() for root in distinct if root.area >= self.min_area)
 
     def _touching(self, label: int, row: np.ndarray) -> set[tuple[int, int]]:
-        """Which open regions touch which parts of the new band's first row."""
+        """Pairs of an index in `_open` and a part's id in the new band's first row that touch."""
         if self._edge is None or not self._open:
             return set()
         of_class = np.array([False] + [region.label == label for region in self._open])
         old = np.pad(np.where(of_class[self._edge], self._edge, 0), 1)
         pairs: set[tuple[int, int]] = set()
         for shift in range(3):
-            beside = old[shift : shift + len(row)]
-            both = (beside > 0) & (row > 0)
-            pairs.update(zip((beside[both] - 1).tolist(), row[both].tolist(), strict=True))
+            above = old[shift : shift + len(row)]
+            both = (above > 0) & (row > 0)
+            pairs.update(zip((above[both] - 1).tolist(), row[both].tolist(), strict=True))
         return pairs
-
-
-def _extent(box: tuple[int, int, int, int]) -> tuple[int, int]:
-    return box[2] - box[0], box[3] - box[1]

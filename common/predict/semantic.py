@@ -1,9 +1,13 @@
-"""Semantic prediction over a folder of scenes: what every semantic inference.py runs."""
+"""Semantic prediction over a folder of scenes: what every semantic inference.py runs.
+
+A scene is predicted and written in bands of rows, from the top down: see `common.predict.windows`.
+"""
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.cli import Parser
+from common.cli import Parser, UserError
 from common.io.files import whole_file
 from common.io.pictures import paint, save
 from common.io.raster import Scene, no_valid_pixel
 from common.predict.crops import Crops
-from common.predict.folder import each_scene, inference_parser, list_images, make_output_folder
-from common.predict.maps import feature_file, raster_file
+from common.predict.folder import (
+    each_scene,
+    inference_parser,
+    list_images,
+    make_output_folder,
+    raise_errors,
+)
+from common.predict.maps import Features, feature_file, raster_file
 from common.predict.network import load_network
 from common.predict.pictures import Reduced
-from common.predict.regions import Find, Regions
+from common.predict.regions import Region, Regions
 from common.predict.windows import Band, Network, Tiling, blend
 
 
@@ -46,26 +56,27 @@ def predict_folder(
         name: The model's `NAME`.
         probabilities: (model, float [B,3,H,W], normalised) → class probabilities [B,C,H,W].
     """
-    network, classes = load_network(args, name, from_checkpoint, probabilities, _only)
+    network, classes = load_network(
+        args, name, from_checkpoint, probabilities, lambda probability, size: probability
+    )
+    if args.tta:
+        network = symmetric(network)
     images = list_images(args.image_dir, args.index)
     make_output_folder(args)
     target = args.prediction_dir / "predictions.json"
+    predict = partial(predict_scene, network=network, classes=classes, args=args)
+    errors: list[UserError] = []
     scenes = total = 0
     with whole_file(target) as file:
         file.write(f'{{"classes": {json.dumps(classes)}, "images": ['.encode())
-
-        def predict_one(scene: Scene, name: str) -> None:
-            nonlocal scenes, total
-            entry, regions = predict_scene(scene, name, network, classes, args)
+        for entry, regions in each_scene(images, args, predict, errors):
             head = json.dumps(entry)[:-1]
             between = "," if scenes else ""
             file.write(f'{between}\n{head}, "regions": [{", ".join(regions)}]}}'.encode())
             scenes, total = scenes + 1, total + len(regions)
-
-        refuse = each_scene(images, args, predict_one)
         file.write(b"\n]}\n")
     print(f"{total} regions in {scenes} images; overlays, masks and JSON in {target.parent}")
-    refuse()
+    raise_errors(errors, len(images))
 
 
 def predict_scene(
@@ -86,8 +97,8 @@ def predict_scene(
     }
     small = scene.width, scene.height, args.overlay_size
     picture, painted = Reduced(*small), Reduced(*small, smooth=False)
-    crops = Crops(args.crops, lambda find: find.area)
-    found: list[tuple[int, str]] = []
+    crops = Crops(args.crops, lambda region: region.area)
+    described: list[tuple[int, str]] = []
     any_valid = False
     with ExitStack() as files:
         write_mask = files.enter_context(raster_file(folder / entry["mask"], scene, "uint8"))
@@ -96,13 +107,6 @@ def predict_scene(
             write_confidence = files.enter_context(raster_file(path, scene, "float32"))
         features = files.enter_context(feature_file(folder / f"{name}.geojson", scene, classes))
         regions = Regions(args.min_area)
-
-        def take(finds: Iterator[Find]) -> None:
-            for find in finds:
-                features.add(find)
-                crops.add(find)
-                found.append(_described(find, classes))
-
         tiling = Tiling(args.window, args.overlap, args.batch_size)
         for band in blend(scene, network, tiling):
             mask, confidence = likeliest(band)
@@ -112,14 +116,34 @@ def predict_scene(
                 write_confidence(band.y, confidence)
             picture.add(band.pixels)
             painted.add(mask)
-            take(regions.add(band.y, mask, confidence))
-        take(regions.end())
+            ended = regions.add(band.y, mask, confidence)
+            described += _add(ended, features, crops, classes)
+        described += _add(regions.end(), features, crops, classes)
         if not any_valid:
             raise no_valid_pixel(scene.path)
     save(paint(picture.image(), painted.image()), folder / entry["overlay"])
     if args.crops:
         crops.write(scene, folder / f"{name}_crops.jpg")
-    return entry, [text for _, text in sorted(found, key=lambda item: -item[0])]
+    return entry, [text for _, text in sorted(described, key=lambda item: -item[0])]
+
+
+def _add(
+    regions: Iterable[Region], features: Features, crops: Crops, classes: list[str]
+) -> list[tuple[int, str]]:
+    """Add regions to map and sheet; the area of each, and its entry in `predictions.json`."""
+    described = []
+    for region in regions:
+        features.add(region)
+        crops.add(region)
+        x1, y1, x2, y2 = region.box
+        entry = {
+            "class": classes[region.label],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": region.area,
+            "score": round(region.score, 4),
+        }
+        described.append((region.area, json.dumps(entry)))
+    return described
 
 
 def likeliest(band: Band) -> tuple[np.ndarray, np.ndarray]:
@@ -136,18 +160,17 @@ def likeliest(band: Band) -> tuple[np.ndarray, np.ndarray]:
     return mask, confidence
 
 
-def _only(probability: Tensor, size: int) -> Tensor:
-    """The only tensor of an ONNX file."""
-    return probability
+def symmetric(network: Network) -> Network:
+    """The mean of `network` over the eight symmetries of a window: 8 times the work."""
 
+    def mean(windows: Tensor) -> Tensor:
+        total: Tensor | float = 0.0
+        for turns in range(4):
+            for mirrored in (False, True):
+                turned = windows.rot90(turns, (1, 2))
+                result = network(turned.flip(2) if mirrored else turned)
+                result = result.flip(3) if mirrored else result
+                total = total + result.rot90(-turns, (2, 3))
+        return total / 8  # type: ignore[return-value]
 
-def _described(find: Find, classes: list[str]) -> tuple[int, str]:
-    """The area of a region, and its entry in `predictions.json`."""
-    x1, y1, x2, y2 = find.box
-    region = {
-        "class": classes[find.label],
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": find.area,
-        "score": round(find.score, 4),
-    }
-    return find.area, json.dumps(region)
+    return mean

@@ -1,24 +1,26 @@
 """Prediction on scenes of any size: overlapping windows, blended so that no seam shows.
 
-A scene is read from the top to the bottom. Only the rows under one row of windows are in memory, so
+A scene is read from the top to the bottom in *strips*: the rows under one row of windows. It is
+blended in *bands*: rows that no later window changes. Only a few strips are in memory at a time, so
 memory grows with the scene's width and not with its height.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.augment import MEAN
 from common.cli import progress
 
 T = TypeVar("T")
 Network = Callable[[Tensor], Any]
-"""uint8 [B,h,w,3] on the CPU → one result for each of the B windows, all of one size."""
+"""uint8 [B,side,side,3] on the CPU → one result for each of the B windows."""
 
 
 class Rows(Protocol):
@@ -108,30 +110,36 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def predicted(
-    rows: Iterable[Strip], width: int, network: Network, tiling: Tiling
-) -> Iterator[tuple[Strip, int, Any]]:
-    """Each window's strip, its left edge and the network's result, from left to right.
+def filled(crops: Tensor, side: int) -> Tensor:
+    """Extend windows uint8 [B,h,w,3] of a scene smaller than `side` by the mean colour."""
+    count, height, width, _ = crops.shape
+    if height == width == side:
+        return crops
+    extended = torch.tensor(MEAN).round().byte().repeat(count, side, side, 1)
+    extended[:, :height, :width] = crops
+    return extended
 
-    A window without a valid pixel is not computed; its result is None. The next batch is started
-    before the results of this one are used, so that a GPU computes meanwhile.
+
+def predicted(scene: Rows, network: Network, tiling: Tiling) -> Iterator[tuple[Strip, int, Any]]:
+    """Each window's strip, its left edge and the network's result, row by row.
+
+    A window without a valid pixel is not computed; its result is None. A thread reads the next
+    strip while the network computes. The next batch is started before the results of this one are
+    used, so that a GPU computes meanwhile.
     """
-    windows = ((strip, x) for strip in rows for x in tiling.starts(width))
-    before: Iterator[tuple[Strip, int, Any]] = iter(())
+    side, starts = tiling.side, tiling.starts(scene.width)
+    windows = ((strip, x) for strip in ahead(strips(scene, tiling)) for x in starts)
+    before: list[tuple[Strip, int, Any]] = []
     while batch := list(islice(windows, tiling.batch_size)):
-        crops, shown = [], []
-        for strip, x in batch:
-            part = (slice(None), slice(x, x + tiling.side))
-            shown.append(strip.valid is None or bool(strip.valid[part].any()))
-            if shown[-1]:
-                crops.append(torch.from_numpy(strip.pixels[part]))
-        results = iter(network(torch.stack(crops)) if crops else ())
+        visible = [s.valid is None or bool(s.valid[:, x : x + side].any()) for s, x in batch]
+        crops = [torch.from_numpy(s.pixels[:, x : x + side]) for s, x in compress(batch, visible)]
+        results = iter(network(filled(torch.stack(crops), side)) if crops else ())
         done = [
-            (strip, x, next(results) if s else None)
-            for (strip, x), s in zip(batch, shown, strict=True)
+            (strip, x, next(results) if computed else None)
+            for (strip, x), computed in zip(batch, visible, strict=True)
         ]
         yield from before
-        before = iter(done)
+        before = done
     yield from before
 
 
@@ -140,7 +148,7 @@ def blend(scene: Rows, network: Network, tiling: Tiling) -> Iterator[Band]:
     """Class probabilities of a whole scene, blended from those of its windows, from the top down.
 
     Args:
-        network: Its results are [C,side,side], of which what lies beyond the scene is cut off.
+        network: Its results are [C,side,side]; the part beyond the scene is cut off.
 
     Yields:
         Bands that cover the scene. Every pixel's probabilities sum to 1; they are 0 where all
@@ -151,22 +159,12 @@ def blend(scene: Rows, network: Network, tiling: Tiling) -> Iterator[Band]:
     down = _weights(tiling, scene.height)
     ramp = _ramp(side)
     hill = ramp[:, None] * ramp
-    total: Tensor | None = None
+    total: Tensor | None = None  # sum of the weighted results in the current strip
     current: Strip | None = None
-
-    def finished(strip: Strip, count: int) -> Band:
-        norm = down[strip.y : strip.y + count, None] * across
-        if total is None:
-            probability = torch.zeros(1, count, scene.width)
-        else:
-            probability = total[:, :count] / norm.to(total.device)
-        valid = None if strip.valid is None else strip.valid[:count]
-        return Band(strip.y, probability, strip.pixels[:count], valid)
-
-    for strip, x, result in predicted(ahead(strips(scene, tiling)), scene.width, network, tiling):
+    for strip, x, result in predicted(scene, network, tiling):
         if current is not None and strip is not current:
             count = strip.y - current.y
-            yield finished(current, count)
+            yield _band(current, count, total, down, across)
             if total is not None:
                 total[:, : side - count] = total[:, count:].clone()
                 total[:, side - count :] = 0
@@ -180,7 +178,18 @@ def blend(scene: Rows, network: Network, tiling: Tiling) -> Iterator[Band]:
         height, width = len(strip.pixels), min(side, scene.width - x)
         total[:, :height, x : x + width].addcmul_(result[:, :height, :width], hill[:height, :width])
     assert current is not None
-    yield finished(current, len(current.pixels))
+    yield _band(current, len(current.pixels), total, down, across)
+
+
+def _band(strip: Strip, count: int, total: Tensor | None, down: Tensor, across: Tensor) -> Band:
+    """The first `count` rows of a strip, with the sums divided by the sums of the weights."""
+    if total is None:
+        probability = torch.zeros(1, count, len(across))
+    else:
+        weights = down[strip.y : strip.y + count, None] * across
+        probability = total[:, :count] / weights.to(total.device)
+    valid = None if strip.valid is None else strip.valid[:count]
+    return Band(strip.y, probability, strip.pixels[:count], valid)
 
 
 def _ramp(side: int) -> Tensor:

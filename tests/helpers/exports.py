@@ -119,6 +119,13 @@ def fiftyone_with_absolute_paths(root):
 
 
 EXPORTERS = (
-    cvat, cvat_brush, label_studio, label_studio_on_windows, labelme, roboflow, via, fiftyone,
+    cvat,
+    cvat_brush,
+    label_studio,
+    label_studio_on_windows,
+    labelme,
+    roboflow,
+    via,
+    fiftyone,
     fiftyone_with_absolute_paths,
-)  # fmt: skip
+)
