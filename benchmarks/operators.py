@@ -2,7 +2,6 @@
 
     python benchmarks/operators.py
     python benchmarks/operators.py --device cuda -b 8 --crop-size 512 -o runs/operators.csv
-    python benchmarks/operators.py --model unet     # every convolution of a model, on the CPU
 
 Each runs in float32 and in bf16, contiguous and channels-last, interleaved in one process, on
 inputs as in training: a network's own number of channels, at that network's stride.
@@ -21,9 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.lib import convolutions
 from benchmarks.lib.environment import hardware, provenance, seconds
-from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
 from benchmarks.lib.results import median_interval
 from common.cli import Parser, positive, progress, run
@@ -60,9 +57,6 @@ CALLS = 5  # per round
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     torch.manual_seed(0)
-    if args.model:
-        sizes = args.batch_size, args.crop_size, args.rounds
-        return print(convolutions.table(args.model, args.backbone, *sizes))
     device = pick_device(args.device)
     rows = []
     for name in OPERATORS:
@@ -133,8 +127,6 @@ def _calls(
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", choices=MODELS, help="print what channels-last does to its convolutions")
-    add("--backbone", help="of --model; default: its light one")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--crop-size", type=positive, default=128, help="pixels")
     add("-b", "--batch-size", type=positive, default=4, help="crops in a step")
