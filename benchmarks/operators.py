@@ -16,14 +16,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.lib.environment import hardware, provenance, seconds
+from benchmarks.lib.environment import hardware, measured_on, provenance, seconds
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
-from benchmarks.lib.results import median_interval
-from common.cli import Parser, positive, progress, run
+from benchmarks.lib.turns import in_turns, percentiles, ratio_columns, shown_ratio
+from common.cli import Parser, positive, run
 from common.distributed import pick_device
 
 
@@ -60,21 +59,14 @@ def main(argv: list[str] | None = None) -> None:
     device = pick_device(args.device)
     rows = []
     for name in OPERATORS:
-        calls = {way: _calls(name, way, args, device) for way in WAYS}
-        times: dict[str, list[float]] = {way: [] for way in WAYS}
-        for turn in progress(range(args.rounds + 1), desc=name, unit="round"):
-            for way, call in calls.items():
-                taken = seconds(call, device) / CALLS
-                if turn:  # the first round warms up
-                    times[way].append(taken)
-        for way, taken_all in times.items():
-            p10, p50, p90 = np.percentile([1e3 * t for t in taken_all], [10, 50, 90])
+        steps = {way: _step(name, way, args, device) for way in WAYS}
+        times = in_turns(steps, args.rounds, name)
+        for way, seconds_of_way in times.items():
             row: dict[str, Any] = {"operator": name, "way": way, "rounds": args.rounds}
             row |= {"batch": args.batch_size, "crop": args.crop_size}
+            p10, p50, p90 = percentiles([1e3 * s for s in seconds_of_way])
             row |= {"ms": f"{p50:.4g}", "ms_p10": f"{p10:.4g}", "ms_p90": f"{p90:.4g}"}
-            ratios = [a / b for a, b in zip(times[PLAIN], taken_all, strict=True)]
-            keys = ("ratio", "ratio_low", "ratio_high")
-            row |= {k: f"{v:.4g}" for k, v in zip(keys, median_interval(ratios), strict=True)}
+            row |= ratio_columns(times[PLAIN], seconds_of_way)
             rows.append(row | hardware(device) | provenance(__file__, argv))
     write_rows(args.output, rows)
     print(f"wrote {args.output}")
@@ -87,24 +79,27 @@ def main(argv: list[str] | None = None) -> None:
 def table(rows: list[dict[str, str]]) -> str:
     """The results in Markdown: ms of the plain way, and the speed-ups of the others."""
     others = [way for way in WAYS if way != PLAIN]
-    lines = [f"| forward and backward | {PLAIN}, ms | {' | '.join(others)} |"]
+    lines = [
+        measured_on(rows[0]),
+        "",
+        f"| forward and backward | {PLAIN}, ms | {' | '.join(others)} |",
+    ]
     lines.append("|---|--:|" + "--:|" * len(others))
     row = {(r["operator"], r["way"]): r for r in rows}
     for name in dict.fromkeys(r["operator"] for r in rows):
         cells = [name, row[name, PLAIN]["ms"]]
-        for way in others:
-            values = (float(row[name, way][key]) for key in ("ratio", "ratio_low", "ratio_high"))
-            cells.append("{:.2f} ({:.2f} to {:.2f})".format(*values))
+        cells += [shown_ratio(row[name, way]) for way in others]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _calls(
+def _step(
     name: str, way: str, args: argparse.Namespace, device: torch.device
-) -> Callable[[], None]:
-    """As in training: weights stay float32 and are cast in each call; gradients are new tensors.
+) -> Callable[[], float]:
+    """A function that returns the seconds of a forward and a backward pass, the mean of `CALLS`.
 
-    So the time includes autograd's copy of a gradient whose layout differs from its weight's.
+    As in training: weights stay float32 and are cast in each call; gradients are new tensors. So
+    the time includes autograd's copy of a gradient whose layout differs from its weight's.
     """
     make, channels, stride = OPERATORS[name]
     dtype, layout = WAYS[way]
@@ -121,7 +116,7 @@ def _calls(
             x.grad = None
             module.zero_grad()
 
-    return calls
+    return lambda: seconds(calls, device) / CALLS
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

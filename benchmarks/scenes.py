@@ -16,6 +16,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,11 +29,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.lib.environment import hardware, provenance
+from benchmarks.lib.environment import hardware, measured_on, provenance
 from benchmarks.lib.mosaic import mosaic, one_layer
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.turns import in_turns
 from common.augment import normalise
-from common.cli import Parser, UserError, positive, progress, run
+from common.cli import Parser, UserError, positive, run
 from common.io.raster import open_scene
 from common.predict import semantic
 from common.predict.maps import feature_file
@@ -78,14 +80,19 @@ def main(argv: list[str] | None = None) -> None:
 
 def table(rows: list[dict[str, str]]) -> str:
     """The results in Markdown."""
-    tables = []
+    blocks: list[str] = []
+    measured_last = ""
     for part, (first, columns) in TABLES.items():
+        of_part = [row for row in rows if row["part"] == part]
+        if not of_part:
+            continue
+        if measured_on(of_part[0]) != measured_last:
+            measured_last = measured_on(of_part[0])
+            blocks.append(measured_last)
         lines = [f"| {first} | {' | '.join(columns.values())} |", "|---|" + "--:|" * len(columns)]
-        for row in rows:
-            if row["part"] == part:
-                lines.append(f"| {row['case']} | {' | '.join(row[c] for c in columns)} |")
-        tables.append("\n".join(lines))
-    return "\n\n".join(tables)
+        lines += [f"| {row['case']} | {' | '.join(row[c] for c in columns)} |" for row in of_part]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -142,20 +149,21 @@ def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             crop = torch.from_numpy(scene.read(0, 0, 512, 512)[0])[None]
             ground, aircraft = unet(normalise(crop))[0]
             unet.segmentation_head[0].bias[0] += (aircraft - ground).flatten().quantile(0.99)
-        for case, (model, call, whole, parser) in cases.items():
+
+        def predict_scene(case: str) -> tuple[float, float]:
+            """Seconds of a prediction, and of its network."""
+            model, call, predict_with, parser = cases[case]
             options = parser.parse(["model", "", folder])
             options.score_threshold = 0.0
-            network = Timed(model, call)
-            ratios, times = [], []
-            for turn in progress(range(args.rounds + 1), desc=case):
-                network.seconds, since = 0.0, time.process_time()
-                with open_scene(Path(folder, "scene.tif")) as scene:
-                    whole(scene, "out", network, CLASSES, options)
-                taken = time.process_time() - since
-                if turn:  # the first warms up
-                    ratios.append(taken / network.seconds)
-                    times.append(taken)
-            low, middle, high = np.percentile(ratios, [0, 50, 100])
+            network, since = Timed(model, call), time.process_time()
+            with open_scene(Path(folder, "scene.tif")) as scene:
+                predict_with(scene, "out", network, CLASSES, options)
+            return time.process_time() - since, network.seconds
+
+        measured = in_turns({case: partial(predict_scene, case) for case in cases}, args.rounds)
+        for case, pairs in measured.items():
+            times = [total for total, _ in pairs]
+            low, middle, high = np.percentile([a / b for a, b in pairs], [0, 50, 100])
             yield {
                 "case": f"{case}, {args.scene**2 / 1e6:.1f} Mpx",
                 "seconds": f"{np.median(times):.1f}",
