@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.lib.matrix import DEFAULT_MALLOC, Cell
 from benchmarks.lib.models import MODELS
-from common import cli, graphs, loader
+from benchmarks.lib.standins import narrow, use_cpu_graphs
+from common import cli, loader
 from common.distributed import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,17 +130,11 @@ def _forked(words: list[str], own: dict[str, str], output: str, malloc: bool, dr
 
 
 def rehearse() -> None:
-    """For a dry run: the tests' narrow networks, and their graph, which replays on the CPU."""
-    sys.path.append(str(ROOT / "tests"))
-    importlib.import_module("helpers.networks").narrow(
-        importlib.import_module("pytest").MonkeyPatch()
-    )
+    """For a dry run, until the process ends: narrow networks, graphs that replay on the CPU."""
+    narrow()
+    use_cpu_graphs()
     MODELS["unet"] = replace(MODELS["unet"], light="tu-test_resnet")
     MODELS["mask"] = replace(MODELS["mask"], light_flags=("--proposals", "20"))
-    graphs.CudaGraph = importlib.import_module("helpers.cpu_graph").CpuGraph  # type: ignore[misc]
-    graphs.available = lambda device: True
-    graphs.own_stream = lambda device: None
-    graphs.WARMUP_STEPS = 2
 
 
 def _torchrun(
