@@ -28,7 +28,8 @@ from torchvision.transforms import functional
 
 from benchmarks.lib.environment import measured_on, provenance
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
-from benchmarks.lib.turns import in_turns, percentiles
+from benchmarks.lib.results import percentiles
+from benchmarks.lib.turns import in_turns
 from common.augment import MEAN, STD
 from common.cli import Parser, UserError, positive, run
 from common.data import Tiles

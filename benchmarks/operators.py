@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from benchmarks.lib.environment import hardware, measured_on, provenance, seconds
-from benchmarks.lib.readme import README, read_rows, write_part, write_rows
-from benchmarks.lib.turns import in_turns, percentiles, ratio_columns, shown_ratio
+from benchmarks.lib.readme import METHOD, read_rows, write_part, write_rows
+from benchmarks.lib.results import percentiles
+from benchmarks.lib.turns import in_turns, ratio_columns, shown_ratio
 from common.cli import Parser, positive, run
 from common.distributed import pick_device
 
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     written = table(read_rows(args.output))
     print(written)
     if args.write_readme:
-        write_part(README, "operators", written)
+        write_part(METHOD, "operators", written)
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -127,7 +128,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("-b", "--batch-size", type=positive, default=4, help="crops in a step")
     add("--rounds", type=positive, default=15, help="of each, after one for warm-up")
     add("-o", "--output", type=Path, default=ROOT / "benchmarks/results/operators.csv")
-    add("--write-readme", action="store_true", help="also renew the table in benchmarks/README.md")
+    add("--write-readme", action="store_true", help="also renew the table in benchmarks/METHOD.md")
     return parser.parse(argv)
 
 

@@ -13,20 +13,20 @@ from torture import run as torture
 
 from benchmarks import loader, operators, overhead, scenes
 from benchmarks.lib import engagement, flops, results, turns
-from benchmarks.lib.readme import README, part, read_rows, write_part
+from benchmarks.lib.readme import METHOD, README, part, read_rows, write_part
 
 
 @pytest.mark.parametrize(
-    ("name", "show"),
+    ("name", "show", "page"),
     [
-        ("loader", loader.table),
-        ("operators", operators.table),
-        ("overhead", overhead.sentence),
-        ("scenes", scenes.table),
+        ("loader", loader.table, README),
+        ("operators", operators.table, METHOD),
+        ("overhead", overhead.sentence, README),
+        ("scenes", scenes.table, README),
     ],
 )
-def test_the_readme_shows_the_committed_numbers(name, show):
-    assert part(README, name) == show(read_rows(ROOT / f"benchmarks/results/{name}.csv")), (
+def test_the_pages_show_the_committed_numbers(name, show, page):
+    assert part(page, name) == show(read_rows(ROOT / f"benchmarks/results/{name}.csv")), (
         f"stale; run: python benchmarks/{name}.py --write-readme"
     )
 

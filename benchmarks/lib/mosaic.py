@@ -35,8 +35,7 @@ def one_layer(folder: Path) -> tuple[float, float]:
         return layer(normalise(crops)).softmax(1)
 
     network(torch.zeros(4, 512, 512, 3, dtype=torch.uint8))
-    words = ["model", str(folder / "scene.tif"), str(folder)]
-    args = semantic.semantic_parser("").parse(words)
+    args = semantic.semantic_parser("").parse(["model", str(folder / "scene.tif"), str(folder)])
     seconds, peak, before = [], 0.0, forget_peak()
     for turn in range(4):
         since = time.process_time()

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-import numpy as np
-
 from benchmarks.lib.results import median_interval
 from common.cli import progress
 
@@ -26,12 +24,6 @@ def in_turns(
             if turn:
                 measured[name].append(value)
     return measured
-
-
-def percentiles(values: list[float]) -> tuple[float, float, float]:
-    """The 10th, the 50th and the 90th."""
-    p10, p50, p90 = np.percentile(values, [10, 50, 90]).tolist()
-    return p10, p50, p90
 
 
 def ratio_columns(over: list[float], under: list[float]) -> dict[str, str]:
