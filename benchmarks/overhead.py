@@ -175,11 +175,7 @@ def _parser() -> Parser:
     add("--steps", type=positive, default=20, help="in a round, of each")
     add("--rounds", type=positive, default=15, help="pairs, after one for warm-up")
     add("-o", "--output", type=Path, default="benchmarks/results/overhead.csv")
-    add(
-        "--write-readme",
-        action="store_true",
-        help="also renew the sentence in benchmarks/README.md",
-    )
+    add("--write-readme", action="store_true", help="also renew the sentence in the README")
     return parser
 
 

@@ -178,16 +178,16 @@ def join(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         with TemporaryDirectory() as folder:
             path = Path(folder, "scene.tif")
             mosaic(args.data_path, path, side)
-            found = as_seen(count, side)
+            detections = as_seen(count, side)
             since = time.process_time()
             with (
                 open_scene(path) as scene,
                 feature_file(path.with_suffix(".geojson"), scene, CLASSES) as features,
             ):
-                merged = merge(found)
-                for one in merged:
-                    features.add(one)
-                    json.dumps(instances.annotate(one, side, side))
+                merged = merge(detections)
+                for instance in merged:
+                    features.add(instance)
+                    json.dumps(instances.annotate(instance, side, side))
             seconds = time.process_time() - since
         case = f"{count:,} of {len(merged):,} aircraft in {side**2 / 1e6:,.0f} Mpx"
         yield {"case": case, "seconds": f"{seconds:.1f}"}
