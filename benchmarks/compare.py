@@ -27,13 +27,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def table(runs: list[Record], airports: bool = False) -> str:
     """A Markdown table with a column for each run, whose columns also line up as plain text."""
-    rows = [["", *(str(one.folder) for one in runs)]]
-    rows += differing([settings(one) for one in runs])
-    rows += [["steps", *(f"{_steps(one)} of {one.facts['total_steps']}" for one in runs)]]
-    numbers = [scores(one) | one.speed() for one in runs]
-    for name in dict.fromkeys(name for found in numbers for name in found):
+    rows = [["", *(str(record.folder) for record in runs)]]
+    rows += differing([settings(record) for record in runs])
+    rows += [["steps", *(f"{_steps(record)} of {record.facts['total_steps']}" for record in runs)]]
+    numbers = [scores(record) | record.speed() for record in runs]
+    for name in dict.fromkeys(name for values in numbers for name in values):
         if airports or ".airport." not in name:
-            rows.append([name, *(_number(name, found.get(name)) for found in numbers)])
+            rows.append([name, *(_number(name, values.get(name)) for values in numbers)])
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     head, *body = [_line(row, widths) for row in rows]
@@ -41,36 +41,39 @@ def table(runs: list[Record], airports: bool = False) -> str:
     return "\n".join([head, rule, *body])
 
 
-def settings(one: Record) -> dict[str, Any]:
+def settings(record: Record) -> dict[str, Any]:
     """All that a run was trained with and on, by name."""
-    facts = one.facts
-    found = {"model": facts["model"], "commit": facts["commit"]}
-    found |= {k: v for k, v in facts["settings"].items() if k not in NOT_COMPARED}
-    found |= facts["machine"] | facts["versions"]
-    return found | {f"{split} tiles": of["fingerprint"][:8] for split, of in facts["data"].items()}
+    facts = record.facts
+    values = {"model": facts["model"], "commit": facts["commit"]}
+    values |= {k: v for k, v in facts["settings"].items() if k not in NOT_COMPARED}
+    values |= facts["machine"] | facts["versions"]
+    for split, data in facts["data"].items():
+        values[f"{split} tiles"] = data["fingerprint"][:8]
+    return values
 
 
-def differing(found: list[dict[str, Any]]) -> list[list[str]]:
+def differing(runs: list[dict[str, Any]]) -> list[list[str]]:
     """A row for each name whose values are not all equal; a run without it has an empty cell."""
     rows = []
-    for name in dict.fromkeys(name for values in found for name in values):
-        cells = [values.get(name, "") for values in found]
+    for name in dict.fromkeys(name for values in runs for name in values):
+        cells = [values.get(name, "") for values in runs]
         if any(cell != cells[0] for cell in cells):
             rows.append([name, *map(_text, cells)])
     return rows
 
 
-def scores(one: Record) -> dict[str, float]:
+def scores(record: Record) -> dict[str, float]:
     """The validation that chose `model_best.pth`, and the scores of the splits that were tested."""
-    kept = {"step of model_best.pth": one.best["step"]} if one.best else {}
-    kept |= {f"validation {k}": v for k, v in one.best.items() if k not in ("step", "epoch")}
-    for split, found in one.tests.items():
-        kept |= {f"{split} {name}": value for name, value in found.items()}
+    best = record.best
+    kept = {"step of model_best.pth": best["step"]} if best else {}
+    kept |= {f"validation {k}": v for k, v in best.items() if k not in ("step", "epoch")}
+    for split, values in record.tests.items():
+        kept |= {f"{split} {name}": value for name, value in values.items()}
     return kept
 
 
-def _steps(one: Record) -> int:
-    return max([0, *(line["step"] for line in one.steps)])
+def _steps(record: Record) -> int:
+    return max([0, *(line["step"] for line in record.steps)])
 
 
 def _number(name: str, value: float | None) -> str:

@@ -3,8 +3,8 @@
     python preprocessing/preprocess.py sample_data --pack
     python benchmarks/loader.py --data-path sample_data -b 8 --rounds 9
 
-Every round measures all four, one after the other, so that other load on the machine affects all
-of them. The page cache is warm after the first round, which is not counted.
+All four are measured in turns (`lib/turns.py`). The page cache is warm after the first round, which
+does not count.
 """
 
 import os
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 
-from benchmarks.lib.environment import provenance
+from benchmarks.lib.environment import measured_on, provenance
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.results import percentiles
+from benchmarks.lib.turns import in_turns
 from common.augment import MEAN, STD
-from common.cli import Parser, UserError, positive, progress, run
+from common.cli import Parser, UserError, positive, run
 from common.data import Tiles
 from common.distributed import Process
 from common.io.tiles import INDEX, Packed, Pngs, tile_paths
@@ -71,10 +74,11 @@ def main(argv: list[str] | None = None) -> None:
     tiles = Tiles(folder)
     assert isinstance(tiles.stored, Packed)
     tile_bytes = sum(array[0].nbytes for array in tiles.stored.arrays)
-    speeds = measure(arms_of(tiles, tiles.stored, args.batch_size), args.rounds)
+    arms = arms_of(tiles, tiles.stored, args.batch_size)
+    speeds = in_turns({name: partial(speed, arm) for name, arm in arms.items()}, args.rounds)
     rows: list[dict[str, Any]] = []
     for name, rounds in speeds.items():
-        p10, median, p90 = np.percentile(rounds, [10, 50, 90]).round(1).tolist()
+        p10, median, p90 = (round(value, 1) for value in percentiles(rounds))
         rate = round(median * tile_bytes / 1e6, 1)
         row = {"arm": name, "samples_per_s": median, "p10": p10, "p90": p90, "MB_per_s": rate}
         rows.append(row | {"rounds": len(rounds)} | provenance(__file__, argv))
@@ -89,7 +93,12 @@ def main(argv: list[str] | None = None) -> None:
 def table(rows: list[dict[str, str]]) -> str:
     """The results in Markdown."""
     speed = {row["arm"]: float(row["samples_per_s"]) for row in rows}
-    lines = ["| form | tiles/s (p10 to p90) | MB/s | against PNG |", "|---|--:|--:|--:|"]
+    lines = [
+        measured_on(rows[0]),
+        "",
+        "| form | tiles/s (p10 to p90) | MB/s | against PNG |",
+        "|---|--:|--:|--:|",
+    ]
     for row in rows:
         name, ratio = row["arm"], speed[row["arm"]] / speed["png"]
         p10, p90 = (f"{float(row[key]):,.0f}" for key in ("p10", "p90"))
@@ -122,17 +131,12 @@ def arms_of(tiles: Tiles, packed: Packed, batch_size: int) -> dict[str, Arm]:
     }
 
 
-def measure(arms: dict[str, Arm], rounds: int) -> dict[str, list[float]]:
-    """Samples per second of each arm in each round."""
-    speeds: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in progress(range(rounds + 1), desc="measure", unit="round"):
-        for name, start in arms.items():
-            count, since = 0, time.perf_counter()
-            for batch in start():
-                count += len(batch[0])
-            if turn:
-                speeds[name].append(count / (time.perf_counter() - since))
-    return speeds
+def speed(start: Arm) -> float:
+    """Tiles per second of a pass."""
+    count, since = 0, time.perf_counter()
+    for batch in start():
+        count += len(batch[0])
+    return count / (time.perf_counter() - since)
 
 
 def _parser() -> Parser:

@@ -2,7 +2,6 @@
 
     python benchmarks/operators.py
     python benchmarks/operators.py --device cuda -b 8 --crop-size 512 -o runs/operators.csv
-    python benchmarks/operators.py --model unet     # every convolution of a model, on the CPU
 
 Each runs in float32 and in bf16, contiguous and channels-last, interleaved in one process, on
 inputs as in training: a network's own number of channels, at that network's stride.
@@ -17,16 +16,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.lib import convolutions
-from benchmarks.lib.environment import hardware, provenance, seconds
-from benchmarks.lib.models import MODELS
-from benchmarks.lib.readme import README, read_rows, write_part, write_rows
-from benchmarks.lib.results import median_interval
-from common.cli import Parser, positive, progress, run
+from benchmarks.lib.environment import hardware, measured_on, provenance, seconds
+from benchmarks.lib.readme import METHOD, read_rows, write_part, write_rows
+from benchmarks.lib.results import percentiles
+from benchmarks.lib.turns import in_turns, ratio_columns, shown_ratio
+from common.cli import Parser, positive, run
 from common.distributed import pick_device
 
 
@@ -60,57 +57,50 @@ CALLS = 5  # per round
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     torch.manual_seed(0)
-    if args.model:
-        sizes = args.batch_size, args.crop_size, args.rounds
-        return print(convolutions.table(args.model, args.backbone, *sizes))
     device = pick_device(args.device)
     rows = []
     for name in OPERATORS:
-        calls = {way: _calls(name, way, args, device) for way in WAYS}
-        times: dict[str, list[float]] = {way: [] for way in WAYS}
-        for turn in progress(range(args.rounds + 1), desc=name, unit="round"):
-            for way, call in calls.items():
-                taken = seconds(call, device) / CALLS
-                if turn:  # the first round warms up
-                    times[way].append(taken)
-        for way, taken_all in times.items():
-            p10, p50, p90 = np.percentile([1e3 * t for t in taken_all], [10, 50, 90])
+        steps = {way: _step(name, way, args, device) for way in WAYS}
+        times = in_turns(steps, args.rounds, name)
+        for way, seconds_of_way in times.items():
             row: dict[str, Any] = {"operator": name, "way": way, "rounds": args.rounds}
             row |= {"batch": args.batch_size, "crop": args.crop_size}
+            p10, p50, p90 = percentiles([1e3 * s for s in seconds_of_way])
             row |= {"ms": f"{p50:.4g}", "ms_p10": f"{p10:.4g}", "ms_p90": f"{p90:.4g}"}
-            ratios = [a / b for a, b in zip(times[PLAIN], taken_all, strict=True)]
-            keys = ("ratio", "ratio_low", "ratio_high")
-            row |= {k: f"{v:.4g}" for k, v in zip(keys, median_interval(ratios), strict=True)}
+            row |= ratio_columns(times[PLAIN], seconds_of_way)
             rows.append(row | hardware(device) | provenance(__file__, argv))
     write_rows(args.output, rows)
     print(f"wrote {args.output}")
     written = table(read_rows(args.output))
     print(written)
     if args.write_readme:
-        write_part(README, "operators", written)
+        write_part(METHOD, "operators", written)
 
 
 def table(rows: list[dict[str, str]]) -> str:
     """The results in Markdown: ms of the plain way, and the speed-ups of the others."""
     others = [way for way in WAYS if way != PLAIN]
-    lines = [f"| forward and backward | {PLAIN}, ms | {' | '.join(others)} |"]
+    lines = [
+        measured_on(rows[0]),
+        "",
+        f"| forward and backward | {PLAIN}, ms | {' | '.join(others)} |",
+    ]
     lines.append("|---|--:|" + "--:|" * len(others))
     row = {(r["operator"], r["way"]): r for r in rows}
     for name in dict.fromkeys(r["operator"] for r in rows):
         cells = [name, row[name, PLAIN]["ms"]]
-        for way in others:
-            values = (float(row[name, way][key]) for key in ("ratio", "ratio_low", "ratio_high"))
-            cells.append("{:.2f} ({:.2f} to {:.2f})".format(*values))
+        cells += [shown_ratio(row[name, way]) for way in others]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _calls(
+def _step(
     name: str, way: str, args: argparse.Namespace, device: torch.device
-) -> Callable[[], None]:
-    """As in training: weights stay float32 and are cast in each call; gradients are new tensors.
+) -> Callable[[], float]:
+    """A function that returns the seconds of a forward and a backward pass, the mean of `CALLS`.
 
-    So the time includes autograd's copy of a gradient whose layout differs from its weight's.
+    As in training: weights stay float32 and are cast in each call; gradients are new tensors. So
+    the time includes autograd's copy of a gradient whose layout differs from its weight's.
     """
     make, channels, stride = OPERATORS[name]
     dtype, layout = WAYS[way]
@@ -127,20 +117,18 @@ def _calls(
             x.grad = None
             module.zero_grad()
 
-    return calls
+    return lambda: seconds(calls, device) / CALLS
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", choices=MODELS, help="print what channels-last does to its convolutions")
-    add("--backbone", help="of --model; default: its light one")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--crop-size", type=positive, default=128, help="pixels")
     add("-b", "--batch-size", type=positive, default=4, help="crops in a step")
     add("--rounds", type=positive, default=15, help="of each, after one for warm-up")
     add("-o", "--output", type=Path, default=ROOT / "benchmarks/results/operators.csv")
-    add("--write-readme", action="store_true", help="also renew the table in benchmarks/README.md")
+    add("--write-readme", action="store_true", help="also renew the table in benchmarks/METHOD.md")
     return parser.parse(argv)
 
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,15 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
-from benchmarks.lib.environment import provenance
+from benchmarks.lib.environment import measured_on, provenance
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
-from benchmarks.lib.results import median_interval
 from benchmarks.lib.synthetic import bare_session, noise_tiles
+from benchmarks.lib.turns import in_turns, ratio_columns, shown_ratio
 from common import engine
 from common.args import Speedups
 from common.augment import normalise
-from common.cli import Parser, positive, progress, run
+from common.cli import Parser, positive, run
 from common.data import Batch
 from common.distributed import Process, pick_device
 from common.loader import GlobalBatches
@@ -121,15 +122,12 @@ def main(argv: list[str] | None = None) -> None:
             s.output_dir = Path(folder)
             engine.fit(s, clocks["fit"], lambda _batch, _epoch: (images, targets), unscored)
 
-    rounds: dict[str, list[float]] = {"bare": [], "fit": []}
-    for turn in progress(range(args.rounds + 1), desc="measure", unit="round"):
-        # The order alternates, because the second one finds warmer caches.
-        for arm in (loop, fit) if turn % 2 else (fit, loop):
-            arm()
-        for name, clock in clocks.items():
-            period = clock.period()
-            if turn:  # the first round warms up
-                rounds[name].append(period)
+    def period(name: str, arm: Callable[[], None]) -> float:
+        arm()
+        return clocks[name].period()
+
+    arms = {"bare": partial(period, "bare", loop), "fit": partial(period, "fit", fit)}
+    rounds = in_turns(arms, args.rounds)
     write_rows(args.output, [summary(rounds) | provenance(__file__, argv)])
     print(f"wrote {args.output}")
     written = sentence(read_rows(args.output))
@@ -139,27 +137,19 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def summary(rounds: dict[str, list[float]]) -> dict[str, Any]:
-    """The paired ratio, with a 95 % bootstrap interval of its median."""
-    ratios = [b / a for a, b in zip(rounds["bare"], rounds["fit"], strict=True)]
-    ratio, low, high = median_interval(ratios)
-    return {
-        "bare_ms": round(1e3 * statistics.median(rounds["bare"]), 3),
-        "fit_ms": round(1e3 * statistics.median(rounds["fit"]), 3),
-        "ratio": round(ratio, 4),
-        "ratio_low": round(low, 4),
-        "ratio_high": round(high, 4),
-        "rounds": len(ratios),
-    }
+    """Median milliseconds of a step, and the ratio."""
+    medians = {f"{name}_ms": round(1e3 * statistics.median(s), 3) for name, s in rounds.items()}
+    ratio = ratio_columns(rounds["fit"], rounds["bare"])
+    return medians | ratio | {"rounds": len(rounds["fit"])}
 
 
 def sentence(rows: list[dict[str, str]]) -> str:
     """The results in words."""
     (row,) = rows
     return (
-        f"A step took {float(row['bare_ms']):.1f} ms in a bare loop and "
-        f"{float(row['fit_ms']):.1f} ms through `fit`: {float(row['ratio']):.3f} times as long "
-        f"(95 % of {row['rounds']} paired rounds' medians: {float(row['ratio_low']):.3f} to "
-        f"{float(row['ratio_high']):.3f})."
+        f"{measured_on(row)} A step takes {float(row['bare_ms']):.1f} ms in a bare loop and "
+        f"{float(row['fit_ms']):.1f} ms through `fit`. The ratio is {shown_ratio(row, 3)}, the "
+        f"median of {row['rounds']} paired rounds with its 95 % interval."
     )
 
 
@@ -174,11 +164,7 @@ def _parser() -> Parser:
     add("--steps", type=positive, default=20, help="in a round, of each")
     add("--rounds", type=positive, default=15, help="pairs, after one for warm-up")
     add("-o", "--output", type=Path, default="benchmarks/results/overhead.csv")
-    add(
-        "--write-readme",
-        action="store_true",
-        help="also renew the sentence in benchmarks/README.md",
-    )
+    add("--write-readme", action="store_true", help="also renew the sentence in the README")
     return parser
 
 

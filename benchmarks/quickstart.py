@@ -33,7 +33,7 @@ FRONT_PAGE = ROOT / "README.md"
 
 
 def commands(seed: int, fast: list[str]) -> dict[str, list[str]]:
-    """The words of each part's command.
+    """Each part's script and arguments.
 
     Args:
         seed: Of weights, order and augmentation.
@@ -68,12 +68,12 @@ def main(argv: list[str] | None = None) -> None:
     for seed in args.seeds:
         # A training never writes over another; what was rendered and tiled is kept.
         shutil.rmtree(RUN, ignore_errors=True)
-        for part, words in commands(seed, ["--amp", "--channels-last"] if fast else []).items():
+        for part, command in commands(seed, ["--amp", "--channels-last"] if fast else []).items():
             if part in took and part in ("render", "tile"):
                 continue
             if part == "train":
                 print(f"(watch {RUN}/val_sheet.jpg: each validation draws it again)")
-            took[part] = timed(words)
+            took[part] = timed(command)
         scores = json.loads(Path(RUN, "test_scores.json").read_text())
         rows.append(
             {
@@ -92,19 +92,19 @@ def main(argv: list[str] | None = None) -> None:
     print(summary(took, scores["IoU.aircraft"]))
 
 
-def timed(words: list[str]) -> float:
+def timed(command: list[str]) -> float:
     """Run a script of the repository and show it as a command to type; seconds.
 
     Raises:
         UserError: It failed, and has said why.
     """
-    command = [os.path.relpath(sys.executable), *words]
-    print(f"\n$ {shlex.join(command)}", flush=True)
+    script, *arguments = command
+    print(f"\n$ {shlex.join([os.path.relpath(sys.executable), *command])}", flush=True)
     since = time.perf_counter()
-    # Where this script was started, on the scripts of its own checkout.
-    code = subprocess.call([sys.executable, str(ROOT / words[0]), *words[1:]])
+    # In the folder where this script was started, with the scripts of its own checkout.
+    code = subprocess.call([sys.executable, str(ROOT / script), *arguments])
     if code:
-        raise UserError(f"{words[0]} ended with code {code}; see above, and start again.")
+        raise UserError(f"{script} ended with code {code}; see above, and start again.")
     return time.perf_counter() - since
 
 

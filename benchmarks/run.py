@@ -31,7 +31,7 @@ from benchmarks.lib.environment import hardware, provenance
 from benchmarks.lib.matrix import Cell, plan
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import read_rows
-from benchmarks.lib.results import KEY, PLACE, append, newest
+from benchmarks.lib.results import CONDITIONS, KEY, append, newest
 from common import graphs
 from common.cli import Parser, UserError, fraction, number, positive, progress, run, say, whole
 from common.distributed import pick_device
@@ -66,14 +66,14 @@ def main(argv: list[str] | None = None) -> None:
             f"--warmup {args.warmup} ends before a CUDA graph is captured; use {GRAPHS_FROM}, or "
             "leave out cuda-graphs by --techniques."
         )
-    place = hardware(device) | provenance(__file__, argv)
-    place |= {"warmup": args.warmup, "steps": args.steps, "crop": args.crop_size}
-    place |= {"data": args.data_path.name}
+    conditions = hardware(device) | provenance(__file__, argv)
+    conditions |= {"warmup": args.warmup, "steps": args.steps, "crop": args.crop_size}
+    conditions |= {"data": args.data_path.name}
     if args.to_quality is not None:
-        return to_quality.measure(cells, place, args)
+        return to_quality.measure(cells, conditions, args)
     if args.quality:
-        return quality.measure(cells, place, args)
-    late = measure(cells, place, args)
+        return quality.measure(cells, conditions, args)
+    late = measure(cells, conditions, args)
     print(f"wrote {args.output}")
     rows = newest(read_rows(args.output), sweep.SIZES if args.sweep else ())
     if all(row["error"] for row in rows):
@@ -86,13 +86,10 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\n{model}\n{table.of_model(rows, model)}")
 
 
-def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) -> list[str]:
+def measure(cells: list[Cell], conditions: dict[str, Any], args: argparse.Namespace) -> list[str]:
     """Add the missing rows to the CSV; returns what was left out for lack of time."""
-    existing = read_rows(args.output) if args.output.is_file() else []
-    like = [k for k in PLACE if k != "crop"]
-    same = [r for r in existing if all(r[k] == str(place[k]) for k in like)]
-    keys = (*KEY, *sweep.SIZES)
-    done = {tuple(row[k] for k in keys) for row in same if not row["error"]}
+    same = tuple(key for key in CONDITIONS if key != "crop")
+    done = results.done(args.output, conditions, same, (*KEY, *sweep.SIZES))
     began = time.monotonic()
     launch.start_server()
     end = began + 60 * args.budget
@@ -118,7 +115,7 @@ def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) 
             row = _measured(cell, args, min(end - time.monotonic(), PATIENCE))
             seconds[cell] = row["wall_s"]
             row |= {"round": turn, "when": time.strftime("%Y-%m-%dT%H:%M:%S")}
-            append(args.output, place | row)
+            append(args.output, conditions | row)
             say(_line(row))
             if row["error"]:
                 todo.remove(cell)
@@ -132,13 +129,10 @@ def _measured(cell: Cell, args: argparse.Namespace, timeout: float) -> dict[str,
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        words = ["benchmarks/lib/timed_train.py", str(report), cell.model]
-        words += [
-            str(args.warmup),
-            str(args.steps),
-            *launch.train_words(cell, args, f"{folder}/run"),
-        ]
-        row["error"] = launch.run(cell, words, cache, timeout, args.dry_run)
+        command = ["benchmarks/lib/timed_train.py", str(report), cell.model]
+        command += [str(args.warmup), str(args.steps)]
+        command += launch.train_arguments(cell, args, f"{folder}/run")
+        row["error"] = launch.run(cell, command, cache, timeout, args.dry_run)
         if report.is_file():
             row |= json.loads(report.read_text())
             row["error"] = engagement.missing(row, cell.flags, args.steps)
@@ -171,16 +165,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="in small on the CPU what a GPU would run")
     add("--models", nargs="+", choices=MODELS, default=list(MODELS))
     add("--techniques", nargs="+", default=[], help="such as amp+channels-last; default: all")
-    add("--also", nargs="+", type=_technique, default=[], metavar="NAME=FLAGS",
-        help="further techniques, as flags of train.py: 'accum=--grad-accum 2'")  # fmt: skip
-    add("--sweep", nargs="+", type=sweep.sizes, metavar="batch=1,2,4|crop=128,256",
-        help="speed-up by batch and crop, into sweep-<device>-<torch>.csv")  # fmt: skip
+    also = "further techniques, as flags of train.py: 'accum=--grad-accum 2'"
+    add("--also", nargs="+", type=_technique, default=[], metavar="NAME=FLAGS", help=also)
+    by_size = "speed-up by batch and crop, into sweep-<device>-<torch>.csv"
+    add("--sweep", nargs="+", type=sweep.sizes, metavar="batch=1,2,4|crop=128,256", help=by_size)
     add("--rounds", type=positive, help="times each cell is measured (5; 1 with --quick)")
     add("--warmup", type=number(int, 2), help="steps before those that count (3; 14 on a GPU)")
     add("--steps", type=positive, help="steps that count (8; 50 on a GPU; 3 and 20 with --quick)")
     add("--quality", action="store_true", help="compare losses and final scores instead of speed")
-    add("--to-quality", type=fraction, metavar="LEVEL",
-        help="seconds until the validation IoU of aircraft (mask AP) reaches this")  # fmt: skip
+    until = "seconds until the validation IoU of aircraft (mask AP) reaches this"
+    add("--to-quality", type=fraction, metavar="LEVEL", help=until)
     add("--seeds", type=positive, default=3, help="of --quality and --to-quality")
     add("--max-steps", type=positive, default=200, help="of each run of these")
     add("--eval-steps", type=positive, default=10, help="between validations, to quality")
@@ -188,21 +182,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data-path", type=Path, default=ROOT / "sample_data", help="folder with a tiled train/")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--crop-size", type=positive, help="pixels (128; 512 on a GPU)")
-    add(
-        "-b",
-        "--batch-size",
-        type=positive,
-        help="tiles: of all processes together on a CPU (4), of each GPU (8)",
-    )
+    tiles = "tiles: of all processes together on a CPU (4), of each GPU (8)"
+    add("-b", "--batch-size", type=positive, help=tiles)
     add("--backbone", help="of all --models; default: light ones on a CPU, train.py's on a GPU")
     add("-j", "--workers", type=whole, help="loader processes (0; 4 on a GPU)")
     add("-o", "--output", type=Path, help="CSV, or folder for speed-<device>-<torch>.csv")
-    add(
-        "--cache",
-        type=Path,
-        default=ROOT / "runs/benchmark/compiled",
-        help="folder of the compiler's cache",
-    )
+    cache = ROOT / "runs/benchmark/compiled"
+    add("--cache", type=Path, default=cache, help="folder of the compiler's cache")
     args = parser.parse(argv)
     if args.dry_run:
         args.device = "cpu"

@@ -1,12 +1,16 @@
-"""The plan for scale: what DDP's all-reduce costs each model at 1024 GPUs, computed on any machine.
+"""The plan for scale: what DDP's all-reduce costs each model on 1024 GPUs, computed on any machine.
 
-python benchmarks/scale.py -o benchmarks/results/scale.csv
-python benchmarks/scale.py --write-readme    # also the tables in the README and a picture
+    python benchmarks/scale.py --write-readme    # also renews the table in benchmarks/METHOD.md
+
+PyTorch's fake process group answers every collective at once, so `place` sets DDP up here as among
+1024 processes. Fake tensors have shapes and no memory, so the FLOP of a 512-pixel batch are counted
+in seconds. Nothing is timed: the results are the same on any machine.
 """
 
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -15,136 +19,182 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import DeepLabV3.model
-import fcn.model
-import unet.model
-from benchmarks.lib.readme import README, read_rows, write_part, write_rows
-from benchmarks.lib.scale import report
-from benchmarks.lib.scale.network import Network, exposed, hidden_from
-from benchmarks.lib.scale.workload import CLASSES, Workload, fake_world, measure
-from common.cli import Parser, UserError, number, positive, progress
-from common.cli import run as run_main
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.futures import Future
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
-MODELS: dict[str, tuple[Any, str]] = {
-    "unet-resnet34": (unet.model, "resnet34"),
-    "fcn-resnet50": (fcn.model, "resnet50"),
-    "fcn-resnet101": (fcn.model, "resnet101"),
-    "DeepLabV3-mobilenet_v3_large": (DeepLabV3.model, "mobilenet_v3_large"),
-    "DeepLabV3-resnet50": (DeepLabV3.model, "resnet50"),
-    "DeepLabV3-resnet101": (DeepLabV3.model, "resnet101"),
-}
+from benchmarks.lib import flops
+from benchmarks.lib.models import MODELS
+from benchmarks.lib.readme import METHOD, read_rows, write_part, write_rows
+from common.cli import Parser, UserError, number, positive, progress, run
+from common.distributed import Process
+from common.speedups import Speedups, place
+
+NAMES = (  # folder-backbone
+    *("unet-resnet34", "fcn-resnet50", "fcn-resnet101"),
+    *("DeepLabV3-mobilenet_v3_large", "DeepLabV3-resnet50", "DeepLabV3-resnet101"),
+)
 # Dense bf16 on tensor cores, FLOP/s, from NVIDIA's data sheets of the A100 and of the H100 SXM
 # (which prints 1,979e12, for matrices with half their entries zero).
 PEAK = {"A100": 312e12, "H100": 989e12}
 GBIT_PER_S = (25, 100, 400)  # a cloud's Ethernet share, a good one, one NDR InfiniBand card per GPU
+CROP = 512  # pixels, the side all train.py take by default
+BATCH = 2  # the least for BatchNorm behind DeepLabV3's global pooling; FLOP are linear in it
 
 
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
-    chosen = _models(args.models)
-    rows = []
-    with fake_world(args.world_size) as process:
-        for name in progress(chosen, desc="models"):
-            module, backbone = MODELS[name]
-            build = partial(module.build_model, backbone, CLASSES)
-            workload = measure(build, module.loss_fn, process)
+    rows: list[dict[str, Any]] = []
+    dist.init_process_group("fake", rank=0, world_size=args.world_size, store=FakeStore())
+    try:
+        for name in progress(args.models, desc="models"):
+            folder, backbone = name.split("-", 1)
+            module = MODELS[folder].module
+            workload = measure(partial(module.build_model, backbone, 2), module.loss_fn)
             for gpu, gbit in product(PEAK, GBIT_PER_S):
-                rows.append({"model": name, **row(workload, gpu, gbit, args)})
+                rows.append({"model": name} | workload | costs(workload, gpu, gbit, args))
+    finally:
+        dist.destroy_process_group()
     write_rows(args.output, rows)
-    print(f"{args.output}: {len(chosen)} models at world size {args.world_size}, computed")
+    print(f"{args.output}: {len(args.models)} models at world size {args.world_size}, computed")
     if args.write_readme:
-        written = read_rows(args.output)
-        write_part(README, "scale", report.tables(written))
-        report.draw(written, ROOT / "assets/scale.png")
+        write_part(METHOD, "scale", table(read_rows(args.output)))
 
 
-def row(workload: Workload, gpu: str, gbit: int, args: argparse.Namespace) -> dict[str, Any]:
-    """One line of the CSV: `workload` on `args.world_size` GPUs of a kind, at one bandwidth.
+def measure(build: Callable[[], nn.Module], loss_fn: Callable) -> dict[str, Any]:
+    """What a step of `build()` computes and sends under DDP: FLOP of one image, bytes in float32.
 
-    Times are in milliseconds, sizes in bytes. Efficiency is step / (step + exposed). All-reduces go
-    through trees unless the name says ring.
+    `bucket_ready` is the share of the backward pass that is done when a bucket is complete.
     """
-    network = Network(args.world_size, gbit * 1e9 / 8, args.alpha * 1e-6)
-    per_flop = 1 / (PEAK[gpu] * args.utilisation)  # seconds
-    step = args.batch_size * (workload.forward + workload.backward) * per_flop
-    step_at_peak = step * args.utilisation
-    per_image = [flop * per_flop for flop in workload.ready]
-    ready = [args.batch_size * at for at in per_image]
-    tree = [network.tree(size) for size in workload.buckets]
-    ring = [network.ring(size) for size in workload.buckets]
-    tree_bf16 = [network.tree(size / 2) for size in workload.buckets]
-    late, late_ring, late_bf16 = (exposed(costs, ready) for costs in (tree, ring, tree_bf16))
-    late_at_peak = exposed(tree, [at * args.utilisation for at in ready])
-    channels = workload.norm_channels
+    with FakeTensorMode():
+        forward, backward, done = flops.of_step(build(), loss_fn, *_batch(CROP))
+    model, world = build(), Process(0, dist.get_world_size(), torch.device("cpu"))
+    name_of: dict[Tensor, str] = {tensor: name for name, tensor in model.named_parameters()}
+    objective: Any = place(model, loss_fn, world, Speedups())
+    buckets: list[tuple[int, int]] = []
+
+    # DDP's own all-reduce takes its result from the work handle; a fake one has none. So a hook
+    # returns the bucket itself. Content and order of buckets are fixed before the hook is called.
+    def hook(_: None, bucket: dist.GradBucket) -> Future[Tensor]:
+        ready = max(done[name_of[parameter]] for parameter in bucket.parameters())
+        buckets.append((bucket.buffer().nbytes, ready))
+        future: Future[Tensor] = Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    objective.register_comm_hook(None, hook)
+    # DDP observes a static graph for two steps, with one bucket, and rebuilds before the third.
+    for _ in range(4):
+        buckets.clear()
+        with _Collectives() as others:
+            objective(*_batch(64)).backward()
     return {
-        "parameters": workload.parameters,
-        "bytes": sum(workload.buckets),
-        "all_reduces": len(workload.buckets),
-        "broadcasts": workload.broadcasts,
-        "bucket_bytes": " ".join(map(str, workload.buckets)),
-        "bucket_ready": " ".join(f"{flop / workload.backward:.4f}" for flop in workload.ready),
-        "broadcast_buffers_broadcasts": len(workload.buffer_broadcasts),
-        "broadcast_buffers_bytes": sum(workload.buffer_broadcasts),
-        "sync_bn_collectives": 2 * len(channels),  # a gather forward, an all-reduce backward
-        "sync_bn_bytes": sum(map(network.sync_bn_bytes, channels)),
-        "forward_gflop": f"{workload.forward / 1e9:.1f}",
-        "backward_gflop": f"{workload.backward / 1e9:.1f}",
-        "world_size": args.world_size,
-        "batch_size": args.batch_size,
-        "gpu": gpu,
-        "peak_tflops": f"{PEAK[gpu] / 1e12:.0f}",
-        "utilisation": args.utilisation,
-        "step_at_peak_ms": _ms(step_at_peak),
-        "step_ms": _ms(step),
-        "backward_ms": _ms(ready[-1]),
-        "gbit_per_s": gbit,
-        "alpha_us": args.alpha,
-        "bucket_ms": " ".join(map(_ms, tree)),
-        "tree_ms": _ms(sum(tree)),
-        "ring_ms": _ms(sum(ring)),
-        "sync_bn_ms": _ms(sum(map(network.sync_bn, channels))),
-        "exposed_ms": _ms(late),
-        "exposed_at_peak_ms": _ms(late_at_peak),
-        "exposed_bf16_ms": _ms(late_bf16),
-        "exposed_ring_ms": _ms(late_ring),
-        "efficiency": f"{step / (step + late):.4f}",
-        "efficiency_at_peak": f"{step_at_peak / (step_at_peak + late_at_peak):.4f}",
-        "efficiency_bf16": f"{step / (step + late_bf16):.4f}",
-        "efficiency_ring": f"{step / (step + late_ring):.4f}",
-        "hidden_from_batch": hidden_from(tree, per_image),
-        "grad_accum_for_99": max(1, math.ceil(0.99 / 0.01 * late / step)),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "forward_gflop": f"{forward / 1e9:.3f}",
+        "backward_gflop": f"{backward / 1e9:.3f}",
+        "bucket_bytes": " ".join(str(size) for size, _ in buckets),
+        "bucket_ready": " ".join(f"{ready / backward:.6f}" for _, ready in buckets),
+        "other_collectives": others.count,
     }
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3f}"
+class _Collectives(TorchDispatchMode):
+    """Counts collectives, also those that DDP's C++ code starts."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.namespace == "c10d"
+        return func(*args, **(kwargs or {}))
 
 
-def _models(words: list[str]) -> list[str]:
-    """Full names; `unet` selects all its backbones."""
-    for word in words:
-        if not any(word in (name, name.split("-")[0]) for name in MODELS):
-            raise UserError(f"--models {word} is not known; choose from {', '.join(MODELS)}.")
-    return [name for name in MODELS if name in words or name.split("-")[0] in words]
+def _batch(side: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(BATCH, 3, side, side), torch.zeros(BATCH, side, side, dtype=torch.long)
+
+
+def costs(
+    workload: dict[str, Any], gpu: str, gbit: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    """What the step of `measure` takes on `args.world_size` GPUs of a kind, in milliseconds.
+
+    An all-reduce goes up and down two binary trees: 2(N-1)/N of its bytes cross each link, and
+    2·log2 N messages wait for one another (Sanders, Speck and Träff 2009; NCCL does this).
+    Efficiency is step / (step + exposed).
+    """
+    N = args.world_size
+    forward, backward = (float(workload[f"{part}_gflop"]) for part in ("forward", "backward"))
+    ms_per_gflop = args.batch_size * 1e12 / (PEAK[gpu] * args.utilisation)
+    step = (forward + backward) * ms_per_gflop
+    ready = [float(share) * backward * ms_per_gflop for share in workload["bucket_ready"].split()]
+    latency = 2 * math.log2(N) * args.alpha / 1e3
+    ms_per_byte = 2 * (N - 1) / N * 8e3 / (gbit * 1e9)
+    sends = [int(size) * ms_per_byte + latency for size in workload["bucket_bytes"].split()]
+    late = exposed(sends, ready)
+    row = {"world_size": N, "batch_size": args.batch_size, "utilisation": args.utilisation}
+    row |= {"alpha_us": args.alpha, "gbit_per_s": gbit, "gpu": gpu, "step_ms": f"{step:.3f}"}
+    row |= {"peak_tflops": f"{PEAK[gpu] / 1e12:.0f}", "all_reduce_ms": f"{sum(sends):.3f}"}
+    row |= {"exposed_ms": f"{late:.3f}", "efficiency": f"{step / (step + late):.4f}"}
+    return row | {"grad_accum_for_99": max(1, math.ceil(0.99 / 0.01 * late / step))}
+
+
+def exposed(sends: list[float], ready: list[float]) -> float:
+    """Time from the end of the backward pass to the end of the last all-reduce.
+
+    They run one at a time, in order, none before its bucket is complete.
+
+    Args:
+        sends: Time of each bucket's all-reduce.
+        ready: Time from the start of the backward pass to each bucket; the last is its end.
+    """
+    return max(at + sum(sends[j:]) for j, at in enumerate(ready)) - ready[-1]
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """One line for each model and GPU, in Markdown; three values are those of `GBIT_PER_S`."""
+    r = rows[0]
+    lines = [
+        f"World size {r['world_size']}, {r['batch_size']} tiles per GPU. Assumed: "
+        f"{100 * float(r['utilisation']):.0f} % of the GPU's bf16 peak, {r['alpha_us']} µs per "
+        f"message. Three values are for {' / '.join(map(str, GBIT_PER_S))} Gbit/s per GPU.\n",
+        "| model | MB all-reduced, in buckets | GPU | step, ms | all-reduces, ms | exposed, ms "
+        "| scaling efficiency, % | `--grad-accum` for 99 % |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for model, gpu in dict.fromkeys((row["model"], row["gpu"]) for row in rows):
+        group = [row for row in rows if (row["model"], row["gpu"]) == (model, gpu)]
+        sizes = [int(size) / 1e6 for size in group[0]["bucket_bytes"].split()]
+        sent = f"{sum(sizes):.0f}: {', '.join(f'{size:.0f}' for size in sizes)}"
+        cells = [model, sent, gpu, f"{float(group[0]['step_ms']):.1f}"]
+        for key in ("all_reduce_ms", "exposed_ms"):
+            cells.append(" / ".join(f"{float(row[key]):.1f}" for row in group))
+        # Rounded down, so that only a perfect efficiency is 100.
+        cells.append(" / ".join(f"{int(100 * float(row['efficiency']))}" for row in group))
+        cells.append(" / ".join(row["grad_accum_for_99"] for row in group))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description="What DDP's all-reduce costs at scale: computed, not measured.")
+    parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("-o", "--output", type=Path, default=ROOT / "benchmarks/results/scale.csv")
-    add("--models", nargs="+", default=list(MODELS), help="such as unet, or fcn-resnet50")
+    add("--models", nargs="+", default=list(NAMES), help="such as unet, or fcn-resnet50")
     add("--world-size", type=number(int, 2), default=1024, help="GPUs")
     add("-b", "--batch-size", type=positive, default=8, help="tiles per GPU and forward pass")
-    add(
-        "--utilisation",
-        type=number(float, 0.01, 1),
-        default=0.4,
-        help="share of the GPU's peak a step reaches: an assumption",
-    )
+    add("--utilisation", type=number(float, 0.01, 1), default=0.4, help="of the peak: assumed")
     add("--alpha", type=number(float, 0), default=10, help="latency of one message, µs: assumed")
-    add("--write-readme", action="store_true", help="renew benchmarks/README.md, assets/scale.png")
-    return parser.parse(argv)
+    add("--write-readme", action="store_true", help="also renew the table in benchmarks/METHOD.md")
+    args = parser.parse(argv)
+    for wanted in args.models:
+        if not any(wanted in (name, name.split("-")[0]) for name in NAMES):
+            raise UserError(f"--models {wanted} is not known; choose from {', '.join(NAMES)}.")
+    args.models = [n for n in NAMES if n in args.models or n.split("-")[0] in args.models]
+    return args
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run(main)

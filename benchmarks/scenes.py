@@ -8,8 +8,6 @@ memory:   peak memory and time of scenes of growing size, each in a new process,
 overhead: a scene through UNet and through Mask R-CNN, from file to files, against the bare
           networks on the same windows, in turns.
 join:     instances as windows find them, joined, encoded and written as COCO and GeoJSON.
-seams:    aircraft that are lost, doubled or cut where windows meet, with a detector that knows the
-          truth, and what each way takes beside it. Also sahi and supervision, where installed.
 """
 
 import argparse
@@ -18,6 +16,8 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.lib import slicers, truth
-from benchmarks.lib.environment import hardware, provenance
+from benchmarks.lib.environment import hardware, measured_on, provenance
 from benchmarks.lib.mosaic import mosaic, one_layer
 from benchmarks.lib.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.turns import in_turns
 from common.augment import normalise
-from common.cli import Parser, UserError, positive, progress, run
+from common.cli import Parser, UserError, positive, run
 from common.io.raster import open_scene
 from common.predict import semantic
 from common.predict.maps import feature_file
@@ -42,24 +42,30 @@ from common.predict.windows import Tiling
 from mask import inference as instances
 from mask.model import build_model as build_mask
 from mask.model import predict
-from mask.scenes import merge
+from mask.scenes import Instance, merge
 from unet.model import build_model as build_unet
 from unet.model import probabilities
 
 CPU = torch.device("cpu")
 CLASSES = ["ground", "aircraft"]
 TILING = Tiling(512, 0.25, 4)
-EMPTY = {
-    "part": "", "case": "", "seconds": "", "per_mpx": "", "memory_mb": "", "ratio": "",
-    "aircraft": "", "found": "", "whole": "", "extra": "",
-}  # fmt: skip
+LEAST_PIXELS = 16  # of an aircraft that a window shows
+EMPTY = dict.fromkeys(("part", "case", "seconds", "per_mpx", "memory_mb", "ratio"), "")
+# Part → the head of its table's first column, and its other columns.
+TABLES = {
+    "memory": ("scene", {"seconds": "s of CPU", "per_mpx": "per Mpx", "memory_mb": "MB more"}),
+    "overhead": ("model", {"seconds": "s of CPU", "ratio": "of the bare network's"}),
+    "join": ("detections", {"seconds": "s of CPU"}),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     parts: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
-        "memory": memory, "overhead": overhead, "join": join, "seams": seams,
-    }  # fmt: skip
+        "memory": memory,
+        "overhead": overhead,
+        "join": join,
+    }
     rows = read_rows(args.output) if args.output.exists() else []
     for part in args.parts:
         rows = [row for row in rows if row["part"] != part]
@@ -74,28 +80,19 @@ def main(argv: list[str] | None = None) -> None:
 
 def table(rows: list[dict[str, str]]) -> str:
     """The results in Markdown."""
-    heads = {
-        "memory": ("scene", {"seconds": "s of CPU", "per_mpx": "per Mpx", "memory_mb": "MB more"}),
-        "overhead": ("model", {"seconds": "s of CPU", "ratio": "of the bare network's"}),
-        "join": ("detections", {"seconds": "s of CPU"}),
-        "seams": (
-            "windows joined by, on",
-            {"aircraft": "aircraft", "found": "found", "whole": "whole", "extra": "extra"}
-            | {"seconds": "s of CPU", "memory_mb": "MB more"},
-        ),
-    }
-    lines: list[str] = []
-    for part, (first, columns) in heads.items():
-        lines += (
-            ["", f"| {first} | {' | '.join(columns.values())} |"]
-            if lines
-            else [f"| {first} | {' | '.join(columns.values())} |"]
-        )
-        lines.append("|---|" + "--:|" * len(columns))
-        for row in rows:
-            if row["part"] == part:
-                lines.append(f"| {row['case']} | {' | '.join(row[c] for c in columns)} |")
-    return "\n".join(lines)
+    blocks: list[str] = []
+    measured_last = ""
+    for part, (first, columns) in TABLES.items():
+        of_part = [row for row in rows if row["part"] == part]
+        if not of_part:
+            continue
+        if measured_on(of_part[0]) != measured_last:
+            measured_last = measured_on(of_part[0])
+            blocks.append(measured_last)
+        lines = [f"| {first} | {' | '.join(columns.values())} |", "|---|" + "--:|" * len(columns)]
+        lines += [f"| {row['case']} | {' | '.join(row[c] for c in columns)} |" for row in of_part]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -152,20 +149,21 @@ def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             crop = torch.from_numpy(scene.read(0, 0, 512, 512)[0])[None]
             ground, aircraft = unet(normalise(crop))[0]
             unet.segmentation_head[0].bias[0] += (aircraft - ground).flatten().quantile(0.99)
-        for case, (model, call, whole, parser) in cases.items():
+
+        def predict_scene(case: str) -> tuple[float, float]:
+            """Seconds of a prediction, and of its network."""
+            model, call, predict_with, parser = cases[case]
             options = parser.parse(["model", "", folder])
             options.window, options.max_detections, options.score_threshold = 512, 100, 0.0
-            network = Timed(model, call)
-            ratios, times = [], []
-            for turn in progress(range(args.rounds + 1), desc=case):
-                network.seconds, since = 0.0, time.process_time()
-                with open_scene(Path(folder, "scene.tif")) as scene:
-                    whole(scene, "out", network, CLASSES, options)
-                taken = time.process_time() - since
-                if turn:  # the first warms up
-                    ratios.append(taken / network.seconds)
-                    times.append(taken)
-            low, middle, high = np.percentile(ratios, [0, 50, 100])
+            network, since = Timed(model, call), time.process_time()
+            with open_scene(Path(folder, "scene.tif")) as scene:
+                predict_with(scene, "out", network, CLASSES, options)
+            return time.process_time() - since, network.seconds
+
+        measured = in_turns({case: partial(predict_scene, case) for case in cases}, args.rounds)
+        for case, pairs in measured.items():
+            times = [total for total, _ in pairs]
+            low, middle, high = np.percentile([a / b for a, b in pairs], [0, 50, 100])
             yield {
                 "case": f"{case}, {args.scene**2 / 1e6:.1f} Mpx",
                 "seconds": f"{np.median(times):.1f}",
@@ -180,50 +178,55 @@ def join(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         with TemporaryDirectory() as folder:
             path = Path(folder, "scene.tif")
             mosaic(args.data_path, path, side)
-            found = truth.as_seen(count, side, TILING.starts(side), TILING.side)
+            detections = as_seen(count, side)
             since = time.process_time()
             with (
                 open_scene(path) as scene,
                 feature_file(path.with_suffix(".geojson"), scene, CLASSES) as features,
             ):
-                merged = merge(found)
-                for one in merged:
-                    features.add(one)
-                    json.dumps(instances.annotate(one, side, side))
+                merged = merge(detections)
+                for instance in merged:
+                    features.add(instance)
+                    json.dumps(instances.annotate(instance, side, side))
             seconds = time.process_time() - since
         case = f"{count:,} of {len(merged):,} aircraft in {side**2 / 1e6:,.0f} Mpx"
         yield {"case": case, "seconds": f"{seconds:.1f}"}
 
 
-def seams(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The same detector and windows for every way of joining, each in a new process."""
-    scenes = truth.rendered(args.data_path)
-    aprons = [truth.apron(scenes, seed) for seed in range(args.aprons)]
-    kinds = {
-        "rendered scenes": (scenes, 0.0),
-        "crowded aprons": (aprons, 0.0),
-        "crowded aprons, one aircraft in ten halved or taken with its neighbour": (aprons, 0.05),
-    }
-    context = multiprocessing.get_context("spawn")
-    for kind, (chosen, errors) in kinds.items():
-        for name in slicers.ways(TILING):
-            with context.Pool(1) as pool:
-                total, seconds, peak = pool.apply(slicers.measure, (name, TILING, chosen, errors))
-            cost = {"seconds": f"{seconds:.1f}", "memory_mb": f"{peak:.0f}"}
-            yield {"case": f"{name}, {kind}"} | total | cost
+def as_seen(count: int, side: int) -> list[Instance]:
+    """`count` detections of aircraft of 20 to 70 pixels in a scene, as windows cut them."""
+    rng = np.random.default_rng(0)
+    window, starts = TILING.side, TILING.starts(side)
+
+    def overlapping(first: int, end: int) -> list[int]:
+        return [start for start in starts if start < end and start + window > first]
+
+    detections: list[Instance] = []
+    while len(detections) < count:
+        size = int(rng.integers(20, 70))
+        left, top = (int(v) for v in rng.integers(0, side - size, 2))
+        y, x = np.mgrid[0:size, 0:size] / (size - 1) * 2 - 1
+        shape = (np.abs(x) < 0.14) | (np.abs(y + 0.1 + 0.4 * np.abs(x)) < 0.15)
+        shape |= (np.abs(y - 0.8) < 0.1) & (np.abs(x) < 0.35)
+        for y1, x1 in product(*(overlapping(start, start + size) for start in (top, left))):
+            part = shape[max(0, y1 - top) : max(0, y1 + window - top)]
+            part = part[:, max(0, x1 - left) : max(0, x1 + window - left)].copy()
+            if np.count_nonzero(part) >= LEAST_PIXELS:
+                corner = max(x1, left), max(y1, top)
+                seen = (x1, y1, x1 + window, y1 + window)
+                detections.append(Instance(1, float(rng.random()), *corner, part, seen))
+    return detections[:count]
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
-    names = ("memory", "overhead", "join", "seams")
     add = parser.add_argument
-    add("--parts", nargs="+", choices=names, default=list(names))
+    add("--parts", nargs="+", choices=TABLES, default=list(TABLES))
     add("--data-path", type=Path, default=ROOT / "sample_data", help="rendered scenes")
     add("--sides", type=positive, nargs="+", default=[2000, 10_000, 30_000], help="of memory")
     add("--scene", type=positive, default=1500, help="side of overhead's scene, pixels")
     add("--rounds", type=positive, default=3, help="of overhead, after one for warm-up")
     add("--counts", type=positive, nargs="+", default=[10_000, 100_000], help="of join")
-    add("--aprons", type=positive, default=6, help="crowded scenes, for seams")
     add("-o", "--output", type=Path, default=ROOT / "benchmarks/results/scenes.csv")
     add("--write-readme", action="store_true", help="also renew the tables in benchmarks/README.md")
     args = parser.parse(argv)

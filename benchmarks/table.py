@@ -15,15 +15,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.lib import plots, quality, sweep, to_quality, words
+from benchmarks.lib import plots, quality, sweep, to_quality
 from benchmarks.lib.models import MODELS
-from benchmarks.lib.readme import README, read_rows, write_part
-from benchmarks.lib.results import SHARE, Row, Summary, newest, summaries
+from benchmarks.lib.readme import METHOD, README, read_rows, write_part
+from benchmarks.lib.results import (
+    SHARE,
+    Row,
+    Summary,
+    newest,
+    shown_number,
+    shown_speed,
+    shown_speedup,
+    summaries,
+)
 from benchmarks.lib.techniques import SHOWN
 from common.cli import Parser, UserError, run
 
 RESULTS = ROOT / "benchmarks/results"
-SHARE_WORDS = "one DDP process, alone"
+SHARE_NAME = "one DDP process, alone"
 NONE = (
     "**GPU**: a first run on an H100 is in `benchmarks/LEDGER.md`; `make benchmark-gpu` fills this "
     "table."
@@ -51,47 +60,78 @@ def of_model(rows: list[Row], model: str, trained: list[Row] | None = None) -> s
         lines[1] += "--:|"
     for summary in summaries(rows, model):
         if summary.error:
-            lines.append(
-                f"| {summary.technique} | failed: {words.cell(summary.error)} | | | | | | |"
-            )
+            error = summary.error.replace("|", "\\|")
+            lines.append(f"| {summary.technique} | failed: {error} | | | | | | |")
             continue
-        low, median, high = summary.speed
-        speed = (
-            f"{words.number(median)} ({words.number(low)} to {words.number(high)}; {summary.steps})"
-        )
-        name = SHARE_WORDS if summary.technique == SHARE else summary.technique
-        alone = words.number(summary.without_loader) if summary.without_loader else ""
-        cells = [name, speed, alone, words.speedup(summary), words.phases(summary)]
-        cells += [words.memory(summary), f"{summary.one_off:.1f}", words.pays(summary)]
+        low, median, high = map(shown_number, summary.speed)
+        name = SHARE_NAME if summary.technique == SHARE else summary.technique
+        cells = [name, f"{median} ({low} to {high}; {summary.steps})"]
+        cells.append(shown_number(summary.without_loader) if summary.without_loader else "")
+        cells += [shown_speedup(summary), _phases(summary), _memory(summary)]
+        cells += [f"{summary.one_off:.1f}", _pays_after(summary)]
         cells += [quality.cell_of(judged, model, summary.technique)] * bool(judged)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _phases(summary: Summary) -> str:
+    ms = summary.ms or {}
+    if "backward" not in ms:
+        return f"{ms.get('captured', 0):.1f} in all / {ms.get('data', 0):.1f}"
+    forward = ms.get("views", 0) + ms["forward"]
+    return f"{forward:.1f} / {ms['backward']:.1f} / {ms['optimizer']:.1f} / {ms['data']:.1f}"
+
+
+def _memory(summary: Summary) -> str:
+    if summary.reserved is None:
+        return f"{summary.memory:,.0f}"
+    reserved = f"{summary.reserved:,.0f} reserved"
+    if "captured" in (summary.ms or {}):  # to the allocator, the memory of a graph's step is free
+        return reserved
+    return f"{summary.memory:,.0f} ({reserved})"
+
+
+def _pays_after(summary: Summary) -> str:
+    if summary.speedup is None:
+        return ""
+    if summary.pays_after is None:
+        return "never" if summary.speedup[0] <= 1 else "uncertain"
+    return f"{summary.pays_after:,.0f}"
+
+
 def machine_side(rows: list[Row]) -> str:
     """What a step costs the machine: FLOP, share of the peak, syncs, and DDP's scaling."""
     measured = _by_technique(rows)
-    gflop = (
+    # A step that is faster than the matrix products shows that they do not measure the peak.
+    shares = [s.mfu for techniques in measured for s in techniques.values() if s.mfu]
+    is_peak = max(shares, default=0) <= 1
+    gflop = [
         f"{techniques['plain'].gflop:.1f}"
         if "plain" in techniques and techniques["plain"].gflop
         else ""
         for techniques in measured
-    )
+    ]
     lines = [f"| technique | {' | '.join(models(rows))} |", "|---|" + "--:|" * len(measured)]
     lines.append(f"| GFLOP per image | {' | '.join(gflop)} |")
-    for name in dict.fromkeys(name for techniques in measured for name in techniques):
+    for name in _shown(measured, SHARE):
         cells = []
         for summary in (techniques.get(name) for techniques in measured):
             parts = []
-            if summary and summary.mfu:
+            if summary and summary.mfu and is_peak:
                 parts.append(f"{100 * summary.mfu:.0f} %")
             if summary and summary.syncs is not None:
                 parts.append(f"{summary.syncs} syncs")
             if summary and summary.efficiency:
                 parts.append(f"scaling {100 * summary.efficiency:.0f} %")
             cells.append(", ".join(parts))
-        lines.append(f"| {SHARE_WORDS if name == SHARE else name} | {' | '.join(cells)} |")
+        lines.append(f"| {SHARE_NAME if name == SHARE else name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _shown(measured: list[dict[str, Summary]], *more: str) -> list[str]:
+    """The common techniques that some model has, and `more`."""
+    names = dict.fromkeys(name for techniques in measured for name in techniques)
+    return [name for name in names if name in (*SHOWN, *more)]
 
 
 def _by_technique(rows: list[Row]) -> list[dict[str, Summary]]:
@@ -103,10 +143,8 @@ def overview(rows: list[Row]) -> str:
     """Speed-ups of all models by the most common techniques, one technique per line."""
     measured = _by_technique(rows)
     lines = [f"| technique | {' | '.join(models(rows))} |", "|---|" + "--:|" * len(measured)]
-    for name in dict.fromkeys(
-        name for techniques in measured for name in techniques if name in SHOWN
-    ):
-        cells = [_shown(techniques.get(name)) for techniques in measured]
+    for name in _shown(measured):
+        cells = [shown_speed(techniques.get(name)) for techniques in measured]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -154,43 +192,37 @@ def results(folder: Path, what: str = "speed") -> dict[str, list[Row]]:
     """`<device>-<torch>` → the newest rows of its file, processors before GPUs."""
     newest_of = newest if what in ("speed", "quality") else list
     files = sorted(folder.glob(f"{what}-*.csv"))
-    found = {path.stem.removeprefix(f"{what}-"): newest_of(read_rows(path)) for path in files}
-    return dict(sorted(found.items(), key=lambda item: item[1][-1]["device"] != "cpu"))
+    machines = {path.stem.removeprefix(f"{what}-"): newest_of(read_rows(path)) for path in files}
+    return dict(sorted(machines.items(), key=lambda item: item[1][-1]["device"] != "cpu"))
 
 
-def side_by_side(found: dict[str, list[Row]]) -> str:
+def side_by_side(machines: dict[str, list[Row]]) -> str:
     """The common techniques on every machine: images/s of plain, speed-ups of the others."""
-    rows_of = {name: _by_technique(rows) for name, rows in found.items()}
-    lines = [f"| model | technique | {' | '.join(found)} |", "|---|---|" + "--:|" * len(found)]
-    for model in MODELS:
-        on = [
-            dict(zip(models(rows), rows_of[name], strict=True)).get(model, {})
-            for name, rows in found.items()
-        ]
-        for technique in dict.fromkeys(t for measured in on for t in measured if t in SHOWN):
-            cells = [_shown(measured.get(technique)) for measured in on]
-            lines.append(f"| {model} | {technique} | {' | '.join(cells)} |")
+    lines = [
+        f"| technique | on, commit | {' | '.join(MODELS)} |",
+        "|---|---|" + "--:|" * len(MODELS),
+    ]
+    measured = {
+        f"{name}, {rows[-1]['commit']}": dict(zip(models(rows), _by_technique(rows), strict=True))
+        for name, rows in machines.items()
+    }
+    for technique in SHOWN:
+        for machine, of in measured.items():
+            cells = [shown_speed(of.get(model, {}).get(technique)) for model in MODELS]
+            if any(cells):
+                lines.append(f"| {technique} | {machine} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _shown(summary: Summary | None) -> str:
-    if summary is None:
-        return ""
-    if summary.error:
-        return "failed"
-    plain = summary.technique == "plain"
-    return f"{words.number(summary.speed[1])} images/s" if plain else words.speedup(summary)
-
-
 def parts(
-    found: dict[str, list[Row]],
+    machines: dict[str, list[Row]],
     trained: dict[str, list[Row]],
     more: dict[str, dict[str, list[Row]]] | None = None,
 ) -> dict[tuple[Path, str], str]:
     """All generated parts: (README, mark) → Markdown.
 
     Args:
-        found: Machine → its rows of `speed-*.csv`.
+        machines: Machine → its rows of `speed-*.csv`.
         trained: The same of `quality-*.csv`.
         more: `to-quality` and `sweep` → the same of these files.
     """
@@ -199,14 +231,14 @@ def parts(
         blocks = [
             f"{heading([r for r in rows if r['model'] == model])}\n\n"
             f"{of_model(rows, model, trained.get(machine))}"
-            for machine, rows in plots.newest_of_kind(found).items()
+            for machine, rows in plots.newest_of_kind(machines).items()
             if model in models(rows)
         ]
         picture = plots.shown(MODELS[model].picture, "images per second of each technique")
         shown = [picture] * bool(blocks)
-        made[ROOT / model / "README.md", "benchmark"] = _blocks(shown + blocks, found)
-    sides = [f"{heading(rows)}\n\n{machine_side(rows)}" for rows in found.values()]
-    made[README, "machine"] = _blocks(sides, found)
+        made[ROOT / model / "README.md", "benchmark"] = _blocks(shown + blocks, machines)
+    sides = [f"{heading(rows)}\n\n{machine_side(rows)}" for rows in machines.values()]
+    made[METHOD, "machine"] = _blocks(sides, machines)
     for what, tabled in (("to-quality", to_quality.table), ("sweep", sweep.table)):
         blocks = [
             f"**{name}**, commit {rows[-1]['commit']}, `{rows[-1]['command']}`\n\n{tabled(rows)}"
@@ -214,15 +246,15 @@ def parts(
         ]
         blocks += [plots.shown(what, f"the {what} curves")] * bool(blocks)
         made[README, what] = "\n\n".join(blocks) or "Not measured yet."
-    made[README, "machines"] = side_by_side(found)
-    made[README, "ceilings"] = ceilings()
-    overviews = [f"{heading(rows)}\n\n{overview(rows)}" for rows in plots.in_front(found)]
-    made[ROOT / "README.md", "benchmark"] = _blocks(overviews, found)
+    made[README, "machines"] = side_by_side(machines)
+    made[METHOD, "ceilings"] = ceilings()
+    overviews = [f"{heading(rows)}\n\n{overview(rows)}" for rows in plots.in_front(machines)]
+    made[ROOT / "README.md", "benchmark"] = _blocks(overviews, machines)
     return made
 
 
-def _blocks(blocks: list[str], found: dict[str, list[Row]]) -> str:
-    gpu = any(rows[-1]["device"] != "cpu" for rows in found.values())
+def _blocks(blocks: list[str], machines: dict[str, list[Row]]) -> str:
+    gpu = any(rows[-1]["device"] != "cpu" for rows in machines.values())
     return "\n\n".join(blocks + ([] if gpu else [NONE]))
 
 
@@ -232,11 +264,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--print", action="store_true", help="print instead of writing READMEs")
     parser.add_argument("--into", type=Path, help="folder for tables.md and pictures, not READMEs")
     args = parser.parse(argv)
-    found = results(args.results)
-    if not found:
+    machines = results(args.results)
+    if not machines:
         raise UserError(f"there is no speed-*.csv in {str(args.results)!r}; run run.py first.")
     more = {what: results(args.results, what) for what in ("to-quality", "sweep")}
-    written = parts(found, results(args.results, "quality"), more)
+    written = parts(machines, results(args.results, "quality"), more)
     printed = "\n\n".join(f"{path.relative_to(ROOT)}\n{t}" for (path, _), t in written.items())
     if args.print:
         return print(printed)
@@ -251,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
                 )
         for (readme, name), text in written.items():
             write_part(readme, name, text)
-    for path in plots.draw_all(found, args.into or ROOT / "assets", more):
+    for path in plots.draw_all(machines, args.into or ROOT / "assets", more):
         print(f"wrote {path}")
 
 

@@ -20,19 +20,14 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.commands import training
-from helpers.cpu_graph import CpuGraph
-from helpers.networks import narrow
 
-from common import augment, graphs
+from benchmarks.lib.standins import narrow, use_cpu_graphs
+from common import augment
 from preprocessing import preprocess
 from rareplanes import sample
 
 # On a busy machine, threads that wait for each other cost more time than they save.
 torch.set_num_threads(1)
-
-
-def pytest_addoption(parser):
-    parser.addoption("--write-readme", action="store_true", help="renew the table of techniques")
 
 
 def pytest_sessionfinish(session):
@@ -91,7 +86,7 @@ def thin():
     With emulated bf16 a step of the full ones takes minutes.
     """
     with pytest.MonkeyPatch.context() as patch:
-        narrow(patch)
+        narrow(patch.setattr)
         yield
 
 
@@ -109,13 +104,4 @@ def fake(monkeypatch):
 @pytest.fixture
 def standin(monkeypatch):
     """CUDA graphs that record and replay on the CPU, soon; the list of those made."""
-    made = []
-
-    def make():
-        made.append(CpuGraph())
-        return made[-1]
-
-    monkeypatch.setattr(graphs, "WARMUP_STEPS", 2)
-    monkeypatch.setattr(graphs, "CudaGraph", make)
-    monkeypatch.setattr(graphs, "own_stream", lambda device: None)
-    return made
+    return use_cpu_graphs(monkeypatch.setattr)

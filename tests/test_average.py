@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 from helpers.commands import NETWORKS, training
-from helpers.networks import THIN, thin_fcn
 
+from benchmarks.lib.standins import THIN, thin_fcn
 from common.cli import UserError
 from common.run import checkpoint, checkpoint_file
 from fcn import model as fcn

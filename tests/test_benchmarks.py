@@ -1,32 +1,32 @@
 """The small benchmarks run, and the READMEs show their committed results."""
 
+import re
 import time
-from itertools import count, pairwise
+from argparse import Namespace
+from functools import partial
+from itertools import count
 
 import pytest
 import torch
 from helpers.commands import ROOT, run_forked
-from torch import nn
 from torture import run as torture
 
-from benchmarks import loader, onnx_speed, operators, overhead, parts, scenes
-from benchmarks.lib import convolutions, flops, results
-from benchmarks.lib.readme import README, part, read_rows, write_part
+from benchmarks import loader, operators, overhead, scenes
+from benchmarks.lib import engagement, flops, results, turns
+from benchmarks.lib.readme import METHOD, README, part, read_rows, write_part
 
 
 @pytest.mark.parametrize(
-    ("name", "show"),
+    ("name", "show", "page"),
     [
-        ("loader", loader.table),
-        ("onnx_speed", onnx_speed.table),
-        ("operators", operators.table),
-        ("overhead", overhead.sentence),
-        ("parts", parts.table),
-        ("scenes", scenes.table),
+        ("loader", loader.table, README),
+        ("operators", operators.table, METHOD),
+        ("overhead", overhead.sentence, README),
+        ("scenes", scenes.table, README),
     ],
 )
-def test_the_readme_shows_the_committed_numbers(name, show):
-    assert part(README, name) == show(read_rows(ROOT / f"benchmarks/results/{name}.csv")), (
+def test_the_pages_show_the_committed_numbers(name, show, page):
+    assert part(page, name) == show(read_rows(ROOT / f"benchmarks/results/{name}.csv")), (
         f"stale; run: python benchmarks/{name}.py --write-readme"
     )
 
@@ -36,46 +36,17 @@ def test_the_readme_shows_what_the_torture_did():
     assert part(torture.README, "torture") == totals, "stale; run torture with --write-readme"
 
 
-def test_the_parts_are_measured_beside_the_plain_way(tiled, tmp_path):
-    output = tmp_path / "parts.csv"
-    words = ["--data-path", tiled, "--rounds", 2, "--scene", 128, 192, "--window", 64]
-    words += ["--encoder", "tu-test_resnet", "-o", output]
-    done = run_forked(ROOT / "benchmarks/parts.py", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = {row["part"]: row for row in read_rows(output)}
-    assert set(rows) == {"preprocessing", "inference, tiles", "inference, scene", "evaluation"}
-    assert float(rows["preprocessing"]["ratio_low"]) > 3  # else the table of colours is useless
-    for row in rows.values():
-        assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
-
-
-def test_an_exported_network_is_measured_beside_pytorch(tmp_path):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    output = tmp_path / "onnx_speed.csv"
-    words = ["--models", "unet", "--backbone", "tu-test_resnet", "--window", 64, "--rounds", 2]
-    done = run_forked(ROOT / "benchmarks/onnx_speed.py", *words, "-o", output, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = read_rows(output)
-    assert [row["model"] for row in rows] == ["unet"]
-    assert float(rows[0]["ratio_low"]) <= float(rows[0]["ratio"]) <= float(rows[0]["ratio_high"])
-    assert "| unet, tu-test_resnet |" in onnx_speed.table(rows)
-
-
 def test_scenes_are_measured_beside_the_network(tiled, tmp_path):
     output = tmp_path / "scenes.csv"
-    scenes.main(
-        ["--data-path", str(tiled), "--parts", "memory", "join", "seams", "-o", str(output)]
-        + ["--sides", "700", "--counts", "60", "--aprons", "1"]
-    )
+    words = ["--parts", "memory", "join", "--sides", "700", "--counts", "200"]
+    scenes.main(["--data-path", str(tiled), *words, "-o", str(output)])
     rows = read_rows(output)
-    assert [row["part"] for row in rows[:2]] == ["memory", "join"]
+    assert [row["part"] for row in rows] == ["memory", "join"]
     assert 0 < float(rows[0]["memory_mb"]) < 600
-    ours = [row for row in rows if row["case"].startswith("ours")]
-    assert len(ours) == 3
-    for row in ours:
-        assert 0.9 * int(row["aircraft"]) <= int(row["found"]) <= int(row["aircraft"])
-        assert int(row["whole"]) <= int(row["found"])
+    # Whole aircraft and parts of them are joined to fewer, and none is lost.
+    detected, joined = re.match(r"(\d+) of (\d+) aircraft", rows[1]["case"]).groups()
+    assert detected == "200"
+    assert 100 < int(joined) < 200
 
 
 def test_the_operators_are_measured_in_each_layout_and_precision(tmp_path):
@@ -86,38 +57,51 @@ def test_the_operators_are_measured_in_each_layout_and_precision(tmp_path):
     rows = read_rows(output)
     ways = {(row["operator"], row["way"]) for row in rows}
     assert len(ways) == len(rows) == len(operators.OPERATORS) * len(operators.WAYS)
-    plain = [row for row in rows if row["way"] == operators.PLAIN]
-    assert all(float(row["ratio"]) == 1 for row in plain)
-    for way in operators.WAYS.keys() - {operators.PLAIN}:
-        assert any(float(row["ratio_low"]) != 1 for row in rows if row["way"] == way)
 
 
-def test_every_convolution_of_a_model_is_measured_in_both_layouts(capsys):
-    words = ["--model", "unet", "--backbone", "tu-test_resnet", "--rounds", "1"]
-    operators.main([*words, "-b", "2", "--crop-size", "64"])
-    *rows, total, optimizer = capsys.readouterr().out.splitlines()[2:]
-    model, seen = convolutions.of_model("unet", "tu-test_resnet", 2, 64)
-    assert sum(seen.values()) == sum(isinstance(m, nn.Conv2d) for m in model.modules())
-    assert len(rows) == len(seen)
-    values = [[float(cell) for cell in row.split("|")[2:6]] for row in (*rows, total)]
-    assert values[-1] == pytest.approx([sum(v) for v in zip(*values[:-1], strict=True)], abs=2)
-    lost = [backward - last for *_, backward, last in values[:-1]]
-    # Sorted before they are rounded to a tenth.
-    assert all(before < after + 0.25 for before, after in pairwise(lost))
-    assert all(float(cell) > 0 for cell in optimizer.split("|")[2:4])
+@pytest.mark.parametrize("way", operators.WAYS)
+def test_an_operator_computes_in_the_precision_and_layout_of_its_row(way):
+    sizes = Namespace(crop_size=16, batch_size=2)
+    step = operators._step("convolution 3×3 (ResNets)", way, sizes, torch.device("cpu"))
+    _, seen = engagement.watch_convolutions(step)
+    dtype = "bfloat16" if "bf16" in way else "float32"
+    layout = "channels-last" if "channels-last" in way else "contiguous"
+    assert seen["conv_x"] == seen["conv_backward_x"] == f"{dtype} {layout}"
 
 
-def test_the_overhead_is_measured(tmp_path):
-    output = tmp_path / "overhead.csv"
-    words = ["--model", "unet", "--backbone", "tu-test_resnet", "--crop-size", 64, "--steps", 4]
-    done = run_forked(
-        ROOT / "benchmarks/overhead.py", *words, "--rounds", 3, "-o", output, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+def test_what_our_loop_adds_to_a_step_is_in_its_time(tmp_path, monkeypatch):
+    """Here it adds a sleep."""
+    output, make_step = tmp_path / "overhead.csv", overhead.make_step
+
+    def make_slow_step(*given, **options):
+        step = make_step(*given, **options)
+        return lambda *batch: time.sleep(0.2) or step(*batch)
+
+    monkeypatch.setattr(overhead, "make_step", make_slow_step)
+    words = ["--model", "unet", "--backbone", "tu-test_resnet", "--crop-size", "64", "--steps", "3"]
+    overhead.main([*words, "--rounds", "2", "--device", "cpu", "-o", str(output)])
     (row,) = read_rows(output)
-    assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
-    assert 0 < float(row["bare_ms"]) < 10_000
+    assert float(row["fit_ms"]) > 200
+    assert float(row["bare_ms"]) > 0
     assert row["command"].startswith("python benchmarks/overhead.py --model unet")
+
+
+def test_ways_take_turns_and_the_first_round_warms_up():
+    called = []
+
+    def measure(name):
+        called.append(name)
+        return len(called)
+
+    measured = turns.in_turns({name: partial(measure, name) for name in "ab"}, 3)
+    assert "".join(called) == "baabbaab"
+    assert measured == {"a": [3, 6, 7], "b": [4, 5, 8]}
+
+
+def test_a_drift_of_the_machine_is_not_in_the_ratio():
+    row = turns.ratio_columns([2.0, 8.0, 22.0], [1.0, 4.0, 10.0])
+    assert row == {"ratio": "2", "ratio_low": "2", "ratio_high": "2.2"}
+    assert turns.shown_ratio(row) == "2.00 (2.00 to 2.20)"
 
 
 def test_the_syncs_of_a_model_are_counted(tmp_path):

@@ -9,9 +9,10 @@ import pytest
 import torch
 from helpers.commands import ENCODER
 from helpers.fake_cuda import CUDA, SMALL, Census, copied_by_group_norm, fake_cuda
-from helpers.networks import THIN, session_of, thin_fcn
+from helpers.networks import session_of
 from torch import nn
 
+from benchmarks.lib.standins import THIN, thin_fcn
 from benchmarks.lib.synthetic import noise_tiles, training_step
 from common import args as arguments
 from common import augment

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from helpers.commands import ENCODER, ROOT, losses
 from helpers.fake_cuda import SMALL, Census, copied_by_group_norm
-from helpers.networks import THIN
 from torch import Tensor, nn
 
 from benchmarks.lib import synthetic
+from benchmarks.lib.standins import THIN
 from benchmarks.lib.synthetic import noise_tiles
 from benchmarks.syncs import waits
 from common import data, graphs, loader

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import training
-from helpers.networks import narrow
 from helpers.scenes import decode, write_png
 
+from benchmarks.lib.standins import narrow
 from common.augment import MEAN, STD, normalise
 from common.cli import UserError
 from common.predict import onnx_file
@@ -50,7 +50,7 @@ def exported(request, few, tmp_path_factory):
     made = Exported(request.param, root / "model_best.pth", root / "network.onnx")
     words = ["--max-steps", 2, "--lr", 0.001, "--warmup-steps", 0, "--ema", 0.5]
     with pytest.MonkeyPatch.context() as patch:
-        narrow(patch)
+        narrow(patch.setattr)
         # A quarter of the operators to trace, here and in PyTorch.
         patch.setattr(boxes, "ROUNDS", 4)
         made.module("train").main(training(few, root, *words, model=made.model))

@@ -10,7 +10,6 @@ from helpers.instances import (
     detect_with,
     torchvisions,
 )
-from helpers.networks import THIN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException
@@ -18,6 +17,7 @@ from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, nms
 
+from benchmarks.lib.standins import THIN
 from benchmarks.lib.synthetic import noise_tiles, training_step
 from benchmarks.syncs import SyncCensus, census
 from common import graphs

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import math
 import os
 import random
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers.commands import ENCODER, PATIENCE, ROOT, losses, run_script, wait_for
@@ -20,8 +22,8 @@ from benchmarks.lib.matrix import plan
 from benchmarks.lib.readme import part, read_rows
 from benchmarks.lib.results import (
     COLUMNS,
+    CONDITIONS,
     PHASES,
-    PLACE,
     append,
     median_interval,
     newest,
@@ -89,16 +91,13 @@ def test_a_cell_that_fails_is_a_row_and_what_cannot_run_is_named(measured):
     assert "left out: cuda-graphs: there is no CUDA device" in printed
 
 
-def test_a_sleep_is_found_and_a_switch_that_does_nothing_is_not(measured):
+def test_a_sleep_is_found(measured):
     found = {one.technique: one for one in summaries(newest(read_rows(measured[0])), "unet")}
-    slow, same = found["channels-last"], found["same"]
+    slow = found["channels-last"]
     assert slow.speedup[2] < 0.5
     assert slow.ms["backward"] > 200
     assert slow.ms["backward"] > slow.ms["forward"]
     assert slow.pays_after is None
-    # Two rounds on a busy machine: the load must not look like a technique.
-    assert same.speedup[1] < 2
-    assert same.speedup[2] > 0.5
 
 
 def test_a_row_says_where_its_time_went(measured):
@@ -111,8 +110,6 @@ def test_a_row_says_where_its_time_went(measured):
         assert row["tiles"] == "png"
         layout = row["flags"].removeprefix("--").removeprefix("no-amp") or "contiguous"
         assert row["conv_x"] == row["conv_backward_grad"] == f"float32 {layout}"
-        # Epochs of eight steps end in between; they are neither scored nor saved.
-        assert max(steps) < 20 * min(steps)
         assert sum(map(float, phases)) == pytest.approx(sum(steps) / len(steps), rel=0.01)
         assert float(row["gflop_per_image"]) > 0
         assert float(row["memory_mib"]) > 100
@@ -125,7 +122,7 @@ def rows_of(speeds: dict[str, list[float]], **columns: str) -> list[dict[str, st
     made = []
     for name, found in speeds.items():
         for turn, speed in enumerate(found):
-            row = dict.fromkeys(COLUMNS, "") | dict.fromkeys(PLACE, "x")
+            row = dict.fromkeys(COLUMNS, "") | dict.fromkeys(CONDITIONS, "x")
             row |= {"model": "unet", "technique": name, "round": str(turn), "images": "4"}
             row |= {"step_ms": " ".join([str(4000 / speed)] * 3), "device": "cpu", "world": "1"}
             row |= {"batch": "4", "threads": "2", "forward_ms": "1", "backward_ms": "2"}
@@ -270,7 +267,7 @@ def test_neither_the_order_of_cells_nor_their_number_matters(tiled, tmp_path, mo
     for order in (cells, cells[::-1]):
         for cell in order:
             folder = tmp_path / str(len(found))
-            train = ["unet/train.py", *launch.train_words(cell, args, str(folder))]
+            train = ["unet/train.py", *launch.train_arguments(cell, args, str(folder))]
             train += ["--max-steps", "4", "--print-freq", "1"]
             assert launch.run(cell, train, tmp_path / "compiled", PATIENCE, dry=True) == ""
             found.append(losses(folder))
@@ -284,9 +281,12 @@ def test_a_cell_ends_with_its_loader_processes(tiled, tmp_path, monkeypatch):
     sizes = {"backbone": ENCODER, "device": "cpu", "crop_size": 32, "workers": 1}
     args = argparse.Namespace(data_path=tiled, **sizes)
     (cell,), _ = plan(["unet"], ["plain"], {}, torch.device("cpu"), 4, dry=True)
-    words = ["benchmarks/lib/timed_train.py", str(tmp_path / "report.json"), "unet", "2", "1"]
-    words += launch.train_words(cell, args, str(tmp_path / "run"))
+    words = ["benchmarks/lib/timed_train.py", str(tmp_path / "report.json"), "unet", "2", "4"]
+    words += launch.train_arguments(cell, args, str(tmp_path / "run"))
     assert launch.run(cell, words, tmp_path / "compiled", PATIENCE, dry=True) == ""
+    # An epoch of eight steps ended among the timed ones; it was neither scored nor saved.
+    assert not list((tmp_path / "run").glob("*.pth"))
+    assert "mIoU" not in (tmp_path / "run/log.jsonl").read_text()
 
 
 BF16 = dict.fromkeys(engagement.CONVOLUTIONS, "bfloat16 channels-last")
@@ -333,7 +333,7 @@ def test_the_seconds_to_a_score_are_measured_without_validation(tiled, tmp_path)
         assert row["name"] == "IoU.aircraft"
         assert row["at_steps"] == "2"  # any score will do, and the run ends there
         assert 0 < float(row["reached_s"]) == float(row["at_s"]) < float(row["wall_s"])
-    assert "| unet, IoU.aircraft 0 | broken | 0 of 0 |  |  |  |  |" in done.stdout
+    assert "| unet, IoU.aircraft 0 | broken | 0 of 0 |  |  |  |" in done.stdout
 
 
 def to_quality_rows():
@@ -390,15 +390,23 @@ def test_a_file_with_fewer_columns_is_widened_and_keeps_its_values(tmp_path):
     assert new["step_ms"].split()[0] == "400.0"
 
 
-def test_time_to_quality_is_told_with_its_interval_and_p():
-    assert to_quality.two_sided(2.776, 4) == pytest.approx(0.05, abs=1e-4)
-    assert to_quality.quantile(2) == pytest.approx(4.303, abs=1e-3)
-    rows = to_quality_rows()
-    plain, amp, noise, bad = to_quality.table(rows).splitlines()[2:]
-    assert plain == "| unet, mIoU 0.5 | plain | 3 of 3 | 110 (85 to 135) | 6 |  |  |"
-    assert amp.endswith("| 55 (43 to 67) | 6 | 2.00 (2.00 to 2.00) | 0.000 |")
-    assert float(noise.split("|")[-2]) > 0.5
-    assert bad == "| unet, mIoU 0.5 | bad | 2 of 3 |  |  |  |  |"
+def test_time_to_quality_is_shown_with_its_interval():
+    plain, amp, noise, bad = to_quality.table(to_quality_rows()).splitlines()[2:]
+    assert plain == "| unet, mIoU 0.5 | plain | 3 of 3 | 110 (85 to 135) | 6 |  |"
+    assert amp.endswith("| 55 (43 to 67) | 6 | 2.00 (2.00 to 2.00) |")
+    ratio, low, high = map(float, re.findall(r"\d\.\d\d", noise.split("|")[-2]))
+    assert low < 1 < high
+    assert low * high == pytest.approx(ratio**2, rel=0.02)
+    assert bad == "| unet, mIoU 0.5 | bad | 2 of 3 |  |  |  |"
+
+
+@pytest.mark.parametrize("seeds", range(2, 12))
+def test_the_quantiles_are_students(seeds):
+    """P(|t| < quantile) is 0.95, by the integral of its density."""
+    n, x = seeds - 1, np.linspace(-to_quality.T_95[seeds - 2], to_quality.T_95[seeds - 2], 40_001)
+    scale = math.gamma((n + 1) / 2) / math.gamma(n / 2) / math.sqrt(n * math.pi)
+    density = scale * (1 + x**2 / n) ** (-(n + 1) / 2)
+    assert np.trapezoid(density, x) == pytest.approx(0.95, abs=1e-4)
 
 
 def test_gpu_tests_that_are_ended_by_their_limit_keep_their_results(tmp_path):

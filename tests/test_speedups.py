@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.commands import ENCODER
-from helpers.cpu_graph import CpuGraph
-from helpers.networks import THIN, session_of, thin_fcn
+from helpers.networks import session_of
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.lib.models import MODELS
+from benchmarks.lib.standins import THIN, CpuGraph, thin_fcn
 from benchmarks.lib.synthetic import noise_tiles, training_step
 from benchmarks.syncs import census
 from common import args as arguments

@@ -1,31 +1,28 @@
 """Every technique with every model, through train.py: the same losses as without it.
 
-Also the README's table of what these tests tried. To write it again after a change:
-`python -m pytest tests/test_techniques.py --write-readme`.
+The front page's table says what was tried; each test looks its own cell up when it has passed.
 """
 
 import importlib
 import json
 import shutil
 from functools import cache, partial
-from itertools import product
 from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as smp
 import torch
 from helpers.commands import NETWORKS, ROOT, TORCHRUN, run_script
-from helpers.cpu_graph import CpuGraph
 from helpers.networks import train_thin
 from torch import nn
 from torture import children
 
-from benchmarks.lib.readme import part, write_part
-from common import graphs
+from benchmarks.lib.readme import part
+from benchmarks.lib.standins import use_cpu_graphs
 from common.run import checkpoint
 
 pytestmark = pytest.mark.usefixtures("thin")
-STEPS, WARMUP = 4, 2  # a graph is captured after the warm-up, which is shorter here
+STEPS, WARMUP = 4, 2  # `use_cpu_graphs` captures after two steps
 MODELS = {
     "FCN": ("fcn", ["--backbone", "resnet50", "--dropout", "0"]),  # narrow, by `thin`
     "DeepLabV3": ("DeepLabV3", ["--backbone", "mobilenet_v3_large", "--dropout", "0"]),
@@ -48,7 +45,7 @@ TECHNIQUES = {
 }
 for name in ("all", "all, compiled"):
     TECHNIQUES[name][0].extend(["-b", "2", "--grad-accum", "2", "--ema", "0.9"])
-TRIED: set[tuple[str, str]] = set()
+SHOWN = [technique for technique in TECHNIQUES if not technique.startswith("all")]
 
 
 def words_of(model: str, data: Path, output: Path) -> list[str]:
@@ -100,12 +97,7 @@ def test_the_same_is_learnt(few, tmp_path, monkeypatch, plain, model, technique)
     flags, tolerance = TECHNIQUES[technique]
     folder, output = MODELS[model][0], tmp_path / "run"
     words = [*words_of(model, few, output), *flags]
-    made = []
-    if "--cuda-graphs" in flags:  # on a CPU, with the stand-in that records and replays
-        monkeypatch.setattr(graphs, "WARMUP_STEPS", WARMUP)
-        monkeypatch.setattr(graphs, "available", lambda device: True)
-        monkeypatch.setattr(graphs, "own_stream", lambda device: None)
-        monkeypatch.setattr(graphs, "CudaGraph", lambda: made.append(CpuGraph()) or made[-1])
+    made = use_cpu_graphs(monkeypatch.setattr) if "--cuda-graphs" in flags else []
     if "--compile" in flags:
         torch.compiler.reset()  # it compiles one function for a few networks at most
         # The whole graph is only traced and differentiated; compiling the code takes minutes.
@@ -139,20 +131,23 @@ def test_the_same_is_learnt(few, tmp_path, monkeypatch, plain, model, technique)
         assert not any(name.startswith(("module.", "_orig_mod.", "model.")) for name in names)
     if "--ema" in flags:  # every step is in the average, also a replayed one
         assert float(saved["ema"]["factors"]) == pytest.approx(1 - 0.9**STEPS)
-    TRIED.add((model, technique))
+    if technique in SHOWN:
+        assert front_page()[model, technique] == "yes"
 
 
-def table(tried: set[tuple[str, str]]) -> str:
-    shown = [technique for technique in TECHNIQUES if not technique.startswith("all")]
-    rows = [["model", *shown], ["---"] * (1 + len(shown))]
-    for model in MODELS:
-        rows.append([model, *("yes" if (model, t) in tried else "no" for t in shown)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def front_page() -> dict[tuple[str, str], str]:
+    """(model, technique) → its cell in the README's table."""
+    head, _, *lines = part(ROOT / "README.md", "techniques").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *lines)]
+    techniques = cells[0][1:]
+    return {
+        (model, technique): cell
+        for model, *row in cells[1:]
+        for technique, cell in zip(techniques, row, strict=True)
+    }
 
 
-def test_the_readme_says_what_is_tried(request):
-    """A technique that fails is red above; the table holds what passed in this run."""
-    if request.config.getoption("--write-readme"):
-        write_part(ROOT / "README.md", "techniques", table(TRIED))
-    every = set(product(MODELS, TECHNIQUES))
-    assert part(ROOT / "README.md", "techniques") == table(every)
+def test_the_front_page_lists_what_is_trained_here_and_nothing_else():
+    """What a cell says is compared by the test that trains it."""
+    trained = [(model, technique) for model in MODELS for technique in SHOWN]
+    assert list(front_page()) == trained, "edit the table of techniques in README.md"

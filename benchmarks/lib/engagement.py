@@ -69,13 +69,13 @@ def watch_convolutions(step: Callable[[], Tensor]) -> tuple[Tensor, dict[str, st
     backward = [c["inputs"] for c in calls if c["name"] == "aten::convolution_backward"]
     seen = {}
     if forward and backward:
-        seen = {"conv_x": _words(forward[0], 0)}
-        seen |= {"conv_backward_grad": _words(backward[-1], 0)}
-        seen |= {"conv_backward_x": _words(backward[-1], 1)}
+        seen = {"conv_x": _dtype_and_layout(forward[0], 0)}
+        seen |= {"conv_backward_grad": _dtype_and_layout(backward[-1], 0)}
+        seen |= {"conv_backward_x": _dtype_and_layout(backward[-1], 1)}
     return loss, seen
 
 
-def _words(inputs: dict[str, Any], i: int) -> str:
+def _dtype_and_layout(inputs: dict[str, Any], i: int) -> str:
     """An operator's tensor as `bfloat16 channels-last`, or with its strides if it is neither."""
     kind = inputs["types"][i].removeprefix("Tensor(").removesuffix(")").removeprefix("c10::")
     dtype = {"float": "float32", "BFloat16": "bfloat16", "Half": "float16"}.get(kind, kind)

@@ -16,13 +16,20 @@ from common.run.machine import ROOT, commit, cores, cpu, cpuinfo
 
 def provenance(script: str, argv: list[str] | None) -> dict[str, str]:
     """Columns that every results file has: cpu, torch, commit, command."""
-    words = sys.argv[1:] if argv is None else argv
+    arguments = sys.argv[1:] if argv is None else argv
     return {
         "cpu": cpu(),
         "torch": torch.__version__,
         "commit": commit(),
-        "command": shlex.join(["python", str(Path(script).resolve().relative_to(ROOT)), *words]),
+        "command": shlex.join(
+            ["python", str(Path(script).resolve().relative_to(ROOT)), *arguments]
+        ),
     }
+
+
+def measured_on(row: dict[str, str]) -> str:
+    """The columns of `provenance` as a sentence, for the line above a table."""
+    return f"{row['cpu']}, torch {row['torch']}, commit {row['commit']}."
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """How much arithmetic a step needs, and how much this machine can do."""
 
-import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import conv_flop_count
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from benchmarks.lib.environment import seconds
 
 
 def _convolution_backward(grad_shape: Any, x_shape: Any, w_shape: Any, *rest: Any, **_: Any) -> int:
@@ -25,6 +28,29 @@ def _convolution_backward(grad_shape: Any, x_shape: Any, w_shape: Any, *rest: An
 FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 
+def of_step(
+    model: nn.Module, loss_fn: Callable[..., Tensor], images: Tensor, targets: Tensor
+) -> tuple[int, int, dict[str, int]]:
+    """FLOP of an image's forward and backward pass, and those done backward at each gradient.
+
+    Only matrix products and convolutions are counted, a multiply-add as two; everything else in
+    these networks is bound by memory, not by arithmetic.
+    """
+    done: dict[str, int] = {}
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    for name, parameter in model.named_parameters():
+
+        def note(_: Tensor, name: str = name) -> None:
+            done[name] = counter.get_total_flops() // len(images) - forward
+
+        parameter.register_post_accumulate_grad_hook(note)
+    with counter:
+        loss = loss_fn(model, images, targets)
+        forward = counter.get_total_flops() // len(images)
+        loss.backward()
+    return forward, counter.get_total_flops() // len(images) - forward, done
+
+
 def matmul_peak(device: torch.device, dtype: torch.dtype | None) -> float:
     """FLOP/s of the best of ten square matrix products in `dtype`, by default float32.
 
@@ -42,14 +68,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype | None) -> float:
         precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
         matmul.fp32_precision = precision  # type: ignore[attr-defined]
     a[:64] @ b  # the first product of a process also starts cuBLAS
-    seconds: list[float] = []
-    while len(seconds) < 10 and sum(seconds) < 1:
-        if gpu:
-            torch.cuda.synchronize(device)
-        since = time.perf_counter()
-        a @ b
-        if gpu:
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - since)
+    taken: list[float] = []
+    while len(taken) < 10 and sum(taken) < 1:
+        taken.append(seconds(lambda: a @ b, device))
     matmul.fp32_precision = before  # type: ignore[attr-defined]
-    return 2 * side**3 / min(seconds)
+    return 2 * side**3 / min(taken)

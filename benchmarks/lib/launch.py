@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.lib.matrix import DEFAULT_MALLOC, Cell
 from benchmarks.lib.models import MODELS
-from common import cli, graphs, loader
+from benchmarks.lib.standins import narrow, use_cpu_graphs
+from common import cli, loader
 from common.distributed import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,22 +33,14 @@ def columns(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     return row | {"threads": cell.threads, "backbone": _backbone(cell, args)}
 
 
-def train_words(cell: Cell, args: argparse.Namespace, output_dir: str) -> list[str]:
+def train_arguments(cell: Cell, args: argparse.Namespace, output_dir: str) -> list[str]:
     """The arguments of train.py."""
-    return [
-        *(MODELS[cell.model].option, _backbone(cell, args)),
-        *("--weights-backbone", "none", "--device", args.device),
-        *("--data-path", str(args.data_path), "--output-dir", output_dir),
-        *(
-            "--crop-size",
-            str(cell.crop or args.crop_size),
-            "-b",
-            str(cell.batch),
-            "-j",
-            str(args.workers),
-        ),
-        *cell.flags,
-    ]
+    option = MODELS[cell.model].option
+    arguments: list[Any] = [option, _backbone(cell, args), "--weights-backbone", "none"]
+    arguments += ["--device", args.device, "--data-path", args.data_path]
+    arguments += ["--output-dir", output_dir, "--crop-size", cell.crop or args.crop_size]
+    arguments += ["-b", cell.batch, "-j", args.workers, *cell.flags]
+    return list(map(str, arguments))
 
 
 def cache_name(cell: Cell, args: argparse.Namespace) -> str:
@@ -57,7 +50,7 @@ def cache_name(cell: Cell, args: argparse.Namespace) -> str:
     return name.replace("/", "-")
 
 
-def run(cell: Cell, words: list[str], cache: Path, timeout: float, dry: bool = False) -> str:
+def run(cell: Cell, command: list[str], cache: Path, timeout: float, dry: bool = False) -> str:
     """Run a script of the repository for a cell; returns what went wrong, or ''.
 
     A process that has imported all models forks a child for each cell. So a cell does not wait for
@@ -65,18 +58,20 @@ def run(cell: Cell, words: list[str], cache: Path, timeout: float, dry: bool = F
     cell. Under DDP torchrun starts new processes.
 
     Args:
-        words: The script, relative to the repository, and its arguments.
+        command: The script, relative to the repository, and its arguments.
         cache: Folder of the compiler's cache.
         timeout: Seconds after which the cell is ended.
         dry: With narrow networks and a stand-in for CUDA graphs.
     """
-    own = {"OMP_NUM_THREADS": str(cell.threads), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    environment = {"OMP_NUM_THREADS": str(cell.threads), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
     with tempfile.NamedTemporaryFile("w+") as output:
         if cell.world > 1:
-            code = _torchrun(cell.world, words, own, output, timeout)
+            code = _torchrun(cell.world, command, environment, output, timeout)
         else:
             malloc = cell.technique == DEFAULT_MALLOC
-            child = _server().Process(target=_forked, args=(words, own, output.name, malloc, dry))
+            child = _server().Process(
+                target=_forked, args=(command, environment, output.name, malloc, dry)
+            )
             child.start()
             code = _wait(child, timeout)
         if code is None:
@@ -108,19 +103,21 @@ def start_server() -> None:
     child.join()
 
 
-def _forked(words: list[str], own: dict[str, str], output: str, malloc: bool, dry: bool) -> None:
+def _forked(
+    command: list[str], environment: dict[str, str], output: str, malloc: bool, dry: bool
+) -> None:
     """What a child does: become the script, and write into `output`."""
     die_with_parent()
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), stream)
-    os.environ.update(own)
-    torch.set_num_threads(int(own["OMP_NUM_THREADS"]))
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     if malloc:
         cli.keep_freed_memory = lambda: None
     if dry:
         rehearse()
-    sys.argv = list(words)
-    module = importlib.import_module(words[0].removesuffix(".py").replace("/", "."))
+    sys.argv = list(command)
+    module = importlib.import_module(command[0].removesuffix(".py").replace("/", "."))
     loader.START = "forkserver"  # the one that this process is from, which has imported everything
     try:
         cli.run(module.main)
@@ -129,25 +126,19 @@ def _forked(words: list[str], own: dict[str, str], output: str, malloc: bool, dr
 
 
 def rehearse() -> None:
-    """For a dry run: the tests' narrow networks, and their graph, which replays on the CPU."""
-    sys.path.append(str(ROOT / "tests"))
-    importlib.import_module("helpers.networks").narrow(
-        importlib.import_module("pytest").MonkeyPatch()
-    )
+    """For a dry run, until the process ends: narrow networks, graphs that replay on the CPU."""
+    narrow()
+    use_cpu_graphs()
     MODELS["unet"] = replace(MODELS["unet"], light="tu-test_resnet")
     MODELS["mask"] = replace(MODELS["mask"], light_flags=("--proposals", "20"))
-    graphs.CudaGraph = importlib.import_module("helpers.cpu_graph").CpuGraph  # type: ignore[misc]
-    graphs.available = lambda device: True
-    graphs.own_stream = lambda device: None
-    graphs.WARMUP_STEPS = 2
 
 
 def _torchrun(
-    world: int, words: list[str], own: dict[str, str], output: IO[str], timeout: float
+    world: int, command: list[str], environment: dict[str, str], output: IO[str], timeout: float
 ) -> int | None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    line = [sys.executable, *launcher, str(ROOT / words[0]), *words[1:]]
-    process = subprocess.Popen(line, env=os.environ | own, stdout=output, stderr=output)
+    line = [sys.executable, *launcher, str(ROOT / command[0]), *command[1:]]
+    process = subprocess.Popen(line, env=os.environ | environment, stdout=output, stderr=output)
     try:
         return process.wait(timeout)
     except subprocess.TimeoutExpired:

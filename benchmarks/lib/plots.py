@@ -24,10 +24,12 @@ THEMES = (("", INK, "white", "#E5E5E5"), ("_dark", "#E6EDF3", "#0D1117", "#30363
 
 
 def draw_all(
-    found: dict[str, list[Row]], folder: Path, more: dict[str, dict[str, list[Row]]] | None = None
+    machines: dict[str, list[Row]],
+    folder: Path,
+    more: dict[str, dict[str, list[Row]]] | None = None,
 ) -> list[Path]:
     """`<model>_benchmark.png` of each measured model, on the newest GPU or else the newest CPU."""
-    measured = in_front(found)
+    measured = in_front(machines)
     rows = max(measured, key=lambda rows: (rows[-1]["device"] != "cpu", rows[-1]["when"]))
     written = []
     for model in MODELS:
@@ -46,28 +48,28 @@ def draw_all(
     return written
 
 
-def newest_of_kind(found: dict[str, list[Row]]) -> dict[str, list[Row]]:
+def newest_of_kind(machines: dict[str, list[Row]]) -> dict[str, list[Row]]:
     """Machine → its rows, of each kind the machine measured last.
 
     The kinds are a processor, a processor whose instructions were limited, and each GPU.
     """
     newest = {}
-    for machine, rows in sorted(found.items(), key=lambda item: item[1][-1]["when"]):
+    for machine, rows in sorted(machines.items(), key=lambda item: item[1][-1]["when"]):
         newest[rows[-1]["device"], " limited to " in rows[-1]["cpu"]] = machine
-    return {machine: rows for machine, rows in found.items() if machine in newest.values()}
+    return {machine: rows for machine, rows in machines.items() if machine in newest.values()}
 
 
-def in_front(found: dict[str, list[Row]]) -> list[list[Row]]:
+def in_front(machines: dict[str, list[Row]]) -> list[list[Row]]:
     """The rows for the front page: the newest of each kind, but no limited processor."""
-    return [r for r in newest_of_kind(found).values() if " limited to " not in r[-1]["cpu"]]
+    return [r for r in newest_of_kind(machines).values() if " limited to " not in r[-1]["cpu"]]
 
 
-def shown(name: str, words: str) -> str:
+def shown(name: str, description: str) -> str:
     """HTML that shows a picture of `assets` in a folder's README, in the theme of the page."""
     light, dark = (f"../assets/{name}{suffix}.png" for suffix, *_ in THEMES)
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img alt="{words}" src="{light}"></picture>'
+        f'<img alt="{description}" src="{light}"></picture>'
     )
 
 
@@ -93,15 +95,15 @@ def _where(row: Row) -> str:
 
 def draw(bars: list[Summary], model: str, row: Row) -> Any:
     """The fastest on top; blue is faster than plain (interval above 1), vermilion slower."""
-    bars = sorted(bars, key=lambda one: -one.speed[1])
+    bars = sorted(bars, key=lambda bar: -bar.speed[1])
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.36 * len(bars)), layout="constrained")
-    widest = max(one.speed[2] for one in bars)
-    for y, one in enumerate(bars):
-        _bar(axes, y, one, widest)
-    plain = [one.speed[1] for one in bars if one.technique == PLAIN]
+    widest = max(bar.speed[2] for bar in bars)
+    for y, bar in enumerate(bars):
+        _bar(axes, y, bar, widest)
+    plain = [bar.speed[1] for bar in bars if bar.technique == PLAIN]
     for speed in plain:
         axes.axvline(speed, color=plt.rcParams["text.color"], linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(bars)), [one.technique for one in bars])
+    axes.set_yticks(range(len(bars)), [bar.technique for bar in bars])
     axes.set(xlim=(0, 1.45 * widest), ylim=(len(bars) - 0.5, -0.5))
     axes.set_xlabel(
         "images per second (bar: median, line: 10th to 90th percentile of steps)\n"
@@ -120,13 +122,13 @@ def draw(bars: list[Summary], model: str, row: Row) -> Any:
     return figure
 
 
-def _bar(axes: Any, y: int, one: Summary, widest: float) -> None:
-    low, median, high = one.speed
+def _bar(axes: Any, y: int, bar: Summary, widest: float) -> None:
+    low, median, high = bar.speed
     colour, label = GREY, f"{median:.3g}"
-    if one.speedup is not None:
-        ratio, least, most = one.speedup
+    if bar.speedup is not None:
+        ratio, least, most = bar.speedup
         label += f"   ×{ratio:.2f}"
-        if one.rounds > 1:
+        if bar.rounds > 1:
             label += f" ({least:.2f} to {most:.2f})"
             colour = BLUE if least > 1 else VERMILION if most < 1 else GREY
     axes.barh(y, median, 0.66, color=colour)
@@ -149,10 +151,10 @@ def draw_to_quality(rows: list[Row]) -> Any:
         for row in runs:
             if row["error"]:
                 continue
-            at, scores = ([float(x) for x in row[k].split()] for k in ("at_s", "scores"))
+            seconds, scores = ([float(x) for x in row[k].split()] for k in ("at_s", "scores"))
             colour = COLOURS[names.index(row["technique"]) % len(COLOURS)]
             label = row["technique"] if row["round"] == "0" else None
-            panel.plot(at, scores, color=colour, linewidth=1.3, label=label)
+            panel.plot(seconds, scores, color=colour, linewidth=1.3, label=label)
         panel.axhline(float(runs[-1]["level"]), linestyle=":", color=plt.rcParams["text.color"])
         machine = runs[-1]["cpu" if runs[-1]["device"] == "cpu" else "device"]
         panel.set(
@@ -166,18 +168,18 @@ def draw_to_quality(rows: list[Row]) -> Any:
 def draw_sweep(rows: list[Row]) -> Any:
     """Speed-up over batch; a panel for each model and crop. Filled: the device is the limit."""
     curves = sweep.curves(rows)
-    places = list(dict.fromkeys((model, crop) for model, _, crop in curves))
+    panels = list(dict.fromkeys((model, crop) for model, _, crop in curves))
     names = list(dict.fromkeys(technique for _, technique, _ in curves))
     batches = sorted({batch for by_batch in curves.values() for batch in by_batch})
-    size = 4 * len(places), 3.6
+    size = 4 * len(panels), 3.6
     figure, axes = plt.subplots(
-        1, len(places), figsize=size, layout="constrained", squeeze=False, sharey=True
+        1, len(panels), figsize=size, layout="constrained", squeeze=False, sharey=True
     )
-    for panel, place in zip(axes[0], places, strict=True):
+    for panel, (name, size_of_crop) in zip(axes[0], panels, strict=True):
         panel.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
         for (model, technique, crop), by_batch in curves.items():
             points = [(b, s) for b, s in sorted(by_batch.items()) if s.speedup]
-            if (model, crop) != place or not points:
+            if (model, crop) != (name, size_of_crop) or not points:
                 continue
             colour = COLOURS[names.index(technique) % len(COLOURS)]
             ratios = [summary.speedup[0] for _, summary in points if summary.speedup]
@@ -187,7 +189,7 @@ def draw_sweep(rows: list[Row]) -> Any:
                 panel.plot(batch, ratio, "o", color=colour, markerfacecolor=face)
         panel.set_xscale("log", base=2)
         panel.set_xticks(batches, batches)
-        panel.set(title=f"{place[0]}, crops of {place[1]}", xlabel="batch", ylabel="speed-up")
+        panel.set(title=f"{name}, crops of {size_of_crop}", xlabel="batch", ylabel="speed-up")
         if panel.get_legend_handles_labels()[1]:
             panel.legend(frameon=False, fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)

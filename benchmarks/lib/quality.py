@@ -16,45 +16,44 @@ import numpy as np
 
 from benchmarks.lib import launch
 from benchmarks.lib.matrix import PLAIN, SHARE, Cell
-from benchmarks.lib.readme import read_rows
-from benchmarks.lib.results import CELL, KEY, PLACE, Row, append
+from benchmarks.lib.results import CELL, CONDITIONS, KEY, Row, append, done
 from common.cli import progress, say
 from common.run.report import read_log
 
 SCORES = ("mIoU", "mask_AP")
-COLUMNS = (*KEY, *CELL, "max_steps", "losses", "name", "score", "wall_s", *PLACE, "when", "command")
+MEASURED = ("max_steps", "losses", "name", "score", "wall_s")
+COLUMNS = (*KEY, *CELL, *MEASURED, *CONDITIONS, "when", "command")
 
 
-def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) -> None:
+def measure(cells: list[Cell], conditions: dict[str, Any], args: argparse.Namespace) -> None:
     """Add the missing runs to `quality_*.csv`, beside the speeds; a round is a seed."""
     path = args.output.with_name(args.output.name.replace("speed", "quality"))
-    place = place | {"max_steps": args.max_steps}
-    existing = read_rows(path) if path.is_file() else []
-    same = [r for r in existing if all(r[k] == str(place[k]) for k in (*PLACE, "max_steps"))]
-    done = {tuple(row[k] for k in KEY) for row in same if not row["error"]}
+    conditions = conditions | {"max_steps": args.max_steps}
+    finished = done(path, conditions, (*CONDITIONS, "max_steps"))
     todo = [
         (seed, cell)
         for seed in range(args.seeds)
         for cell in cells
-        if cell.technique != SHARE and (cell.model, cell.technique, str(seed)) not in done
+        if cell.technique != SHARE and (cell.model, cell.technique, str(seed)) not in finished
     ]
     for seed, cell in progress(todo, desc="quality", unit="run"):
         began = time.monotonic()
         row = launch.columns(cell, args) | {"round": seed}
         with tempfile.TemporaryDirectory() as folder:
-            words = [f"{cell.model}/train.py"]
-            words += launch.train_words(cell, args, f"{folder}/run")
-            words += ["--seed", str(seed), "--max-steps", str(args.max_steps)]
-            words += ["--print-freq", "1", "--eval-freq", str(args.max_steps)]
+            command = [f"{cell.model}/train.py"]
+            command += launch.train_arguments(cell, args, f"{folder}/run")
+            command += ["--seed", str(seed), "--max-steps", str(args.max_steps)]
+            command += ["--print-freq", "1", "--eval-freq", str(args.max_steps)]
             cache = args.cache / launch.cache_name(cell, args)
-            row["error"] = launch.run(cell, words, cache, 3600, args.dry_run)
+            row["error"] = launch.run(cell, command, cache, 3600, args.dry_run)
             log = read_log(Path(folder) / "run/log.jsonl")
         row["losses"] = [line["loss"] for line in log if "loss" in line]
-        scores = {name: log[-1][name] for name in SCORES if log and name in log[-1]}
-        for row["name"], row["score"] in scores.items():
-            say(f"{cell.name}, seed {seed}: {row['name']} {row['score']:.4f}")
+        name = next((name for name in SCORES if log and name in log[-1]), "")
+        if name:
+            row |= {"name": name, "score": log[-1][name]}
+            say(f"{cell.name}, seed {seed}: {name} {row['score']:.4f}")
         row |= {"wall_s": time.monotonic() - began, "when": time.strftime("%Y-%m-%dT%H:%M:%S")}
-        append(path, place | row, COLUMNS)
+        append(path, conditions | row, COLUMNS)
     print(f"wrote {path}")
 
 

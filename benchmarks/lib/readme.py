@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "benchmarks/README.md"
+METHOD = ROOT / "benchmarks/METHOD.md"
 
 
 def part(readme: Path, name: str) -> str:

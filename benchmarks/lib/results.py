@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.lib import engagement
 from benchmarks.lib.matrix import PLAIN, SHARE
+from benchmarks.lib.readme import read_rows
 from common.io.files import whole_file
 from common.run.machine import cpu
 
@@ -29,11 +30,11 @@ MEASURED = (
     *("tiles", "no_loader_ms", "launch_ms", *engagement.COLUMNS),
 )
 # What rows of the same measurement have in common.
-PLACE = (
+CONDITIONS = (
     *("device", "driver", "cores", "cudnn", "float32", "cpu", "torch", "commit"),
     *("crop", "warmup", "steps", "data"),
 )
-COLUMNS = (*KEY, *CELL, *MEASURED, *PLACE, "when", "command")
+COLUMNS = (*KEY, *CELL, *MEASURED, *CONDITIONS, "when", "command")
 
 
 def file_name(what: str, device: torch.device, dry: bool = False) -> str:
@@ -77,16 +78,36 @@ def _text(value: Any) -> Any:
     return f"{value:.5g}" if isinstance(value, float) else value
 
 
+def done(
+    path: Path, conditions: dict[str, Any], same: tuple[str, ...], cell: tuple[str, ...] = KEY
+) -> set[tuple[str, ...]]:
+    """The columns `cell` of the rows that need not be measured again.
+
+    Args:
+        conditions: Of the measurement that goes on.
+        same: Those of them in which a row has to be equal.
+    """
+    rows = read_rows(path) if path.is_file() else []
+    good = (row for row in rows if not row["error"])
+    alike = (row for row in good if all(row[key] == str(conditions[key]) for key in same))
+    return {tuple(row[key] for key in cell) for row in alike}
+
+
 def newest(rows: list[Row], varied: tuple[str, ...] = ()) -> list[Row]:
     """The rows measured like the last one; of a cell that was tried twice, the later row.
 
     Args:
         varied: Columns that differ on purpose, and tell cells apart.
     """
-    common = [key for key in PLACE if key not in varied]
-    place, cell = [rows[-1][key] for key in common], (*KEY, *varied)
-    latest = {tuple(r[k] for k in cell): r for r in rows if [r[key] for key in common] == place}
-    return list(latest.values())
+    common = [key for key in CONDITIONS if key not in varied]
+    alike = [row for row in rows if all(row[key] == rows[-1][key] for key in common)]
+    return list({tuple(row[key] for key in (*KEY, *varied)): row for row in alike}.values())
+
+
+def percentiles(values: list[float]) -> tuple[float, float, float]:
+    """The 10th, the 50th and the 90th."""
+    p10, p50, p90 = np.percentile(values, [10, 50, 90]).tolist()
+    return p10, p50, p90
 
 
 def median_interval(values: list[float]) -> tuple[float, float, float]:
@@ -117,6 +138,30 @@ class Summary:
     mfu: float | None = None  # share of the matrix products' peak
     device_limited: bool = False  # the CPU issues a step in less time than the GPU needs for it
     efficiency: float | None = None  # of DDP: its speed over that of as many single processes
+
+
+def shown_number(value: float) -> str:
+    """With three digits, or more if it is large."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def shown_speed(summary: Summary | None) -> str:
+    """A cell of a table: images/s of plain, the speed-up of another technique."""
+    if summary is None:
+        return ""
+    if summary.error:
+        return "failed"
+    if summary.technique == PLAIN:
+        return f"{shown_number(summary.speed[1])} images/s"
+    return shown_speedup(summary)
+
+
+def shown_speedup(summary: Summary) -> str:
+    """With its interval if there are several rounds."""
+    if summary.speedup is None:
+        return ""
+    median, low, high = summary.speedup
+    return f"{median:.2f}" + (f" ({low:.2f} to {high:.2f})" if summary.rounds > 1 else "")
 
 
 def throughput(row: Row) -> float:
@@ -159,13 +204,12 @@ def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) ->
     mfu = None
     if gflop is not None:
         mfu = statistics.median(throughput(r) for r in rows) * gflop / _peak(name, good)
-    p10, median, p90 = np.percentile(speeds, [10, 50, 90]).tolist()
     return Summary(
         technique=name,
         error="",
         rounds=len(rows),
         steps=len(speeds),
-        speed=(p10, median, p90),
+        speed=percentiles(speeds),
         without_loader=_without_loader(rows),
         speedup=speedup,
         ms={p: x for p in PHASES if (x := _median(rows, f"{p}_ms")) is not None},
@@ -220,8 +264,8 @@ def _efficiency(name: str, good: dict[str, dict[str, Row]]) -> float | None:
     row = next(iter(good[name].values()))
     for candidate in (alone, SHARE if alone == PLAIN else alone):
         base = good.get(candidate)
-        one = next(iter(base.values())) if base else None
-        if base and one and all(one[key] == row[key] for key in ("batch", "threads")):
+        first = next(iter(base.values())) if base else None
+        if base and first and all(first[key] == row[key] for key in ("batch", "threads")):
             ratios = _ratios(good[name], base)
             return statistics.median(ratios) / int(row["world"]) if ratios else None
     return None

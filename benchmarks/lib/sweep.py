@@ -5,9 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
-from benchmarks.lib import words
 from benchmarks.lib.matrix import SHARE, Cell
-from benchmarks.lib.results import PLAIN, Row, Summary, newest, summaries
+from benchmarks.lib.results import PLAIN, Row, Summary, newest, shown_speed, summaries
 
 SIZES = ("batch", "crop")
 MARK = "●"
@@ -40,10 +39,10 @@ def cells_of(
     cells: list[Cell] = []
     left_out: list[str] = []
     for one_crop, one_batch in product(given["crop"], given["batch"]):
-        found, left_out = planned(one_batch)
+        of_size, left_out = planned(one_batch)
         cells += [
             replace(cell, crop=one_crop)
-            for cell in found
+            for cell in of_size
             if cell.world == 1 and cell.technique != SHARE
         ]
     return cells, left_out
@@ -51,25 +50,25 @@ def cells_of(
 
 def curves(rows: list[Row]) -> dict[tuple[str, str, int], dict[int, Summary]]:
     """(model, technique, crop) → batch → summary, of the newest measurement."""
-    found: dict[tuple[str, str, int], dict[int, Summary]] = {}
+    by_curve: dict[tuple[str, str, int], dict[int, Summary]] = {}
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in newest(rows, SIZES):
         groups.setdefault((row["model"], row["crop"], row["batch"]), []).append(row)
     for (model, crop, batch), group in groups.items():
         for summary in summaries(group, model):
             key = model, summary.technique, int(crop)
-            found.setdefault(key, {})[int(batch)] = summary
-    return found
+            by_curve.setdefault(key, {})[int(batch)] = summary
+    return by_curve
 
 
 def table(rows: list[Row]) -> str:
     """Plain's images/s and the others' speed-ups, a column for each batch."""
-    found = curves(rows)
-    batches = sorted({batch for by_batch in found.values() for batch in by_batch})
+    by_curve = curves(rows)
+    batches = sorted({batch for by_batch in by_curve.values() for batch in by_batch})
     shown = " | ".join(f"batch {batch}" for batch in batches)
     lines = [f"| model | crop | technique | {shown} |", "|---|--:|---|" + "--:|" * len(batches)]
     for (model, technique, crop), by_batch in sorted(
-        found.items(), key=lambda item: (item[0][0], item[0][2], item[0][1] != PLAIN)
+        by_curve.items(), key=lambda item: (item[0][0], item[0][2], item[0][1] != PLAIN)
     ):
         cells = [_cell(by_batch.get(batch)) for batch in batches]
         lines.append(f"| {model} | {crop} | {technique} | {' | '.join(cells)} |")
@@ -77,10 +76,5 @@ def table(rows: list[Row]) -> str:
 
 
 def _cell(summary: Summary | None) -> str:
-    if summary is None:
-        return ""
-    if summary.error:
-        return "failed"
-    plain = summary.technique == PLAIN
-    text = f"{words.number(summary.speed[1])} images/s" if plain else words.speedup(summary)
-    return f"{text} {MARK}" if summary.device_limited else text
+    mark = f" {MARK}" if summary and summary.device_limited else ""
+    return shown_speed(summary) + mark

@@ -29,7 +29,7 @@ import torch
 from benchmarks.lib import launch
 from benchmarks.lib.matrix import SHARE, Cell
 from benchmarks.lib.readme import read_rows
-from benchmarks.lib.results import CELL, KEY, PLACE, PLAIN, Row, append, newest
+from benchmarks.lib.results import CELL, CONDITIONS, KEY, PLAIN, Row, append, done, newest
 from common.cli import Parser, UserError, fraction, progress, run, say
 from common.distributed import gather
 from common.engine import fit
@@ -38,8 +38,11 @@ from common.session import Session, session
 
 SETTINGS = ("level", "max_steps", "eval_steps")
 MEASURED = ("name", "reached_s", "at_steps", "at_s", "scores")
-COLUMNS = (*KEY, *CELL, *SETTINGS, *MEASURED, "wall_s", *PLACE, "when", "command")
+COLUMNS = (*KEY, *CELL, *SETTINGS, *MEASURED, "wall_s", *CONDITIONS, "when", "command")
 PATIENCE = 3600.0  # seconds for a run
+# 95 % of Student's t are within this distance of 0, for 1 to 10 degrees of freedom. The last one
+# serves for more; their interval is then up to 14 % too wide.
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 class Reached(Exception):
@@ -51,8 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("report", type=Path)
     parser.add_argument("model")
     parser.add_argument("level", type=fraction)
-    words = sys.argv[1:] if argv is None else argv
-    args = parser.parse(words[:3])
+    arguments = sys.argv[1:] if argv is None else argv
+    args = parser.parse(arguments[:3])
     train = importlib.import_module(f"{args.model}.train")
     # Since the imports; without validation, which takes the same time in all cells.
     began, main_process = time.perf_counter(), True
@@ -90,39 +93,36 @@ def main(argv: list[str] | None = None) -> None:
         fit(s, step, views, replace(scoring, evaluate=judged))
 
     train.session, train.fit = until_reached, fit_until  # type: ignore[attr-defined]
-    train.main(words[3:])
+    train.main(arguments[3:])
     if main_process:
         args.report.write_text(json.dumps(report) + "\n")
 
 
-def measure(cells: list[Cell], place: dict[str, Any], args: argparse.Namespace) -> None:
+def measure(cells: list[Cell], conditions: dict[str, Any], args: argparse.Namespace) -> None:
     """Add the missing runs to `to-quality-*.csv`, beside the speeds; a round is a seed.
 
     Every seed runs plain and all techniques in turns. A seed for which there is not enough time is
     left out as a whole.
     """
     path = args.output.with_name(args.output.name.replace("speed", "to-quality"))
-    place |= {"level": args.to_quality, "max_steps": args.max_steps, "eval_steps": args.eval_steps}
-    same = (*PLACE, *SETTINGS)
-    existing = read_rows(path) if path.is_file() else []
-    done = {
-        tuple(row[k] for k in KEY)
-        for row in existing
-        if not row["error"] and all(row[k] == str(place[k]) for k in same)
-    }
+    conditions |= {"level": args.to_quality, "max_steps": args.max_steps}
+    conditions |= {"eval_steps": args.eval_steps}
+    finished = done(path, conditions, (*CONDITIONS, *SETTINGS))
     launch.start_server()
     end, took = time.monotonic() + 60 * args.budget, 0.0
     for seed in range(args.seeds):
         began = time.monotonic()
-        todo = [cell for cell in cells if (cell.model, cell.technique, str(seed)) not in done]
+        todo = [
+            cell
+            for cell in cells
+            if cell.technique != SHARE and (cell.model, cell.technique, str(seed)) not in finished
+        ]
         if seed and began + took > end:
             say(f"left out: seeds {seed} to {args.seeds - 1}: not enough time")
             break
         for cell in progress(todo, desc=f"seed {seed}", unit="run"):
-            if cell.technique == SHARE:
-                continue
             row = _measured(cell, seed, args, min(PATIENCE, max(1.0, end - time.monotonic())))
-            append(path, place | row, COLUMNS)
+            append(path, conditions | row, COLUMNS)
             say(f"{cell.name}, seed {seed}: {row['error'] or _reached(row)}")
         took = max(took, time.monotonic() - began)
     print(f"wrote {path}")
@@ -136,13 +136,13 @@ def _measured(cell: Cell, seed: int, args: argparse.Namespace, timeout: float) -
     row = launch.columns(cell, args) | {"round": seed}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        words = ["benchmarks/lib/to_quality.py", str(report), cell.model, str(args.to_quality)]
-        words += launch.train_words(cell, args, f"{folder}/run")
-        words += ["--seed", str(seed), "--max-steps", str(args.max_steps)]
-        words += ["--eval-steps", str(args.eval_steps), "--save-every", "0"]
+        command = ["benchmarks/lib/to_quality.py", str(report), cell.model, str(args.to_quality)]
+        command += launch.train_arguments(cell, args, f"{folder}/run")
+        command += ["--seed", str(seed), "--max-steps", str(args.max_steps)]
+        command += ["--eval-steps", str(args.eval_steps), "--save-every", "0"]
         # One cold cache for each run: what compiling costs is a part of the answer.
         cache = Path(folder) / "compiled"
-        row["error"] = launch.run(cell, words, cache, timeout, args.dry_run)
+        row["error"] = launch.run(cell, command, cache, timeout, args.dry_run)
         if report.is_file():
             row |= json.loads(report.read_text())
     row |= {"cache": "cold", "wall_s": time.monotonic() - began}
@@ -165,33 +165,32 @@ def current(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def table(rows: list[Row]) -> str:
-    """Seconds to the level by technique: mean, interval, ratio to plain and its p."""
+    """Seconds to the level by technique: mean, interval, ratio to plain."""
     lines = [
         "| model, level | technique | seeds that reached it | seconds, mean (95 %) | steps, mean "
-        "| plain's time over its, same seeds (95 %) | p |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| plain's time over its, same seeds (95 %) |",
+        "|---|---|--:|--:|--:|--:|",
     ]
     for model, runs in current(rows).items():
         good = [row for row in runs if not row["error"]]
         name = next((row["name"] for row in good), "score")
+        level = f"{model}, {name} {float(runs[-1]['level']):g}"
+        plain = {r["round"]: r for r in good if r["technique"] == PLAIN}
         for technique in dict.fromkeys(row["technique"] for row in runs):
-            own = {r["round"]: r for r in good if r["technique"] == technique}
-            plain = {r["round"]: r for r in good if r["technique"] == PLAIN}
-            level = f"{model}, {name} {float(runs[-1]['level']):g}"
-            reached = [r for r in own.values() if r["reached_s"]]
-            cells = [level, technique, f"{len(reached)} of {len(own)}"]
-            if reached and len(reached) == len(own):
-                steps = np.mean([int(r["at_steps"].split()[-1]) for r in reached])
-                seconds = np.array([float(r["reached_s"]) for r in reached])
-                cells += [_mean(seconds), f"{steps:.0f}"]
-                pairs = [s for s in own if s in plain and plain[s]["reached_s"]]
-                cells += _against(
-                    [float(plain[s]["reached_s"]) / float(own[s]["reached_s"]) for s in pairs]
-                    if technique != PLAIN
-                    else []
-                )
+            tried = [row for row in good if row["technique"] == technique]
+            reached = {row["round"]: float(row["reached_s"]) for row in tried if row["reached_s"]}
+            cells = [level, technique, f"{len(reached)} of {len(tried)}"]
+            if reached and len(reached) == len(tried):
+                steps = np.mean([int(row["at_steps"].split()[-1]) for row in tried])
+                cells += [_mean(np.array(list(reached.values()))), f"{steps:.0f}"]
+                ratios = [
+                    float(plain[seed]["reached_s"]) / seconds
+                    for seed, seconds in reached.items()
+                    if seed in plain and plain[seed]["reached_s"] and technique != PLAIN
+                ]
+                cells.append(_against(ratios))
             else:
-                cells += [""] * 4
+                cells += [""] * 3
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -199,40 +198,24 @@ def table(rows: list[Row]) -> str:
 def _mean(seconds: np.ndarray) -> str:
     if len(seconds) < 2:
         return f"{seconds[0]:.0f}"
-    half = quantile(len(seconds) - 1) * seconds.std(ddof=1) / math.sqrt(len(seconds))
+    half = _half_width(seconds)
     return f"{seconds.mean():.0f} ({seconds.mean() - half:.0f} to {seconds.mean() + half:.0f})"
 
 
-def _against(ratios: list[float]) -> list[str]:
-    """Geometric mean of paired ratios with its interval, and p of the paired t-test on logs."""
-    if not ratios:
-        return ["", ""]
-    logs, n = np.log(ratios), len(ratios)
-    if n < 2:
-        return [f"{ratios[0]:.2f}", ""]
-    error = logs.std(ddof=1) / math.sqrt(n)
-    half = quantile(n - 1) * error
+def _against(ratios: list[float]) -> str:
+    """Geometric mean of paired ratios, and the interval of a t-test on their logarithms."""
+    if len(ratios) < 2:
+        return f"{ratios[0]:.2f}" if ratios else ""
+    logs = np.log(ratios)
+    half = _half_width(logs)
     low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
-    p = two_sided(logs.mean() / error, n - 1) if error else float(logs.mean() == 0)
-    return [f"{mean:.2f} ({low:.2f} to {high:.2f})", f"{p:.3f}"]
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
-def two_sided(t: float, degrees: int) -> float:
-    """Probability of a Student's t at least as far from 0: its density, integrated to t."""
-    x = np.linspace(0, abs(t), 20_001)
-    log_scale = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)
-    density = math.exp(log_scale) / math.sqrt(degrees * math.pi)
-    heights = density * (1 + x**2 / degrees) ** (-(degrees + 1) / 2)
-    return max(0.0, 1 - 2 * float(np.trapezoid(heights, x)))
-
-
-def quantile(degrees: int) -> float:
-    """The t within whose distance of 0 are 95 %, by bisection."""
-    low, high = 0.0, 13.0  # 12.706 for one degree of freedom
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if two_sided(middle, degrees) > 0.05 else (low, middle)
-    return high
+def _half_width(values: np.ndarray) -> float:
+    """Of the 95 % interval of the mean of at least two values."""
+    quantile = T_95[min(len(values) - 1, len(T_95)) - 1]
+    return quantile * values.std(ddof=1) / math.sqrt(len(values))
 
 
 if __name__ == "__main__":
