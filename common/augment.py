@@ -5,6 +5,7 @@ worker and restart, and no generator state has to be saved or kept separate.
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -140,21 +141,12 @@ def _shift(z: Tensor, bits: int) -> Tensor:
 
 
 # Made once per device: a tensor made from Python numbers costs a copy to the device and a sync.
-_STATISTICS: dict[torch.device, tuple[Tensor, Tensor]] = {}
-_FIELDS: dict[torch.device, Tensor] = {}
-
-
+@cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    if device not in _STATISTICS:
-        _STATISTICS[device] = (
-            torch.tensor(MEAN, device=device),
-            1 / torch.tensor(STD, device=device),
-        )
-    return _STATISTICS[device]
+    return torch.tensor(MEAN, device=device), 1 / torch.tensor(STD, device=device)
 
 
+@cache
 def _noise_field(device: torch.device) -> Tensor:
-    if device not in _FIELDS:
-        generator = torch.Generator().manual_seed(0)
-        _FIELDS[device] = torch.randn(701, 701, 3, generator=generator).to(device)
-    return _FIELDS[device]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(701, 701, 3, generator=generator).to(device)

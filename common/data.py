@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from common.cli import UserError
-from common.io.coco import is_id, read_coco
-from common.io.tiles import IGNORE, INDEX, Packed, Pngs, airport_of, mask_dtype
+from common.io.tiles import IGNORE, INDEX, Packed, Pngs, airport_of, mask_dtype, read_index
 
 
 class Batch(NamedTuple):
@@ -47,7 +46,7 @@ class Tiles(Dataset):
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        coco = _read_index(self.folder)
+        coco = read_index(self.folder)
         self.images: list[dict] = coco["images"]
         names = {category["id"]: category["name"] for category in coco["categories"]}
         self.classes = ["ground", *(names[i] for i in sorted(names))]
@@ -165,50 +164,6 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(np.empty(shape, str(dtype).removeprefix("torch.")))
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
-
-
-def _read_index(folder: Path) -> dict:
-    index = folder / "instances_tiled.json"
-    command = (
-        f"`python preprocessing/preprocess.py {folder.parent}`, or those of a COCO file with "
-        f"`python preprocessing/coco.py IMAGES FILE.json -o {folder.parent} --as {folder.name}`"
-    )
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {str(folder)!r}; make its tiles with {command}.")
-    if not index.is_file():
-        raise UserError(
-            f"{str(folder)!r} holds no tiles ({index.name!r} is missing); make its tiles with "
-            f"{command}."
-        )
-    coco = read_coco(index)
-    _check_tiles(coco, index)
-    if not coco["images"]:
-        raise UserError(
-            f"{str(index)!r} lists no tiles; tile again, with --negatives 100 if no scene shows an "
-            "aircraft."
-        )
-    return coco
-
-
-def _check_tiles(coco: dict, index: Path) -> None:
-    """Check what only a tiled set's COCO file has: `instance`, and names without folders."""
-    if not all(is_id(entry["id"]) for entry in coco["images"] + coco["categories"]):
-        raise UserError(f"{str(index)!r} has ids that are not whole numbers; make the tiles again.")
-    numbers: dict[int, list[int]] = {image["id"]: [] for image in coco["images"]}
-    for a in coco["annotations"]:
-        if not a.get("iscrowd", 0):
-            numbers[a["image_id"]].append(a.get("instance"))
-    for image in coco["images"]:
-        ids = numbers[image["id"]]
-        if not all(map(is_id, ids)) or sorted(ids) != list(range(1, len(ids) + 1)):
-            raise UserError(
-                f"{str(index)!r} does not number the aircraft of {image['file_name'][:99]!r} from "
-                f"1 to {len(ids)}; make the tiles again."
-            )
-        if "/" in image["file_name"] or "\0" in image["file_name"]:
-            raise UserError(
-                f"{str(index)!r} names a tile outside its folder: {image['file_name'][:99]!r}."
-            )
 
 
 def training_splits(root: Path) -> tuple[Tiles, Tiles | None]:

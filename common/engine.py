@@ -16,7 +16,7 @@ from common.distributed import average_buffers, check_equal, gather
 from common.io import files
 from common.loader import GlobalBatches, loader_deaths, names, prefetch
 from common.run import checkpoint, machine, nonfinite, report, signals
-from common.run.report import Log, Scoring, describe, memory
+from common.run.report import Log, Scoring, describe
 from common.session import Session
 from common.speedups import Step
 
@@ -143,15 +143,14 @@ def train_one_epoch(s: Session, step: Step, views: Views, log: Log) -> Iterator[
         last = s.step >= total_steps or number == len(batches)
         if number % print_freq == 0 or last:
             count = (number - 1) % print_freq + 1
-            mean, skipped = account(s, count)
+            losses = account(s, count)
             now = time.perf_counter()
             waited = sum(timeline.seconds(begin, end) for begin, end in waits)
             line = {
                 "step": s.step,
                 "epoch": s.epoch,
                 "lr": float(s.optimizer.param_groups[0]["lr"]),
-                **mean,
-                **skipped,
+                **losses,
                 "images_per_s": images_per_step * (number - logged) / (now - since),
                 "data_share": waited / (now - since),
                 "memory_mib": machine.peak_mib(process.device),
@@ -161,9 +160,10 @@ def train_one_epoch(s: Session, step: Step, views: Views, log: Log) -> Iterator[
                 say(
                     f"Epoch: [{s.epoch}] [{number}/{len(batches)}] "
                     f"step: {s.step}/{total_steps} lr: {line['lr']:.6f} "
-                    f"loss: {mean.get('loss', float('nan')):.4f} "
+                    f"loss: {losses.get('loss', float('nan')):.4f} "
                     f"img/s: {line['images_per_s']:.1f} data: {line['data_share']:.0%}"
-                    f"{memory(process.device)}"
+                    + f" max mem: {line['memory_mib']:.0f} MiB"
+                    * (process.device.type == "cuda")
                 )
             since, logged, waits = now, number, []
         if number == len(batches):
@@ -179,12 +179,12 @@ def train_one_epoch(s: Session, step: Step, views: Views, log: Log) -> Iterator[
     bar.close()
 
 
-def account(s: Session, count: int) -> tuple[dict[str, float], dict[str, float]]:
+def account(s: Session, count: int) -> dict[str, float]:
     """Read the counters of the last `count` steps of all processes, and reset them.
 
     Returns:
-        The mean of the finite losses, and the number of skipped ones, both as parts of a log line:
-        each is empty if there were no such losses.
+        `loss`, the mean of the finite losses, and `skipped`, the number of others, if there are
+        any.
 
     Raises:
         UserError: On all processes, after too many losses in a row that were not finite.
@@ -210,7 +210,7 @@ def account(s: Session, count: int) -> tuple[dict[str, float], dict[str, float]]
         )
         nonfinite.repair(s.model, s.tally)
     s.tally.clear()
-    return ({"loss": total / finite} if finite else {}), ({"skipped": skipped} if skipped else {})
+    return ({"loss": total / finite} if finite else {}) | ({"skipped": skipped} if skipped else {})
 
 
 def timed(items: Iterator[T], timeline: machine.Timeline) -> Iterator[tuple[T, tuple[Any, Any]]]:

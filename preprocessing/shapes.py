@@ -12,7 +12,8 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 
 from common.cli import UserError
-from common.io.coco import read_json, short
+from common.io.coco import short
+from common.io.files import read_json
 from common.io.raster import Scene, crs_to_pixels
 
 Polygon = list[np.ndarray]

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -93,8 +94,8 @@ def thin():
 @pytest.fixture
 def fake(monkeypatch):
     """Tensors without values, so that no value can be read."""
-    monkeypatch.setattr(augment, "_STATISTICS", {})
-    monkeypatch.setattr(augment, "_FIELDS", {})
+    for name in ("_statistics", "_noise_field"):
+        monkeypatch.setattr(augment, name, cache(getattr(augment, name).__wrapped__))
     # Fake parameters cannot be moved; the tests build them on the right device.
     monkeypatch.setattr(nn.Module, "to", lambda self, *args, **kwargs: self)
     with FakeTensorMode() as mode:

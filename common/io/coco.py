@@ -1,6 +1,5 @@
 """Reads COCO files from any source and checks what later code relies on."""
 
-import json
 import re
 from collections import Counter
 from functools import partial
@@ -8,27 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
-from common.io.files import read_file
+from common.io.files import read_json
 
-MAX_BYTES = 1 << 31  # in memory a file takes several times its size
 MAX_SIDE = 1 << 15
 _EXACT = 1 << 53  # up to here a floating-point number is one whole number
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,99}")
 
 Id = int | str
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        UserError: It cannot be read, is larger than `MAX_BYTES`, or is not JSON.
-    """
-    data = read_file(path, "file", MAX_BYTES)
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        raise UserError(f"{str(path)!r} is not JSON, or is cut short; write it again.") from None
 
 
 def read_coco(path: Path, lenient: bool = False) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Writes files completely or not at all, and reads untrusted files."""
 
+import json
 import os
 import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from common.cli import UserError
 
@@ -98,3 +99,16 @@ def read_file(path: Path, kind: str = "file", limit: int = 1 << 31) -> bytes:
             return file.read()
         except OSError as error:  # a dying disk, a lost network folder
             raise UserError(f"cannot read the {kind} {str(path)!r}: {error.strerror}.") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: It cannot be read, is larger than 2 GiB, or is not JSON.
+    """
+    data = read_file(path)  # in memory it takes several times its size
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise UserError(f"{str(path)!r} is not JSON, or is cut short; write it again.") from None

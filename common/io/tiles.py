@@ -7,6 +7,7 @@ and 65535 in wider ones.
 
 import hashlib
 import json
+import struct
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,75 @@ import cv2
 import numpy as np
 
 from common.cli import UserError
-from common.io.images import read_image, read_rgb
+from common.io.files import read_file, read_json
 
 IGNORE = 255  # the class id of pixels left out of training and scores
+MAX_SIDE = 1 << 15  # of a tile, pixels
 INDEX = "packed.json"
 PACKED = ("images_tiled.npy", "masks_tiled.npy", INDEX)
 """Files of a packed split: uint8 [N,S,S,3], uint8 or uint16 [N,S,S], and their source."""
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The COCO file of a tiled split, with all that `common.data.Tiles` relies on.
+
+    Raises:
+        UserError: There is none, it is invalid, or it lists no tiles.
+    """
+    index = folder / "instances_tiled.json"
+    command = (
+        f"`python preprocessing/preprocess.py {folder.parent}`, or those of a COCO file with "
+        f"`python preprocessing/coco.py IMAGES FILE.json -o {folder.parent} --as {folder.name}`"
+    )
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {str(folder)!r}; make its tiles with {command}.")
+    if not index.is_file():
+        raise UserError(
+            f"{str(folder)!r} holds no tiles ({index.name!r} is missing); make its tiles with "
+            f"{command}."
+        )
+    coco = read_json(index)
+    try:
+        _check(coco)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = error if isinstance(error, ValueError) else f"invalid entries, {error!r:.80}"
+        raise UserError(
+            f"{str(index)!r} is not as preprocessing wrote it ({reason}); make the tiles again."
+        ) from None
+    if not coco["images"]:
+        raise UserError(
+            f"{str(index)!r} lists no tiles; tile again, with --negatives 100 if no scene shows an "
+            "aircraft."
+        )
+    return coco
+
+
+def _check(coco: dict[str, Any]) -> None:
+    """Check ids, sides, names, and the numbers of the aircraft.
+
+    Raises:
+        ValueError: Something is invalid. AttributeError, KeyError, TypeError: It is missing.
+    """
+    images = {image["id"]: image for image in coco["images"]}
+    categories = {category["id"]: category["name"] for category in coco["categories"]}
+    sides = [image[side] for image in coco["images"] for side in ("width", "height")]
+    if {type(number) for number in (*images, *categories, *sides)} - {int}:
+        raise ValueError("ids or sides that are not whole numbers")
+    if len(images) < len(coco["images"]) or len(categories) < len(coco["categories"]):
+        raise ValueError("an id occurs twice")
+    if not all(0 < side <= MAX_SIDE for side in sides):
+        raise ValueError(f"a tile's side is not from 1 to {MAX_SIDE}")
+    if any("/" in image["file_name"] or "\0" in image["file_name"] for image in images.values()):
+        raise ValueError("a tile outside its folder")
+    if not all(name.isprintable() and 0 < len(name) <= 100 for name in categories.values()):
+        raise ValueError("a category without a name that can be printed")
+    numbers: dict[int, list[int]] = {image: [] for image in images}
+    for annotation in coco["annotations"]:
+        if not annotation["iscrowd"]:
+            numbers[annotation["image_id"]].append(annotation["instance"])
+            categories[annotation["category_id"]]
+    if any(sorted(ids) != list(range(1, len(ids) + 1)) for ids in numbers.values()):
+        raise ValueError("the aircraft of a tile are not numbered from 1")
 
 
 class Pngs:
@@ -146,8 +210,8 @@ def read_tile(folder: Path, name: str, aircraft: int, image: np.ndarray, ids: np
     """
     size = image.shape[1], image.shape[0]
     image_path, mask_path = tile_paths(folder, name)
-    image[...] = read_rgb(image_path, size)
-    mask = read_image(mask_path, cv2.IMREAD_UNCHANGED, size)
+    image[...] = _decoded(image_path, cv2.IMREAD_COLOR, size)[..., ::-1]
+    mask = _decoded(mask_path, cv2.IMREAD_UNCHANGED, size)
     if mask.ndim != 2:
         raise UserError(f"{str(mask_path)!r} has {mask.shape[2]} channels instead of one.")
     # Adding one wraps the ignore value to 0, so that one pass finds the largest id.
@@ -158,3 +222,23 @@ def read_tile(folder: Path, name: str, aircraft: int, image: np.ndarray, ids: np
     ids[...] = mask
     if ids.itemsize > mask.itemsize:
         ids[mask == np.iinfo(mask.dtype).max] = 65535
+
+
+def _decoded(path: Path, flags: int, size: tuple[int, int]) -> np.ndarray:
+    """Decode a PNG whose header states `size` (width, height) as `cv2.imdecode` does for `flags`.
+
+    Given bytes, OpenCV refuses a truncated file; `cv2.imread` may return it with rows missing.
+    """
+    data = read_file(path, "image")
+    if not data.startswith(b"\x89PNG\r\n\x1a\n") or len(data) < 24:
+        raise UserError(f"image {str(path)!r} is not a PNG; make the tiles again.")
+    width, height = struct.unpack(">2I", data[16:24])
+    if (width, height) != size:
+        raise UserError(
+            f"image {str(path)!r} has {width}x{height} pixels, but its labels are for "
+            f"{size[0]}x{size[1]}."
+        )
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise UserError(f"image {str(path)!r} is damaged or truncated; make the tiles again.")
+    return image

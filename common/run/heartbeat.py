@@ -11,9 +11,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -62,15 +63,15 @@ class _Heart(threading.Thread):
         self, rank: int, world_size: int, timeout_seconds: float, step: Callable[[], int]
     ) -> None:
         super().__init__(daemon=True, name="heartbeat")
-        self.rank, self.world_size, self.timeout = rank, world_size, timeout_seconds
-        self.step = step
+        self.rank, self.timeout, self.step = rank, timeout_seconds, step
+        self.peers = [peer for peer in range(world_size) if peer != rank]
         self.period = min(5.0, timeout_seconds / 10)
         store = dist.distributed_c10d._get_default_store()
         # A separate connection, because the loop's may be blocked in a wait. Its timeout is short.
         self.store = dist.PrefixStore("heartbeat", store.clone())
         self.store.set_timeout(timedelta(seconds=max(2.0, self.period)))
         self.label = f"{socket.gethostname()}, process {os.getpid()}"
-        self.seen: dict[int, tuple[str, float]] = {}  # the last beat of a rank, and when it came
+        self.beats: dict[int, tuple[str, float]] = {}  # the last one of a peer, and when it came
         self.behind: dict[int, tuple[int, float]] = {}  # its step while below ours, and since when
         self.over = threading.Event()
 
@@ -81,7 +82,9 @@ class _Heart(threading.Thread):
             with suppress(RuntimeError):  # the store's host may be the one that is gone
                 self.store.set(str(self.rank), f"{beat}|{self.step()}|{self.label}")
                 self.look()
-            problem = self.problem(self.timeout + self.period)
+            limit = self.timeout + self.period
+            problem = self.named(self.beats, limit, "has been silent")
+            problem = problem or self.named(self.behind, limit, "has not moved")
             if problem and not self.over.is_set():
                 # Nothing can wake the loop inside an NCCL collective.
                 print(f"error: {problem}", file=sys.stderr)
@@ -93,53 +96,43 @@ class _Heart(threading.Thread):
 
     def look(self) -> None:
         now = time.monotonic()
-        for rank in range(self.world_size):
-            if rank != self.rank and self.store.check([str(rank)]):
-                beat = self.store.get(str(rank)).decode()
-                if self.seen.get(rank, ("", 0.0))[0] != beat:
-                    self.seen[rank] = beat, now
-                step = int(beat.split("|")[1])
-                # A rank at our own step may score or save for as long as it takes.
-                if step >= self.step():
-                    self.behind.pop(rank, None)
-                elif self.behind.get(rank, (-1, 0.0))[0] != step:
-                    self.behind[rank] = step, now
-
-    def problem(self, seconds: float) -> str:
-        """Names the ranks that for longer than this have not beaten, or not moved; else ''."""
-        if silent := self.silent(seconds):
-            return self.sentence(silent, "has been silent")
-        now = time.monotonic()
-        stuck = [rank for rank, (_, since) in self.behind.items() if now - since > seconds]
-        return self.sentence(stuck, "has not moved") if stuck else ""
-
-    def silent(self, seconds: float) -> list[int]:
-        """The ranks whose last beat is older than this."""
-        now = time.monotonic()
-        return [rank for rank, (_, when) in self.seen.items() if now - when > seconds]
+        for peer in self.peers:
+            if not self.store.check([str(peer)]):
+                continue
+            beat = self.store.get(str(peer)).decode()
+            if self.beats.get(peer, ("", 0.0))[0] != beat:
+                self.beats[peer] = beat, now
+            step = int(beat.split("|")[1])
+            # A rank at our own step may score or save for as long as it takes.
+            if step >= self.step():
+                self.behind.pop(peer, None)
+            elif self.behind.get(peer, (-1, 0.0))[0] != step:
+                self.behind[peer] = step, now
 
     def diagnosis(self, reason: str) -> str:
         """Name the ranks whose beat has stopped, or else those that are behind in steps."""
         time.sleep(min(self.period, 2.0))  # for a rank that was heard a moment ago
-        silent = self.silent(2.5 * self.period)
-        if silent:
-            return self.sentence(silent, "has been silent")
-        behind = [
-            rank for rank, (beat, _) in self.seen.items() if int(beat.split("|")[1]) < self.step()
-        ]
-        if behind:
-            return self.sentence(behind, "is behind")
+        silent = self.named(self.beats, 2.5 * self.period, "has been silent")
+        reason = " ".join(reason.split())[:120]
         return (
-            f"rank {self.rank} waited at step {self.step()} for a process that did not answer "
-            f"({' '.join(reason.split())[:120]}); no rank is silent, so one hangs inside the same "
-            "step. The last checkpoint is untouched: --resume continues from it."
+            silent
+            or self.named(self.behind, 0, "is behind")
+            or (
+                f"rank {self.rank} waited at step {self.step()} for a process that did not answer "
+                f"({reason}); no rank is silent, so one hangs inside the same step. The last "
+                "checkpoint is untouched: --resume continues from it."
+            )
         )
 
-    def sentence(self, ranks: list[int], what: str) -> str:
-        names = []
-        for rank in ranks:
-            _, step, where = self.seen[rank][0].split("|", 2)
-            names.append(f"rank {rank} ({where}) {what} since step {step}")
+    def named(self, since: Mapping[int, tuple[Any, float]], seconds: float, what: str) -> str:
+        """A sentence about the ranks whose entry is older than `seconds`; '' if there are none."""
+        now, names = time.monotonic(), []
+        for rank, (_, when) in since.items():
+            if now - when > seconds:
+                _, step, where = self.beats[rank][0].split("|", 2)
+                names.append(f"rank {rank} ({where}) {what} since step {step}")
+        if not names:
+            return ""
         return (
             f"{'; '.join(names)}, and rank {self.rank} waits for it at step {self.step()}. "
             "The last checkpoint is untouched: --resume continues from it."

@@ -24,7 +24,11 @@ def facts(device: torch.device) -> dict[str, Any]:
         "command": command(),
         "commit": commit(),
         "machine": {"cpu": cpu(), "cores": cores()} | ({"gpu": gpu} if gpu else {}),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            "torch": str(torch.__version__),  # with the CUDA release it is built for
+        },
     }
 
 
@@ -91,16 +95,6 @@ def _git(*words: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found | ({"torch": str(torch.__version__)})  # with the CUDA release it is built for
 
 
 class Timeline:

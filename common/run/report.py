@@ -14,16 +14,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from common.cli import UserError
 from common.distributed import Process
-from common.io.coco import read_json
-from common.io.files import write_atomic
+from common.io.files import read_json, write_atomic
 from common.io.pictures import paint
 
 FACTS, CURVES, PAGE = "run.json", "curves.png", "report.html"
@@ -65,13 +63,8 @@ class Scoring:
     labels: dict[str, str] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
-        """All but `evaluate`, as plain values for `run.json`."""
-        return {
-            "select": self.select,
-            "drawn": list(self.drawn),
-            "definition": self.definition,
-            "labels": self.labels,
-        }
+        """All but `evaluate`, for `run.json`."""
+        return {name: value for name, value in vars(self).items() if name != "evaluate"}
 
 
 class Log:
@@ -100,12 +93,6 @@ def describe(scores: Scores) -> str:
     """Scores as a line; those of the airports, which may be many, are in the files alone."""
     shown = {name: value for name, value in scores.items() if ".airport." not in name}
     return "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-
-
-def memory(device: torch.device) -> str:
-    if device.type != "cuda":
-        return ""
-    return f" max mem: {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB"
 
 
 @dataclass(frozen=True)
@@ -312,16 +299,6 @@ def _tables(run: Record) -> dict[str, tuple[list[str], dict[str, Scores]]]:
     return tables
 
 
-class Kept(NamedTuple):
-    """A tile that is shown: those with the smallest `order` are."""
-
-    order: tuple[float, ...]
-    name: str
-    hits: int
-    union: int
-    row: tuple[np.ndarray, ...]
-
-
 class Extremes:
     """The worst and the best among the tiles that are offered, as pictures in a JSON file.
 
@@ -335,8 +312,9 @@ class Extremes:
 
     def __init__(self, images: list[dict[str, Any]], count: int = 3) -> None:
         self.images, self.count, self.offered = images, count, 0
-        self.worst: list[Kept] = []
-        self.best: list[Kept] = []
+        # Sorted; an entry is the order of a tile, in which the first ones are kept, and the tile.
+        self.worst: list[tuple[tuple[float, ...], dict[str, Any]]] = []
+        self.best: list[tuple[tuple[float, ...], dict[str, Any]]] = []
 
     def offer(
         self,
@@ -358,9 +336,11 @@ class Extremes:
                 continue
             orders = (hits - union, tile), (-hits / union, -union, tile)
             for kept, order in zip((self.worst, self.best), orders, strict=True):
-                if len(kept) < self.count or order < kept[-1].order:
-                    kept.append(Kept(order, self.images[tile]["file_name"], hits, union, row(i)))
-                    kept.sort(key=lambda tile: tile.order)
+                if len(kept) < self.count or order < kept[-1][0]:
+                    name = self.images[tile]["file_name"]
+                    shown = {"tile": name, "iou": hits / union, "wrong": union - hits}
+                    kept.append((order, shown | {"pictures": _pictures(*row(i))}))
+                    kept.sort(key=lambda entry: entry[0])
                     del kept[self.count :]
 
     def write(self, path: Path) -> None:
@@ -369,25 +349,17 @@ class Extremes:
         Each tile has `tile`, its name, `iou`, `wrong`, its wrong aircraft pixels, and `pictures`:
         image, truth and prediction, JPEGs of 320 pixels a side as data URIs.
         """
-        worst = {tile.name for tile in self.worst}
-        content = {
-            "scored": self.offered,
-            "worst": [_framed(tile) for tile in self.worst],
-            "best": [_framed(tile) for tile in self.best if tile.name not in worst],
-        }
+        worst, best = ([tile for _, tile in kept] for kept in (self.worst, self.best))
+        names = {tile["tile"] for tile in worst}
+        best = [tile for tile in best if tile["tile"] not in names]
+        content = {"scored": self.offered, "worst": worst, "best": best}
         write_atomic(path, json.dumps(content).encode())
 
 
-def _framed(kept: Kept, side: int = 320) -> dict[str, Any]:
-    image, truth, prediction = kept.row
+def _pictures(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> list[str]:
     uris = []
     for picture in (image, paint(image, truth), paint(image, prediction)):
-        small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(picture, (320, 320), interpolation=cv2.INTER_AREA)
         jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
         uris.append("data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode())
-    return {
-        "tile": kept.name,
-        "iou": kept.hits / kept.union,
-        "wrong": kept.union - kept.hits,
-        "pictures": uris,
-    }
+    return uris

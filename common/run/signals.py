@@ -7,7 +7,7 @@ takes effect at the end of the step after the one in which it arrived.
 import os
 import signal
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -47,12 +47,7 @@ class Watch:
                 self.before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
         if self.pending and kind is None:

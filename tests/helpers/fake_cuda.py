@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ def fake_cuda(patch):
     patch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     patch.setattr(Tensor, "backward", backward)
     patch.setattr(nn.Module, "to", _in_layout)
-    patch.setattr(augment, "_STATISTICS", {})
-    patch.setattr(augment, "_FIELDS", {})
+    for name in ("_statistics", "_noise_field"):
+        patch.setattr(augment, name, cache(getattr(augment, name).__wrapped__))
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
