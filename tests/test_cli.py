@@ -135,5 +135,5 @@ def test_the_readme_names_every_option_that_all_trainings_share():
     named = re.findall(r"`(-[\w-]+)`", " ".join(cells))
     actions = train_parser("")._actions
     options = {option for action in actions for option in action.option_strings}
-    options -= {"-h", "--help", "--sync-bn"} | {o for o in options if o.startswith("--no-")}
+    options -= {"-h", "--help"} | {o for o in options if o.startswith("--no-")}
     assert sorted(named) == sorted(options)

@@ -71,6 +71,18 @@ def imports(path: Path) -> set[str]:
     return modules
 
 
+def closure(script: str) -> set[Path]:
+    """The files of the repository that a script loads."""
+    loaded: set[Path] = set()
+    waiting = [ROOT / script]
+    while waiting:
+        path = waiting.pop()
+        if path not in loaded:
+            loaded.add(path)
+            waiting += [path_of(m) for m in imports(path) if path_of(m).exists()]
+    return loaded
+
+
 def test_no_room_may_import_one_above_it():
     """So there is no circle of rooms."""
     order = list(MAY_IMPORT)
@@ -107,6 +119,12 @@ def test_no_circle_of_modules():
         visit(module, ())
 
 
+def test_the_product_does_not_import_tests():
+    tests = {path.stem for path in (ROOT / "tests").iterdir()} | {"pytest", "tests"}
+    for path in product():
+        assert not {module.split(".")[0] for module in imports(path)} & tests, path
+
+
 @pytest.mark.parametrize("room", NO_TORCH)
 def test_rooms_without_torch(room):
     """Downloading and tiling must not wait for its import."""
@@ -114,6 +132,14 @@ def test_rooms_without_torch(room):
         if room_of(module_of(path)) == room:
             heavy = {m for m in imports(path) if m.split(".")[0] in ("torch", "torchvision")}
             assert not heavy, path
+
+
+def test_a_training_can_be_read_in_an_afternoon():
+    """Files stay whole and few. Cutting a file into fragments does not help here."""
+    loaded = closure("unet/train.py")
+    assert len(loaded) <= 28
+    assert sum(map(length, loaded)) <= 4600
+    assert sum(map(length, (ROOT / "common").glob("*.py"))) <= 2400
 
 
 def test_no_file_is_longer_than_400_lines():
