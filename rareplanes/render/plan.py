@@ -56,7 +56,7 @@ class Slot(NamedTuple):
     y: float
     heading: float
     span: float
-    bridge: tuple[float, float] | None = None
+    bridge: Pair | None = None
 
 
 @dataclass(frozen=True)
@@ -128,25 +128,27 @@ def scaled(colour: Colour, light: float) -> Colour:
     return b * light, g * light, r * light
 
 
+def rotation(angle: float) -> np.ndarray:
+    """The matrix [2,2] that turns points [...,2] clockwise on the screen: `points @ matrix`."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array(((c, s), (-s, c)))
+
+
 def rect(x0: float, y0: float, x1: float, y1: float) -> Points:
     return np.array(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), float)
 
 
 def box(centre: Points | Pair, length: float, width: float, heading: float) -> Points:
     """A rectangle around `centre`, its length along `heading`."""
-    c, s = np.cos(heading), np.sin(heading)
     corners = np.array(((1, 1), (1, -1), (-1, -1), (-1, 1))) * (length / 2, width / 2)
-    return corners @ np.array(((c, s), (-s, c))) + np.asarray(centre)
+    return corners @ rotation(heading) + np.asarray(centre)
 
 
-def bend(
-    start: tuple[float, float], corner: tuple[float, float], end: tuple[float, float]
-) -> Points:
+def bend(start: Pair, corner: Pair, end: Pair) -> Points:
     """A quadratic Bézier curve."""
+    a, b, c = np.array((start, corner, end))
     t = np.linspace(0, 1, 12)[:, None]
-    return (
-        (1 - t) ** 2 * np.array(start) + 2 * t * (1 - t) * np.array(corner) + t**2 * np.array(end)
-    )
+    return (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
 
 
 def line(*points: Pair) -> Points:

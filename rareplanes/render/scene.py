@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rareplanes.render import scenery, traffic, vehicles, weather
+from rareplanes.render import scenery, traffic, weather
 from rareplanes.render.airport import plan
 from rareplanes.render.plan import Airport
-from rareplanes.render.things import Palette, Thing, measure
+from rareplanes.render.traffic import Palette, Thing
 from rareplanes.render.view import View
 
 BONES = ("Nose", "RightWing", "Tail", "LeftWing")
@@ -38,10 +38,11 @@ def render(scene: Scene) -> Picture:
     view = _camera(scene, rng)
     sky = str(rng.choice(scene.airport.weather))
     labels = scenery.label_colours(scene.airport)
-    palette = Palette(rng, {label[::-1] for label in scenery.all_labels(scene.airport)})
+    flat_colours = [*labels, scenery.TREE_LABEL, scenery.MAST_LABEL]
+    palette = Palette(rng, {label[::-1] for label in flat_colours})
 
     canvas = scenery.lay_ground(view, scene.airport, ground, rng)
-    blocks, named = vehicles.park_vehicles(view, ground, palette, rng)
+    blocks, named = traffic.park_vehicles(view, ground, palette, rng)
     scenery.plant_trees(view, canvas, ground, rng)
     scenery.raise_blocks(view, canvas, blocks, labels)
     for block, thing in named:
@@ -52,7 +53,7 @@ def render(scene: Scene) -> Picture:
     wanted = int(np.clip(rng.gamma(2.3, 6.0) * area**0.5, 1, 40))
     aircraft = traffic.park_aircraft(view, ground, canvas, wanted, palette, rng)
     if rng.random() < 0.04:
-        aircraft.append(_unseen(view, aircraft, palette))
+        aircraft.append(traffic.unseen_aircraft(view, aircraft, palette))
     building_shadow = canvas.shadow.copy()
     traffic.shade_ground(canvas, aircraft)
     image = weather.weather_ground(view, scene.airport, canvas, sky, rng)
@@ -61,9 +62,9 @@ def render(scene: Scene) -> Picture:
     canvas.image = np.clip(image, 0, 255).astype(np.uint8)
     bridges = [thing.bridge for thing in aircraft if thing.bridge is not None]
     scenery.raise_blocks(view, canvas, bridges, labels)
-    vehicles.raise_masts(view, canvas, aircraft, rng)
+    traffic.raise_masts(view, canvas, aircraft, rng)
     things = aircraft + [thing for _, thing in named]
-    measure(canvas, things)
+    traffic.measure(canvas, things)
     things = [t for t in things if t.area or t.categories[0] == "Airplane"]
     image = weather.develop(view, canvas.image, sky, rng)
     return Picture(image, canvas.mask, _describe(scene, things))
@@ -83,16 +84,6 @@ def _camera(scene: Scene, rng: np.random.Generator) -> View:
     sun = np.array((flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)))
     ppm, yaw = rng.uniform(2.3, 2.8), rng.uniform(0, 2 * np.pi)
     return View(*scene.size, ppm, (float(x), float(y)), yaw, lean, sun)
-
-
-def _unseen(view: View, others: list[Thing], palette: Palette) -> Thing:
-    """An aircraft just outside the picture: listed in the XML, with no pixel."""
-    outside = np.array((view.width + 30.0, view.height * 0.4))
-    like = others[0] if others else None
-    categories = like.categories if like else ("Airplane", "Civil", "Sport", "Cessna", "172")
-    name = f"SM_{'_'.join(categories)}_BPC_C_249StaticMeshComponent"
-    sockets = outside + np.array(((0, -20), (20, 0), (0, 20), (-20, 0)))
-    return Thing(categories, name, palette.take(), outside, outside + 1, sockets)
 
 
 def _describe(scene: Scene, things: list[Thing]) -> str:

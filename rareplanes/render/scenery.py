@@ -7,9 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rareplanes.render.aircraft import SHIFT
 from rareplanes.render.plan import Airport, Block, Material, Plan
-from rareplanes.render.view import Canvas, View, fixed, texture, visible
+from rareplanes.render.view import SHIFT, Canvas, View, fill, fixed, stroke, texture, visible
 
 TREE_LABEL, MAST_LABEL = (30, 90, 46), (90, 230, 220)  # BGR in the mask
 
@@ -22,26 +21,18 @@ def lay_ground(view: View, airport: Airport, plan: Plan, rng: np.random.Generato
     image = np.full((*shape, 3), palette[Material.GROUND], np.uint8)
     mask = np.full((*shape, 3), labels[Material.GROUND], np.uint8)
     canvas = Canvas(image, mask, *(np.zeros(shape, np.uint8) for _ in range(3)))
-    for way, pixels in visible(
-        view, sorted(plan.ways, key=lambda way: (way.material != Material.SOIL, -way.width)), 80
-    ):
-        width = max(1, round(way.width * view.ppm))
-        colour = palette[way.material]
-        cv2.polylines(image, [fixed(pixels)], False, colour, width, cv2.LINE_AA, SHIFT)
-        cv2.polylines(
-            canvas.material, [fixed(pixels)], False, way.material, width, cv2.LINE_8, SHIFT
-        )
+    ways = sorted(plan.ways, key=lambda way: (way.material != Material.SOIL, -way.width))
+    for way, pixels in visible(view, ways, 80):
+        stroke(image, pixels, palette[way.material], way.width * view.ppm, cv2.LINE_AA)
+        stroke(canvas.material, pixels, way.material, way.width * view.ppm)
     for surface, pixels in visible(view, plan.surfaces):
         colour = tuple(min(255.0, v * surface.tone) for v in palette[surface.material])
-        cv2.fillPoly(image, [fixed(pixels)], colour, cv2.LINE_AA, SHIFT)
-        cv2.fillPoly(canvas.material, [fixed(pixels)], surface.material, cv2.LINE_8, SHIFT)
+        fill(image, pixels, colour, cv2.LINE_AA)
+        fill(canvas.material, pixels, surface.material)
     painted = image.copy()
-    for stroke, pixels in visible(view, plan.paint, 20):
-        width = max(1, round(stroke.width * view.ppm))
-        cv2.polylines(painted, [fixed(pixels)], False, stroke.colour, width, cv2.LINE_AA, SHIFT)
-    for stroke, pixels in visible(view, plan.stains, 20):
-        width = max(1, round(stroke.width * view.ppm))
-        cv2.polylines(canvas.dirt, [fixed(pixels)], False, stroke.colour, width, cv2.LINE_AA, SHIFT)
+    for target, strokes in ((painted, plan.paint), (canvas.dirt, plan.stains)):
+        for line, pixels in visible(view, strokes, 20):
+            stroke(target, pixels, line.colour, line.width * view.ppm, cv2.LINE_AA)
     fresh = float(rng.uniform(0.35, 0.85))
     wear = np.clip(fresh + 0.25 * texture(view, "middle", 0.5, shrink=2), 0.1, 1)
     cv2.blendLinear(painted, image, wear, 1 - wear, image)
@@ -51,11 +42,11 @@ def lay_ground(view: View, airport: Airport, plan: Plan, rng: np.random.Generato
 
 
 def _palette(airport: Airport) -> dict[int, tuple[float, float, float]]:
-    asphalt, ground = np.array(airport.asphalt), np.array(airport.ground)
-    concrete = np.array(airport.concrete)
+    looks = (airport.asphalt, airport.ground, airport.concrete, airport.soil)
+    asphalt, ground, concrete, soil = map(np.array, looks)
     colours = {
         Material.GROUND: ground,
-        Material.SOIL: np.array(airport.soil),
+        Material.SOIL: soil,
         Material.RUNWAY: asphalt * 0.95,
         Material.TAXIWAY: asphalt,
         Material.SHOULDER: asphalt * 0.6 + ground * 0.3,
@@ -74,11 +65,6 @@ def label_colours(airport: Airport) -> list[tuple[int, int, int]]:
     return [(int(b), int(g), int(r)) for b, g, r in rng.integers(20, 236, (64, 3))]
 
 
-def all_labels(airport: Airport) -> list[tuple[int, int, int]]:
-    """Every flat colour that is not an object's, BGR."""
-    return [*label_colours(airport), TREE_LABEL, MAST_LABEL]
-
-
 def _label_ground(
     view: View, plan: Plan, canvas: Canvas, labels: list[tuple[int, int, int]]
 ) -> None:
@@ -91,9 +77,9 @@ def _label_ground(
     canvas.mask[textured] = np.stack((grey + 4, grey, grey), -1)[textured]
     for route in plan.routes:
         pixels = view.screen(route)
-        if not view.sees(pixels, 40):
+        if not view.sees(pixels.min(0), pixels.max(0), 40):
             continue
-        cv2.polylines(canvas.mask, [fixed(pixels)], False, labels[40], 2, cv2.LINE_8, SHIFT)
+        stroke(canvas.mask, pixels, labels[40], 2)
         nodes = along(route, 11.0)
         for side, size, label, some in ((0, 8, 41, 1), (-17, 2.6, 42, 3), (17, 2.6, 42, 3)):
             for square in _squares(view, nodes[::some], side, size):
@@ -149,10 +135,10 @@ def raise_blocks(
             walls.append((np.array((foot[a], foot[b], top[b], top[a])), tuple(colour * light)))
         roofs = [(top, tuple(np.minimum(colour * (0.5 + 0.62 * view.sun[2]), 255)))]
         for shape, shade in (walls if block.height > 0.3 else []) + roofs:
-            cv2.fillPoly(canvas.image, [fixed(shape)], shade, cv2.LINE_AA, SHIFT)
-            cv2.fillPoly(canvas.mask, [fixed(shape)], label, cv2.LINE_8, SHIFT)
+            fill(canvas.image, shape, shade, cv2.LINE_AA)
+            fill(canvas.mask, shape, label)
             if roof:
-                cv2.fillPoly(canvas.material, [fixed(shape)], Material.ROOF, cv2.LINE_8, SHIFT)
+                fill(canvas.material, shape, Material.ROOF)
 
 
 def _cast(target: np.ndarray, foot: np.ndarray, top: np.ndarray, value: Any) -> None:
@@ -165,8 +151,7 @@ def plant_trees(view: View, canvas: Canvas, plan: Plan, rng: np.random.Generator
     """Draw round trees: a shadow on the ground, a dark crown, a lit side."""
     trees = np.array(plan.trees).reshape(-1, 3)
     centres = view.screen(trees[:, :2])
-    size = (view.width + 30, view.height + 30)
-    seen = ((centres > -30) & (centres < size)).all(1)
+    seen = view.sees(centres, centres, 30)
     colour = np.array((38, 66, 52)) * rng.uniform(0.7, 1.1)
     for (x, y), r in zip(centres[seen], trees[seen, 2] * view.ppm, strict=True):
         fall = (x, y) - 1.6 * r * view.sun[:2] / view.sun[2] * 0.6
