@@ -7,7 +7,7 @@ terminals and car parks follow below it, a field for small aircraft lies above i
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,18 +88,18 @@ Oshawa remote,linear,remote Clear,Snow,Overcast .7 5c6848 80765c 404042 7e7c7a 7
 
 @cache
 def airports() -> tuple[Airport, ...]:
-    return tuple(_airport(*line.split()) for line in TABLE.strip().splitlines())
-
-
-def _airport(name: str, segments: str, weather: str, trees: str, *colours: str) -> Airport:
-    bgr = [tuple(float(v) for v in bytes.fromhex(colour)[::-1]) for colour in colours]
-    look = dict(zip(("ground", "soil", "asphalt", "concrete", "roof"), bgr, strict=True))
-    tokens = tuple(segments.split(",")), tuple(weather.split(","))
-    return Airport(name, *tokens, float(trees), **look)  # type: ignore[arg-type]
+    rows = []
+    for row in TABLE.strip().splitlines():
+        name, segments, weather, trees, *colours = row.split()
+        bgr: Any = [tuple(map(float, bytes.fromhex(colour)[::-1])) for colour in colours]
+        lists = (tuple(segments.split(",")), tuple(weather.split(",")))
+        rows.append(Airport(name, *lists, float(trees), *bgr))
+    return tuple(rows)
 
 
 @dataclass
 class Plan:
+    airport: Airport
     surfaces: list[Surface] = field(default_factory=list)
     ways: list[Stroke] = field(default_factory=list)
     paint: list[Stroke] = field(default_factory=list)

@@ -41,7 +41,7 @@ def render(scene: Scene) -> Picture:
     flat_colours = [*labels, scenery.TREE_LABEL, scenery.MAST_LABEL]
     palette = Palette(rng, {label[::-1] for label in flat_colours})
 
-    canvas = scenery.lay_ground(view, scene.airport, ground, rng)
+    canvas = scenery.lay_ground(view, ground, rng)
     blocks, named = traffic.park_vehicles(view, ground, palette, rng)
     scenery.plant_trees(view, canvas, ground, rng)
     scenery.raise_blocks(view, canvas, blocks, labels)

@@ -13,11 +13,10 @@ from rareplanes.render.view import SHIFT, Canvas, View, fill, fixed, stroke, tex
 TREE_LABEL, MAST_LABEL = (30, 90, 46), (90, 230, 220)  # BGR in the mask
 
 
-def lay_ground(view: View, airport: Airport, plan: Plan, rng: np.random.Generator) -> Canvas:
+def lay_ground(view: View, plan: Plan, rng: np.random.Generator) -> Canvas:
     """Draw pavement, paint and stains, without texture and light."""
     shape = (view.height, view.width)
-    palette = _palette(airport)
-    labels = label_colours(airport)
+    palette, labels = _palette(plan.airport), label_colours(plan.airport)
     image = np.full((*shape, 3), palette[Material.GROUND], np.uint8)
     mask = np.full((*shape, 3), labels[Material.GROUND], np.uint8)
     canvas = Canvas(image, mask, *(np.zeros(shape, np.uint8) for _ in range(3)))
