@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,8 +17,7 @@ def lay_ground(view: View, plan: Plan, rng: np.random.Generator) -> Canvas:
     shape = (view.height, view.width)
     palette, labels = _palette(plan.airport), label_colours(plan.airport)
     image = np.full((*shape, 3), palette[Material.GROUND], np.uint8)
-    mask = np.full((*shape, 3), labels[Material.GROUND], np.uint8)
-    canvas = Canvas(image, mask, *(np.zeros(shape, np.uint8) for _ in range(3)))
+    canvas = Canvas(image, np.empty_like(image), *(np.zeros(shape, np.uint8) for _ in range(3)))
     ways = sorted(plan.ways, key=lambda way: (way.material != Material.SOIL, -way.width))
     for way, pixels in visible(view, ways, 80):
         stroke(image, pixels, palette[way.material], way.width * view.ppm, cv2.LINE_AA)
@@ -114,36 +112,32 @@ def raise_blocks(
     labels: Sequence[tuple[int, int, int]],
     roof: bool = False,
 ) -> None:
-    """Draw prisms, the walls that are visible and the shadows; with `roof` they hide aircraft."""
+    """Draw prisms with walls and shadows; with `roof` they hide aircraft."""
     for block, foot in visible(view, blocks, 60):
-        top_z = block.base + block.height
         foot = foot + block.base * view.lean * view.ppm
-        top = view.screen(block.points, top_z)
+        top = view.screen(block.points, block.base + block.height)
         colour, label = np.array(block.colour), labels[block.group]
+        fall = foot - block.height * view.ppm * view.sun[:2] / view.sun[2]
+        hull = cv2.convexHull(np.concatenate((foot, fall)).astype(np.float32))[:, 0]
         if block.base == 0:
-            _cast(canvas.shadow, foot, view.shadow(block.points, top_z), 255)
-        else:
-            fall = foot - block.height * view.ppm * view.sun[:2] / view.sun[2]
-            _cast(canvas.image, foot, fall, tuple(colour * 0.35))
-        walls = []
-        for a, b in zip(range(-1, len(foot) - 1), range(len(foot)), strict=True):
-            edge = foot[b] - foot[a]
+            cv2.fillConvexPoly(canvas.shadow, fixed(hull), 255, cv2.LINE_8, SHIFT)
+        else:  # on a roof, or a bridge
+            dark = tuple(colour * 0.35)
+            cv2.fillConvexPoly(canvas.image, fixed(hull), dark, cv2.LINE_8, SHIFT)
+        faces = []
+        for i in range(len(foot) if block.height > 0.3 else 0):
+            edge = foot[i] - foot[i - 1]
             normal = np.array((edge[1], -edge[0])) / (np.hypot(*edge) + 1e-9)
-            normal *= np.sign(normal @ (foot[a] - foot.mean(0))) or 1.0
+            normal *= np.sign(normal @ (foot[i - 1] - foot.mean(0))) or 1.0
             light = 0.45 + 0.6 * max(0.0, float(normal @ view.sun[:2]))
-            walls.append((np.array((foot[a], foot[b], top[b], top[a])), tuple(colour * light)))
-        roofs = [(top, tuple(np.minimum(colour * (0.5 + 0.62 * view.sun[2]), 255)))]
-        for shape, shade in (walls if block.height > 0.3 else []) + roofs:
+            wall = np.array((foot[i - 1], foot[i], top[i], top[i - 1]))
+            faces.append((wall, tuple(colour * light)))
+        faces.append((top, tuple(np.minimum(colour * (0.5 + 0.62 * view.sun[2]), 255))))
+        for shape, shade in faces:
             fill(canvas.image, shape, shade, cv2.LINE_AA)
             fill(canvas.mask, shape, label)
             if roof:
                 fill(canvas.material, shape, Material.ROOF)
-
-
-def _cast(target: np.ndarray, foot: np.ndarray, top: np.ndarray, value: Any) -> None:
-    """Fill the shadow of a convex prism: the hull of its foot and of its top's shadow."""
-    hull = cv2.convexHull(np.concatenate((foot, top)).astype(np.float32))[:, 0]
-    cv2.fillConvexPoly(target, fixed(hull), value, cv2.LINE_8, SHIFT)
 
 
 def plant_trees(view: View, canvas: Canvas, plan: Plan, rng: np.random.Generator) -> None:

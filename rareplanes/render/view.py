@@ -31,10 +31,6 @@ class View:
         turned = (points - np.array(self.centre)) @ rotation(self.yaw)
         return (turned + z * self.lean) * self.ppm + (self.width / 2, self.height / 2)
 
-    def shadow(self, points: np.ndarray, z: float) -> np.ndarray:
-        """Where the shadow of points at height z falls, in pixels."""
-        return self.screen(points) - z * self.ppm * self.sun[:2] / self.sun[2]
-
     def sees(self, low: np.ndarray, high: np.ndarray, margin: float = 0.0) -> Any:
         """Which boxes [...,2], in pixels, overlap the picture widened by `margin`: [...] bool."""
         size = (self.width + margin, self.height + margin)
