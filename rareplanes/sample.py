@@ -52,10 +52,10 @@ def write(scene: Scene, folder: Path) -> None:
     cv2.setNumThreads(0)
     image, mask, xml = scene_files(folder / scene.split, scene.stem)
     if not (image.exists() and mask.exists() and xml.exists()):
-        picture = render(scene)
-        write_atomic(image, _png(picture.image))
-        write_atomic(mask, _png(picture.mask))
-        write_atomic(xml, picture.xml.encode())
+        pixels, labels, description = render(scene)
+        write_atomic(image, _png(pixels))
+        write_atomic(mask, _png(labels))
+        write_atomic(xml, description.encode())
 
 
 def _png(image: np.ndarray) -> bytes:

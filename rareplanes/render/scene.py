@@ -7,8 +7,8 @@ import numpy as np
 
 from rareplanes.render import scenery, traffic, weather
 from rareplanes.render.airport import plan
-from rareplanes.render.plan import Airport
-from rareplanes.render.traffic import Palette, Thing
+from rareplanes.render.plan import Airport, Plan
+from rareplanes.render.traffic import Thing, free_colours
 from rareplanes.render.view import View
 
 BONES = ("Nose", "RightWing", "Tail", "LeftWing")
@@ -25,35 +25,31 @@ class Scene(NamedTuple):
     split: str
 
 
-class Picture(NamedTuple):
-    image: np.ndarray  # [H,W,3] uint8 BGR
-    mask: np.ndarray  # [H,W,3] uint8 BGR
-    xml: str
+def render(scene: Scene) -> tuple[np.ndarray, np.ndarray, str]:
+    """Draw one scene; everything random is derived from (seed, number).
 
-
-def render(scene: Scene) -> Picture:
-    """Draw one scene. Everything random is derived from (seed, number)."""
+    Returns:
+        Image and mask as [H,W,3] uint8 BGR, and the XML.
+    """
     rng = np.random.default_rng((scene.seed, scene.number))
     ground = plan(scene.airport)
-    view = _camera(scene, rng)
+    view = _camera(scene.size, ground, rng)
     sky = str(rng.choice(scene.airport.weather))
     labels = scenery.label_colours(scene.airport)
     flat_colours = [*labels, scenery.TREE_LABEL, scenery.MAST_LABEL]
-    palette = Palette(rng, {label[::-1] for label in flat_colours})
+    colours = free_colours(rng, {label[::-1] for label in flat_colours})
 
     canvas = scenery.lay_ground(view, ground, rng)
-    blocks, named = traffic.park_vehicles(view, ground, palette, rng)
+    blocks, named = traffic.park_vehicles(view, ground, colours, rng)
     scenery.plant_trees(view, canvas, ground, rng)
     scenery.raise_blocks(view, canvas, blocks, labels)
     for block, thing in named:
         scenery.raise_blocks(view, canvas, [block], [thing.colour[::-1]])
     scenery.raise_blocks(view, canvas, ground.blocks, labels, roof=True)
 
-    area = view.width * view.height / (1920 * 1080)
-    wanted = int(np.clip(rng.gamma(2.3, 6.0) * area**0.5, 1, 40))
-    aircraft = traffic.park_aircraft(view, ground, canvas, wanted, palette, rng)
+    aircraft = traffic.park_aircraft(view, ground, canvas, colours, rng)
     if rng.random() < 0.04:
-        aircraft.append(traffic.unseen_aircraft(view, aircraft, palette))
+        aircraft.append(traffic.unseen_aircraft(view, aircraft, next(colours)))
     building_shadow = canvas.shadow.copy()
     traffic.shade_ground(canvas, aircraft)
     image = weather.weather_ground(view, scene.airport, canvas, sky, rng)
@@ -63,15 +59,12 @@ def render(scene: Scene) -> Picture:
     bridges = [thing.bridge for thing in aircraft if thing.bridge is not None]
     scenery.raise_blocks(view, canvas, bridges, labels)
     traffic.raise_masts(view, canvas, aircraft, rng)
-    things = aircraft + [thing for _, thing in named]
-    traffic.measure(canvas, things)
-    things = [t for t in things if t.area or t.categories[0] == "Airplane"]
+    things = traffic.measure(canvas, aircraft + [thing for _, thing in named])
     image = weather.develop(view, canvas.image, sky, rng)
-    return Picture(image, canvas.mask, _describe(scene, things))
+    return image, canvas.mask, _describe(scene, things)
 
 
-def _camera(scene: Scene, rng: np.random.Generator) -> View:
-    ground = plan(scene.airport)
+def _camera(size: tuple[int, int], ground: Plan, rng: np.random.Generator) -> View:
     small = rng.random() < 0.22  # the field above the runway, not the apron below it
     targets = [slot[:2] for slot in ground.slots if abs(slot.x) < 1150 and (slot.y < 0) == small]
     x, y = np.array(targets[rng.integers(len(targets))]) + rng.normal(0, 60, 2)
@@ -83,7 +76,7 @@ def _camera(scene: Scene, rng: np.random.Generator) -> View:
     flat = np.cos(elevation)
     sun = np.array((flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)))
     ppm, yaw = rng.uniform(2.3, 2.8), rng.uniform(0, 2 * np.pi)
-    return View(*scene.size, ppm, (float(x), float(y)), yaw, lean, sun)
+    return View(*size, ppm, (float(x), float(y)), yaw, lean, sun)
 
 
 def _describe(scene: Scene, things: list[Thing]) -> str:

@@ -1,6 +1,5 @@
 """Draws a plan from above: pavement, paint, buildings, trees, and the colours of the mask."""
 
-from collections.abc import Iterable, Sequence
 from functools import cache
 
 import cv2
@@ -9,7 +8,8 @@ import numpy as np
 from rareplanes.render.plan import Airport, Block, Material, Plan
 from rareplanes.render.view import SHIFT, Canvas, View, fill, fixed, stroke, texture, visible
 
-TREE_LABEL, MAST_LABEL = (30, 90, 46), (90, 230, 220)  # BGR in the mask
+Label = tuple[int, int, int]  # a mask colour, BGR
+TREE_LABEL, MAST_LABEL = (30, 90, 46), (90, 230, 220)
 
 
 def lay_ground(view: View, plan: Plan, rng: np.random.Generator) -> Canvas:
@@ -56,15 +56,13 @@ def _palette(airport: Airport) -> dict[int, tuple[float, float, float]]:
 
 
 @cache
-def label_colours(airport: Airport) -> list[tuple[int, int, int]]:
-    """Mask colours (BGR) of all that is not an object, without the textured greys."""
+def label_colours(airport: Airport) -> list[Label]:
+    """Mask colours of all that is not an object, without the textured greys."""
     rng = np.random.default_rng(sum(airport.name.encode()))
     return [(int(b), int(g), int(r)) for b, g, r in rng.integers(20, 236, (64, 3))]
 
 
-def _label_ground(
-    view: View, plan: Plan, canvas: Canvas, labels: list[tuple[int, int, int]]
-) -> None:
+def _label_ground(view: View, plan: Plan, canvas: Canvas, labels: list[Label]) -> None:
     """The mask's ground: flat colours, one textured grey, squares and lines along the taxiways."""
     table = np.zeros((256, 1, 3), np.uint8)
     table[: len(labels), 0] = labels
@@ -106,11 +104,7 @@ def along(route: np.ndarray, step: float) -> np.ndarray:
 
 
 def raise_blocks(
-    view: View,
-    canvas: Canvas,
-    blocks: Iterable[Block],
-    labels: Sequence[tuple[int, int, int]],
-    roof: bool = False,
+    view: View, canvas: Canvas, blocks: list[Block], labels: list[Label], roof: bool = False
 ) -> None:
     """Draw prisms with walls and shadows; with `roof` they hide aircraft."""
     for block, foot in visible(view, blocks, 60):

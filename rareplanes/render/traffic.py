@@ -1,5 +1,6 @@
 """Parks aircraft and vehicles, draws them, and lists them as objects of the XML."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -24,6 +25,7 @@ CAR_COLOURS = (
     *((225, 225, 225), (200, 200, 200), (60, 58, 56), (110, 105, 100)),
     *((50, 50, 150), (140, 80, 40), (40, 40, 42), (170, 190, 200)),
 )
+Colour = tuple[int, int, int]  # RGB in the mask
 
 
 @dataclass
@@ -32,30 +34,23 @@ class Thing:
 
     categories: tuple[str, ...]
     name: str
-    colour: tuple[int, int, int]  # RGB
+    colour: Colour
     low: np.ndarray  # its pixels lie between this corner (x, y) …
     high: np.ndarray  # … and this one, exclusive
     sockets: np.ndarray | None = None  # [4,2] pixels
     drawing: Drawing | None = None
     bridge: Block | None = None
     extent: tuple[int, ...] = (0, 0, 0, 0)  # xmin, ymin, xmax, ymax, inclusive
-    area: int = 0
 
 
-@dataclass
-class Palette:
-    """Gives each object a mask colour that nothing else in the scene has."""
-
-    rng: np.random.Generator
-    used: set[tuple[int, int, int]]
-
-    def take(self) -> tuple[int, int, int]:
-        while True:
-            r, g, b = (int(v) for v in self.rng.integers(5, 251, 3))
-            # Nearly grey colours belong to the ground's texture.
-            if max(r, g, b) - min(r, g, b) > 12 and (r, g, b) not in self.used:
-                self.used.add((r, g, b))
-                return r, g, b
+def free_colours(rng: np.random.Generator, used: set[Colour]) -> Iterator[Colour]:
+    """Mask colours (RGB) for the objects; nothing else in the scene has one of them."""
+    while True:
+        r, g, b = rng.integers(5, 251, 3).tolist()
+        # Nearly grey colours belong to the ground's texture.
+        if max(r, g, b) - min(r, g, b) > 12 and (r, g, b) not in used:
+            used.add((r, g, b))
+            yield r, g, b
 
 
 def overlap(low: np.ndarray, high: np.ndarray, size: np.ndarray) -> tuple[tuple, tuple]:
@@ -66,9 +61,11 @@ def overlap(low: np.ndarray, high: np.ndarray, size: np.ndarray) -> tuple[tuple,
 
 
 def park_aircraft(
-    view: View, plan: Plan, canvas: Canvas, wanted: int, palette: Palette, rng: np.random.Generator
+    view: View, plan: Plan, canvas: Canvas, colours: Iterator[Colour], rng: np.random.Generator
 ) -> list[Thing]:
-    """Up to `wanted` aircraft on stands, taxiways and runway; none touches another or a roof."""
+    """Up to 40 aircraft on stands, taxiways and runway; none touches another or a roof."""
+    area = view.width * view.height / (1920 * 1080)
+    wanted = int(np.clip(rng.gamma(2.3, 6.0) * area**0.5, 1, 40))
     size = np.array((view.width, view.height))
     occupied = np.zeros((view.height, view.width), np.uint8)
     things: list[Thing] = []
@@ -96,7 +93,7 @@ def park_aircraft(
             continue
         _occupy(occupied, drawing)
         name = _name(_categories(make), int(rng.integers(250, 400)))
-        thing = Thing(_categories(make), name, palette.take(), low, high, drawing.sockets, drawing)
+        thing = Thing(_categories(make), name, next(colours), low, high, drawing.sockets, drawing)
         if bridge is not None and "M" not in make.traits and rng.random() < 0.8:
             door = np.array((make.length * 0.36, -make.radius * rng.uniform(0.1, 1.1)))
             thing.bridge = _bridge(np.array(bridge), door @ rotation(heading) + (x, y))
@@ -104,14 +101,13 @@ def park_aircraft(
     return things
 
 
-def unseen_aircraft(view: View, others: list[Thing], palette: Palette) -> Thing:
+def unseen_aircraft(view: View, others: list[Thing], colour: Colour) -> Thing:
     """An aircraft just outside the picture: listed in the XML, with no pixel."""
     outside = np.array((view.width + 30.0, view.height * 0.4))
     cessna = ("Airplane", "Civil", "Sport", "Cessna", "172")
     categories = others[0].categories if others else cessna
     sockets = outside + np.array(((0, -20), (20, 0), (0, 20), (-20, 0)))
-    name = _name(categories, 249)
-    return Thing(categories, name, palette.take(), outside, outside + 1, sockets)
+    return Thing(categories, _name(categories, 249), colour, outside, outside + 1, sockets)
 
 
 def _occupy(occupied: np.ndarray, drawing: Drawing, gap: int = 6) -> None:
@@ -192,7 +188,7 @@ def shade_ground(canvas: Canvas, things: list[Thing]) -> None:
 
 
 def park_vehicles(
-    view: View, plan: Plan, palette: Palette, rng: np.random.Generator
+    view: View, plan: Plan, colours: Iterator[Colour], rng: np.random.Generator
 ) -> tuple[list[Block], list[tuple[Block, Thing]]]:
     """Unnamed cars, carts, containers and boxes, and a few vehicles that the XML lists."""
     blocks: list[Block] = []
@@ -229,7 +225,7 @@ def park_vehicles(
                 continue
             name = f"BP_GroundSupport_{kind}_C_{rng.integers(100, 400)}StaticMesh"
             low, high = np.floor(low) - 2, np.ceil(high) + 3
-            thing = Thing(("Airport", *categories), name, palette.take(), low, high)
+            thing = Thing(("Airport", *categories), name, next(colours), low, high)
             named.append((Block(shape, 0, height, colour, 0), thing))
     return blocks, named
 
@@ -273,15 +269,21 @@ def raise_masts(view: View, canvas: Canvas, things: list[Thing], rng: np.random.
                 cv2.fillConvexPoly(canvas.mask, fixed(lamp), MAST_LABEL, cv2.LINE_8, SHIFT)
 
 
-def measure(canvas: Canvas, things: list[Thing]) -> None:
-    """Set area and inclusive extent of each object's pixels; the extent of no pixels is a point."""
-    size = np.array(canvas.mask.shape[1::-1])
+def measure(canvas: Canvas, things: list[Thing]) -> list[Thing]:
+    """Set the extents; return the objects to list: vehicles with pixels, and all aircraft.
+
+    The extent of an aircraft without pixels is a point.
+    """
+    listed, size = [], np.array(canvas.mask.shape[1::-1])
     for thing in things:
         inside, _ = overlap(thing.low, thing.high, size)
         points = np.argwhere((canvas.mask[inside] == thing.colour[::-1]).all(-1))[:, ::-1]
-        thing.area = len(points)
-        if thing.area:
+        if len(points):
             points += (inside[1].start, inside[0].start)
-        else:
+        elif thing.categories[0] == "Airplane":
             points = np.clip((thing.low + thing.high) / 2, 0, size - 1).astype(int)[None]
+        else:
+            continue
         thing.extent = (*points.min(0).tolist(), *points.max(0).tolist())
+        listed.append(thing)
+    return listed

@@ -1,6 +1,6 @@
 """The camera, the canvas that is drawn on, and the textures of the ground."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -91,11 +91,7 @@ def textures() -> dict[str, np.ndarray]:
 
 
 def texture(
-    view: View,
-    name: str,
-    texel: float,
-    shift: Sequence[float] | np.ndarray = (0, 0),
-    shrink: int = 1,
+    view: View, name: str, texel: float, shift: float | np.ndarray = 0.0, shrink: int = 1
 ) -> np.ndarray:
     """A texture fixed to the ground: [H,W] float32. A texel is `texel` metres wide.
 
@@ -111,15 +107,14 @@ def texture(
 
 
 def visible(
-    view: View, items: Iterable[Any], margin: float = 0.0
+    view: View, items: Sequence[Any], margin: float = 0.0
 ) -> Iterator[tuple[Any, np.ndarray]]:
     """The items of a plan that are in the picture at least in part, with their points in pixels."""
-    items = list(items)
     if not items:
         return
     pixels = view.screen(np.concatenate([item.points for item in items]))
     starts = np.cumsum([0] + [len(item.points) for item in items])
     low = np.minimum.reduceat(pixels, starts[:-1])
     high = np.maximum.reduceat(pixels, starts[:-1])
-    for i in np.flatnonzero(view.sees(low, high, margin)):
+    for i in np.flatnonzero(view.sees(low, high, margin)).tolist():
         yield items[i], pixels[starts[i] : starts[i + 1]]
