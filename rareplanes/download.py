@@ -206,10 +206,7 @@ def fetch_all(remote: Bucket, root: Path, files: list[RemoteFile], verify: bool)
         print(f"failed: {path} ({why})", file=sys.stderr)
     if failed:
         early = "stopped early, " if failures_in_a_row == GIVE_UP_AFTER else ""
-        print(
-            f"{early}{len(failed)} files could not be fetched: the same command tries them again.",
-            file=sys.stderr,
-        )
+        print(f"{early}{len(failed)} files could not be fetched: run it again.", file=sys.stderr)
     return int(bool(failed))
 
 

@@ -35,12 +35,12 @@ def schedule(count: int, seed: int, size: tuple[int, int], test_fraction: float)
     scenes = []
     table = airports()
     for i in range(count):
-        airport = table[i % len(table)]
-        total = -(-(count - i % len(table)) // len(table))  # scenes of this airport
+        turn, row = divmod(i, len(table))
+        airport = table[row]
+        total = -(-(count - row) // len(table))  # scenes of this airport
         tests = min(max(1, round(total * test_fraction)), total - 1) if test_fraction else 0
         if total == 1 and test_fraction:  # too few for a test scene each: the very last is one
             tests = int(i == count - 1 and count > 1)
-        turn = i // len(table)
         split = "test" if turn >= total - tests else "train"
         stem = f"{airport.name}_Airport_{turn // 4}_{turn % 4}_{i + 1}"
         scenes.append(Scene(i, seed, size, stem, airport, split))
