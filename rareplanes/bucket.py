@@ -124,8 +124,7 @@ class Bucket:
         boto3's own retries are for short faults: they end within seconds if the network is down,
         and do not include a body that breaks off. The first error of each type is printed.
         """
-        attempt = 0
-        while not self.stop.is_set():
+        for attempt in range(self.retries + 1):
             try:
                 return call(*args)
             except TRANSIENT as error:
@@ -134,8 +133,9 @@ class Bucket:
                 if type(error) not in self.printed:
                     self.printed.add(type(error))
                     tqdm.write(f"{reason(error)}; trying again", file=sys.stderr)
-            self.stop.wait(random.uniform(0.5, 1.0) * min(BACKOFF_CAP_S, BACKOFF_S * 2**attempt))
-            attempt += 1
+            delay = random.uniform(0.5, 1.0) * min(BACKOFF_CAP_S, BACKOFF_S * 2**attempt)
+            if self.stop.wait(delay):
+                break
         raise CancelledError
 
     def list_scenes(self, splits: Iterable[str]) -> tuple[list[RemoteScene], list[str]]:
@@ -239,8 +239,7 @@ def look_up(root: Path, file: RemoteFile) -> Entry:
         return {}
     if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
         return {}
-    name = {"key": file.key, "size": file.size, "etag": file.etag}
-    return name | {"mtime_ns": status.st_mtime_ns}
+    return {"key": file.key, "size": file.size, "etag": file.etag, "mtime_ns": status.st_mtime_ns}
 
 
 def load_manifest(root: Path) -> dict[str, Entry]:

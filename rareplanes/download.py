@@ -41,13 +41,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     amount = parser.add_mutually_exclusive_group(required=True).add_argument
     add("-o", "--output-path", type=Path, default=Path("data"), help="dataset root to fill")
-    amount(
-        "-n", "--limit", type=positive, metavar="N", help="scenes per split, spread over airports"
-    )
+    amount("-n", "--limit", type=positive, metavar="N", help="scenes per split, from all airports")
     amount("-a", "--all", action="store_true", help="every scene: about 150 GB of images and masks")
-    add(
-        "-s", "--split", "--data-split", choices=(*SPLITS, "all"), default="all", help="which split"
-    )
+    splits = (*SPLITS, "all")
+    add("-s", "--split", "--data-split", choices=splits, default="all", help="which split")
     add("--airports", nargs="+", metavar="NAME", help="only these airports")
     add("--seed", type=int, default=0, help="which scenes -n picks")
     add("-j", "--workers", type=positive, default=16, help="files downloaded in parallel")
@@ -63,10 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return download(args)
     except KeyboardInterrupt:
-        print(
-            "stopped; complete files are kept, and the same command continues from here.",
-            file=sys.stderr,
-        )
+        print("stopped; complete files are kept: the same command continues.", file=sys.stderr)
         return 130
 
 
@@ -132,14 +126,11 @@ def pick(
             raise UserError(
                 f"--airports {name!r}: the bucket has no such airport; it has {', '.join(known)}."
             )
-    wanted = set(airports or known)
-    return [
-        scene
-        for split in splits
-        for scene in choose(
-            [s for s in scenes if s.split == split and s.airport in wanted], limit, seed
-        )
-    ]
+    picked: list[RemoteScene] = []
+    for split in splits:
+        candidates = [s for s in scenes if s.split == split and s.airport in (airports or known)]
+        picked += choose(candidates, limit, seed)
+    return picked
 
 
 def choose(scenes: list[RemoteScene], limit: int | None, seed: int) -> list[RemoteScene]:
@@ -215,10 +206,7 @@ def fetch_all(remote: Bucket, root: Path, files: list[RemoteFile], verify: bool)
         print(f"failed: {path} ({why})", file=sys.stderr)
     if failed:
         early = "stopped early, " if failures_in_a_row == GIVE_UP_AFTER else ""
-        print(
-            f"{early}{len(failed)} files could not be fetched: the same command tries them again.",
-            file=sys.stderr,
-        )
+        print(f"{early}{len(failed)} files could not be fetched: run it again.", file=sys.stderr)
     return int(bool(failed))
 
 

@@ -9,7 +9,6 @@ xmls/<stem>.xml under train/ or test/. To continue an interrupted run, run it ag
 
 import json
 import sys
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -25,6 +24,7 @@ from common.cli import Parser, UserError, number, positive, progress, run, whole
 from common.io.files import sweep, write_atomic
 from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render
+from rareplanes.scene import scene_files
 
 RENDERER = 1  # to be increased whenever a scene's pixels or labels change
 SETTINGS = "sample.json"
@@ -35,31 +35,27 @@ def schedule(count: int, seed: int, size: tuple[int, int], test_fraction: float)
     scenes = []
     table = airports()
     for i in range(count):
-        airport = table[i % len(table)]
-        total = -(-(count - i % len(table)) // len(table))  # scenes of this airport
+        turn, row = divmod(i, len(table))
+        airport = table[row]
+        total = -(-(count - row) // len(table))  # scenes of this airport
         tests = min(max(1, round(total * test_fraction)), total - 1) if test_fraction else 0
         if total == 1 and test_fraction:  # too few for a test scene each: the very last is one
             tests = int(i == count - 1 and count > 1)
-        turn = i // len(table)
         split = "test" if turn >= total - tests else "train"
         stem = f"{airport.name}_Airport_{turn // 4}_{turn % 4}_{i + 1}"
         scenes.append(Scene(i, seed, size, stem, airport, split))
     return scenes
 
 
-def write(scene: Scene, folder: Path) -> str:
+def write(scene: Scene, folder: Path) -> None:
     """Render a scene and write its three files, unless they exist."""
     cv2.setNumThreads(0)
-    target = folder / scene.split
-    image = target / "images" / f"{scene.stem}.png"
-    mask = target / "masks" / f"{scene.stem}_mask.png"
-    xml = target / "xmls" / f"{scene.stem}.xml"
+    image, mask, xml = scene_files(folder / scene.split, scene.stem)
     if not (image.exists() and mask.exists() and xml.exists()):
-        picture = render(scene)
-        write_atomic(image, _png(picture.image))
-        write_atomic(mask, _png(picture.mask))
-        write_atomic(xml, picture.xml.encode())
-    return scene.stem
+        pixels, labels, description = render(scene)
+        write_atomic(image, _png(pixels))
+        write_atomic(mask, _png(labels))
+        write_atomic(xml, description.encode())
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -71,8 +67,6 @@ def claim(folder: Path, settings: dict[str, object]) -> None:
     """Create the output folder; refuse one that holds anything but scenes of this run."""
     record = folder / SETTINGS
     text = json.dumps(settings, indent=1) + "\n"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"the output {str(folder)!r} is a file; give -o a folder.")
     if record.is_file():
         if record.read_text() != text:
             raise UserError(
@@ -106,28 +100,24 @@ def main(argv: list[str] | None = None) -> None:
     add("--test-fraction", type=number(float, 0, 0.99), default=0.2, help="share of test scenes")
     add("-j", "--workers", type=positive, default=1, help="processes")
     args = parser.parse(argv)
-    size = (args.size[0], args.size[1])
+    size = tuple(args.size)
     settings = {"renderer": RENDERER, "seed": args.seed, "scenes": args.scenes, "size": size}
     claim(args.output_dir, {**settings, "test_fraction": args.test_fraction})
     scenes = schedule(args.scenes, args.seed, size, args.test_fraction)
     job = partial(write, folder=args.output_dir)
+    bar = partial(progress, total=len(scenes), desc="render", unit="scene")
     if args.workers == 1:
-        _watch(map(job, scenes), len(scenes))
+        list(bar(map(job, scenes)))
     else:
         with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
             try:
-                _watch(pool.map(job, scenes), len(scenes))
+                list(bar(pool.map(job, scenes)))
             except BrokenProcessPool as error:
                 raise UserError(
                     "a worker was killed, perhaps out of memory; finished scenes are kept: "
                     f"run again with fewer than --workers {args.workers}."
                 ) from error
     print(f"{len(scenes)} scenes in {str(args.output_dir)!r}")
-
-
-def _watch(done: Iterable[str], total: int) -> None:
-    for _ in progress(done, total=total, desc="render", unit="scene"):
-        pass
 
 
 if __name__ == "__main__":

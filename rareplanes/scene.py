@@ -17,8 +17,8 @@ from common.io.coco import MAX_SIDE
 from common.io.files import read_file
 from common.io.images import image_size, read_image
 
-MAX_XML_BYTES = 5 << 20  # a real file has 30 kB
-MAX_TAGS = 100_000  # a real file has 2,000; each costs 200 bytes of memory
+MAX_XML_BYTES = 5 << 20  # RarePlanes' files have 30 kB
+MAX_TAGS = 100_000  # RarePlanes' files have 2,000; each costs 200 bytes of memory
 MAX_AIRCRAFT = (1 << 16) - 2
 
 # Stricter than float() and int(), which accept nan, inf, 1e309, 1_000 and digits of other scripts.

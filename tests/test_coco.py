@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from helpers.coco import make_coco, save, tile_args
-from helpers.scenes import REAL, read_tiles, tree
+from helpers.scenes import EXAMPLE, read_tiles, tree
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as rle
@@ -18,7 +18,7 @@ from common.cli import UserError
 from common.io.outlines import run_lengths
 from preprocessing.coco import main
 
-NWPU = REAL.parent / "nwpu_airplane"
+NWPU = EXAMPLE.parent / "nwpu_airplane"
 
 
 @lru_cache(maxsize=2)

@@ -13,8 +13,8 @@ import pytest
 from helpers.coco import make_coco, tile_args
 from helpers.commands import PATIENCE, wait_for
 from helpers.scenes import (
+    EXAMPLE,
     MAKES,
-    REAL,
     make_dataset,
     make_scene,
     random_ids,
@@ -174,13 +174,13 @@ def test_command_tiles_every_pixel_right(tmp_path, capsys, tile):
     assert not list(out.rglob(".*"))
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real example scene is not here")
-def test_real_scene(tmp_path):
+@pytest.mark.skipif(not EXAMPLE.is_dir(), reason="the example scene of RarePlanes is not here")
+def test_a_scene_of_rareplanes(tmp_path):
     from rareplanes.scene import read_scene, read_scene_image
 
-    assert main([str(REAL), "-o", str(tmp_path), "-n", "1"]) == 0
-    scene = read_scene(REAL, "Adelaide_Airport_0_0_101")
-    image = read_scene_image(REAL, scene.stem, (1920, 1080))[..., ::-1]
+    assert main([str(EXAMPLE), "-o", str(tmp_path), "-n", "1"]) == 0
+    scene = read_scene(EXAMPLE, "Adelaide_Airport_0_0_101")
+    image = read_scene_image(EXAMPLE, scene.stem, (1920, 1080))[..., ::-1]
     coco, tiles = check_tiles(tmp_path, {scene.stem: (scene.ids, image)}, 512)
     assert len(tiles) == 8
     assert all(positive(annotations) for _, annotations, *_ in tiles)

@@ -191,7 +191,7 @@ def test_image_and_mask_agree(scenes):
         assert contrast(shift) < 0.9 * still
 
 
-def test_quirks_of_the_real_data_occur(scenes):
+def test_quirks_of_rareplanes_scenes_occur(scenes):
     kinds = [o.findtext("category0") for scene in scenes for o in scene.objects]
     assert kinds.count("Airport") >= 3
     cut = parts = 0

@@ -9,7 +9,7 @@ from itertools import product
 import cv2
 import numpy as np
 import pytest
-from helpers.scenes import REAL, make_scene, random_ids, write_png, xml
+from helpers.scenes import EXAMPLE, make_scene, random_ids, write_png, xml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,9 +103,9 @@ def test_aircraft_are_read_from_the_xml(tmp_path):
     assert two.make == "A_b_c"
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real example scene is not here")
-def test_real_scene():
-    scene = read_scene(REAL, "Adelaide_Airport_0_0_101")
+@pytest.mark.skipif(not EXAMPLE.is_dir(), reason="the example scene of RarePlanes is not here")
+def test_a_scene_of_rareplanes():
+    scene = read_scene(EXAMPLE, "Adelaide_Airport_0_0_101")
     assert (scene.width, scene.height, len(scene.aircraft)) == (1920, 1080, 15)
     assert scene.aircraft[3].make == "Bombardier_Learjet"  # whose category5 is 35-A
     for k, plane in enumerate(scene.aircraft, start=1):
@@ -263,9 +263,9 @@ def test_table_of_facts():
         attributes.category("Sopwith_Camel", "role")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the published table is not here")
+@pytest.mark.skipif(not EXAMPLE.is_dir(), reason="the published table is not here")
 def test_table_agrees_with_the_published_one():
-    with (REAL.parent / "aircraft_attributes.csv").open(newline="") as file:
+    with (EXAMPLE.parent / "aircraft_attributes.csv").open(newline="") as file:
         published = {row["reverie_make"]: row for row in csv.DictReader(file)}
     assert published.keys() == attributes.makes().keys()
     for make, row in published.items():

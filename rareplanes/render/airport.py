@@ -1,4 +1,4 @@
-"""Lays out a whole airport: runway, taxiways, aprons, roads, car parks, woods and a small field."""
+"""Lays out a whole airport: runway, taxiways, aprons, terminals, roads, woods and a small field."""
 
 import zlib
 from functools import cache
@@ -8,8 +8,11 @@ import numpy as np
 
 from rareplanes.render.plan import (
     REACH,
+    RED,
+    WHITE,
     YELLOW,
     Airport,
+    Block,
     Material,
     Plan,
     Points,
@@ -18,15 +21,15 @@ from rareplanes.render.plan import (
     box,
     line,
     rect,
+    scaled,
 )
-from rareplanes.render.terminals import SEGMENTS, hangar, stand, terminal_building
 
 
 @cache
 def plan(airport: Airport) -> Plan:
     """The airport's plan; everything random in it is derived from the airport's name."""
     rng = np.random.default_rng(zlib.crc32(airport.name.encode()))
-    p = Plan()
+    p = Plan(airport)
     taxi = rng.uniform(85, 125)
     apron = taxi + rng.uniform(40, 60)
     terminal = apron + rng.uniform(190, 260)
@@ -37,9 +40,9 @@ def plan(airport: Airport) -> Plan:
     edges = np.linspace(-REACH, REACH, 2 * len(airport.segments) + 1)
     for i, (left, right) in enumerate(pairwise(edges)):
         builder = SEGMENTS[airport.segments[i % len(airport.segments)]]
-        builder(p, rng, left + 40, right - 40, terminal, airport)
-    _landside(p, rng, terminal + 70, airport)
-    _small_field(p, rng, airport)
+        builder(p, rng, left + 40, right - 40, terminal)
+    _landside(p, rng, terminal + 70)
+    _small_field(p, rng)
     return p
 
 
@@ -116,10 +119,8 @@ def _tracks(p: Plan, rng: np.random.Generator, terminal: float) -> None:
         middle = (x + end[0]) / 2, (y + end[1]) / 2 + rng.normal(0, 20)
         p.lay(bend((x, y), middle, end), rng.uniform(1.2, 4), Material.SOIL)
     for _ in range(30):
-        x, y = (
-            rng.uniform(-REACH, REACH),
-            rng.choice((rng.uniform(-460, -235), rng.uniform(35, 80))),
-        )
+        x = rng.uniform(-REACH, REACH)
+        y = rng.choice((rng.uniform(-460, -235), rng.uniform(35, 80)))
         end = x + rng.uniform(2, 25), y + rng.normal(0, 6)
         p.lay(line((x, y), end), rng.uniform(6, 18), Material.SOIL)
 
@@ -138,17 +139,15 @@ def _apron(p: Plan, rng: np.random.Generator, top: float, bottom: float, slabs: 
     for _ in range(160):
         x, y = rng.uniform(-REACH, REACH), rng.uniform(top, bottom)
         r, a = rng.uniform(10, 45), rng.uniform(0, 6.28)
-        ends = (
-            (x + r * np.cos(a), y + r * np.sin(a)),
-            (x + r * np.cos(a + 2), y + r * np.sin(a + 2)),
-        )
-        p.stain(bend(ends[0], (x, y), ends[1]), 0.6, rng.uniform(20, 70))
+        start = (x + r * np.cos(a), y + r * np.sin(a))
+        end = (x + r * np.cos(a + 2), y + r * np.sin(a + 2))
+        p.stain(bend(start, (x, y), end), 0.6, rng.uniform(20, 70))
     for _ in range(120):
         x, y = rng.uniform(-REACH, REACH), rng.uniform(top, bottom)
         p.stain(line((x, y), (x + 0.5, y)), rng.uniform(1, 5), rng.uniform(30, 120))
 
 
-def _landside(p: Plan, rng: np.random.Generator, y: float, airport: Airport) -> None:
+def _landside(p: Plan, rng: np.random.Generator, y: float) -> None:
     p.lay(line((-REACH, y + 8), (REACH, y + 8)), 14, Material.ROAD)
     for x in np.arange(-REACH, REACH, 9):
         p.mark(line((x, y + 8), (x + 4, y + 8)), 0.5)
@@ -165,14 +164,14 @@ def _landside(p: Plan, rng: np.random.Generator, y: float, airport: Airport) -> 
             for left in np.arange(x + 5, x + width - 30, 44):
                 depth = rng.uniform(20, 50)
                 ground = rect(left, y + 30, left + 30, y + 30 + depth)
-                terminal_building(p, rng, ground, airport, rng.uniform(6, 20))
+                terminal_building(p, rng, ground, rng.uniform(6, 20))
         x += width + rng.uniform(10, 40)
-    _trees(p, rng, airport, y + 130, y + 320)
-    _trees(p, rng, airport, -420, -300)
+    _trees(p, rng, y + 130, y + 320)
+    _trees(p, rng, -420, -300)
 
 
-def _trees(p: Plan, rng: np.random.Generator, airport: Airport, y0: float, y1: float) -> None:
-    for _ in range(int(90 * airport.trees)):
+def _trees(p: Plan, rng: np.random.Generator, y0: float, y1: float) -> None:
+    for _ in range(int(90 * p.airport.trees)):
         x, y = rng.uniform(-REACH, REACH), rng.uniform(y0, y1)
         spread = rng.uniform(6, 30)
         for _ in range(int(rng.integers(3, 26))):
@@ -181,7 +180,7 @@ def _trees(p: Plan, rng: np.random.Generator, airport: Airport, y0: float, y1: f
                 p.trees.append((point[0], point[1], rng.uniform(2.2, 5.5)))
 
 
-def _small_field(p: Plan, rng: np.random.Generator, airport: Airport) -> None:
+def _small_field(p: Plan, rng: np.random.Generator) -> None:
     """Aprons with hangars for small aircraft, and round pads for military ones."""
     _way(p, line((-REACH, -90), (REACH, -90)), 15)
     for x in np.arange(-REACH + 100, REACH - 260, rng.uniform(330, 460)):
@@ -197,7 +196,7 @@ def _small_field(p: Plan, rng: np.random.Generator, airport: Airport) -> None:
                         stand(p, column, y, heading, span, 12)
             for left in np.arange(x - 5, x + 205, 36):
                 depth = rng.uniform(18, 30)
-                hangar(p, rng, rect(left, -212 - depth, left + 30, -212), airport, 8)
+                hangar(p, rng, rect(left, -212 - depth, left + 30, -212), 8)
         else:
             for pad_x in np.arange(x, x + 260, 65):
                 y = -150 - 25 * (int(pad_x) % 2)
@@ -206,3 +205,114 @@ def _small_field(p: Plan, rng: np.random.Generator, airport: Airport) -> None:
                 _way(p, line((pad_x, -90), (pad_x, y)), 12)
                 p.pave(ring, material)
                 p.slots.append(Slot(pad_x, y, rng.uniform(0, 6.28), 36))
+
+
+def stand(p: Plan, x: float, y: float, heading: float, span: float, lead: float) -> None:
+    """Paint and oil stains of one stand; an aircraft stops at (x, y)."""
+    c, s = np.cos(heading), np.sin(heading)
+    back = (x - c * lead, y - s * lead)
+    corner = (back[0] - c * 18, back[1] - s * 18)
+    p.mark(line((x + c * span * 0.4, y + s * span * 0.4), back), 0.6, YELLOW)
+    p.mark(bend(back, corner, (corner[0] + s * 26, corner[1] - c * 26)), 0.5, YELLOW)
+    for k in range(4):
+        bar = box((x + c * span * 0.1 * k, y + s * span * 0.1 * k), 0.6, 4, heading)
+        p.mark(bar[:2], 0.5, WHITE)
+    if span > 20:
+        outline = box((x, y), span * 1.05, span * 1.08, heading)
+        p.mark(outline[1:], 0.5, RED if int(x) % 2 else WHITE)
+    p.stain(line((x, y), (x - c * 4, y - s * 4)), 3.5, 90.0)
+
+
+def terminal_building(p: Plan, rng: np.random.Generator, points: Points, height: float) -> None:
+    """A building with a parapet, strips of roof light and machines on its roof."""
+    group = int(rng.integers(1, 9))
+    colour = scaled(p.airport.roof, rng.uniform(0.7, 1.02))
+    p.blocks.append(Block(points, 0, height, scaled(colour, 0.8), group))
+    centre = points.mean(0)
+    inner = centre + (points - centre) * 0.96
+    p.blocks.append(Block(inner, height, 0.05, colour, group + 10))
+    sides = (points[1] - points[0], points[-1] - points[0])
+    axis, other = sorted(sides, key=np.linalg.norm, reverse=True)
+    length, angle = float(np.linalg.norm(axis)), float(np.arctan2(axis[1], axis[0]))
+    for offset in rng.uniform(-0.35, 0.35, rng.integers(1, 4)):
+        x, y = centre + other * offset
+        strip = box((x, y), length * rng.uniform(0.6, 0.9), rng.uniform(0.6, 2.5), angle)
+        p.blocks.append(Block(strip, height, 0.4, (95, 90, 86), group + 20))
+    for _ in range(int(length / 9)):
+        x, y = centre + axis * rng.uniform(-0.45, 0.45) + other * rng.uniform(-0.4, 0.4)
+        unit = box((x, y), rng.uniform(1.5, 6), rng.uniform(1.5, 4), angle)
+        grey = rng.uniform(85, 150)
+        colour = (grey, grey, grey * 0.98)
+        p.blocks.append(Block(unit, height, rng.uniform(0.8, 2), colour, group + 30))
+
+
+def _linear(p: Plan, rng: np.random.Generator, x0: float, x1: float, bottom: float) -> None:
+    hall = rect(x0, bottom, x1, bottom + rng.uniform(32, 55))
+    terminal_building(p, rng, hall, rng.uniform(9, 15))
+    x = x0 + 28
+    while x < x1 - 25:
+        wide = rng.random() < 0.35
+        span = 62 if wide else 38
+        y = bottom - (38 if wide else 28)
+        p.slots.append(Slot(x, y, np.pi / 2, span, (x - span * 0.3, bottom)))
+        stand(p, x, y, np.pi / 2, span, 60)
+        x += span + 8
+
+
+def _piers(p: Plan, rng: np.random.Generator, x0: float, x1: float, bottom: float) -> None:
+    terminal_building(p, rng, rect(x0, bottom, x1, bottom + 50), 14)
+    for x in np.arange(x0 + 70, x1 - 40, rng.uniform(150, 190)):
+        end = bottom - rng.uniform(90, 125)
+        terminal_building(p, rng, rect(x - 11, end, x + 11, bottom), 9)
+        for side in (-1, 1):
+            y = end + 14
+            while y < bottom - 20:
+                span = 36 if rng.random() < 0.75 else 44
+                stand_x = x + side * (11 + span * 0.62)
+                heading = 0.0 if side < 0 else np.pi
+                p.slots.append(Slot(stand_x, y, heading, span, (x + side * 11, y + side * 9)))
+                stand(p, stand_x, y, heading, span, 32)
+                y += span + 5
+
+
+def _satellite(p: Plan, rng: np.random.Generator, x0: float, x1: float, bottom: float) -> None:
+    terminal_building(p, rng, rect(x0, bottom + 10, x1, bottom + 45), 12)
+    sides = int(rng.choice((6, 8, 12)))
+    for x in np.arange(x0 + 110, x1 - 60, 215):
+        y, r = bottom - 88, rng.uniform(22, 30)
+        angles = np.arange(sides) * 2 * np.pi / sides + np.pi / sides
+        ring = np.stack((x + r * np.cos(angles), y + r * np.sin(angles)), 1)
+        p.blocks.append(Block(rect(x - 4, y, x + 4, bottom + 12), 0, 5, (150, 150, 148), 5))
+        terminal_building(p, rng, ring, 10)
+        for a in np.arange(6) * np.pi / 3 + np.pi / 6:
+            if abs(a - np.pi / 2) < 0.3:
+                continue
+            away = r + 24
+            slot = (x + away * np.cos(a), y + away * np.sin(a), a + np.pi)
+            p.slots.append(Slot(*slot, 37, (x + r * np.cos(a + 0.35), y + r * np.sin(a + 0.35))))
+            stand(p, *slot, 36, 26)
+
+
+def _remote(p: Plan, rng: np.random.Generator, x0: float, x1: float, bottom: float) -> None:
+    heading = rng.choice((np.pi / 2, np.pi / 3, 2 * np.pi / 3, -np.pi / 2))
+    for y, span in ((bottom - 40, 46), (bottom - 105, 34)):
+        for x in np.arange(x0 + 30, x1 - 20, span + 7):
+            p.slots.append(Slot(x, y, heading, span))
+            stand(p, x, y, heading, span, 30)
+    for x in np.arange(x0, x1 - 80, rng.uniform(95, 130)):
+        hangar(p, rng, rect(x, bottom + 12, x + 75, bottom + 66), 16)
+
+
+def hangar(p: Plan, rng: np.random.Generator, points: Points, height: float) -> None:
+    """A gabled hall: the two slopes differ in tone."""
+    colour, group = scaled(p.airport.roof, rng.uniform(0.65, 1.05)), int(rng.integers(1, 9))
+    p.blocks.append(Block(points, 0, height, colour, group))
+    (x0, y0), (x1, y1) = points[0], points[2]
+    half = rect(x0, y0, x1, (y0 + y1) / 2)
+    p.blocks.append(Block(half, height, 0.05, scaled(colour, 0.86), group + 10))
+    for x in np.linspace(x0, x1, 6)[1:-1]:
+        seam = rect(x - 0.4, y0 + 3, x + 0.4, y1 - 3)
+        p.blocks.append(Block(seam, height, 0.1, (200, 200, 196), 31))
+
+
+SEGMENTS = {"linear": _linear, "piers": _piers, "satellite": _satellite, "remote": _remote}

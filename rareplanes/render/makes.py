@@ -111,18 +111,15 @@ def makes() -> tuple[Make, ...]:
 def livery(make: Make, rng: np.random.Generator) -> Livery:
     """Paint: mostly white or light grey with a coloured tail; some all coloured, some dark."""
     if "M" in make.traits:
-        body = np.array(
-            ((118, 116, 112), (84, 98, 92), (140, 136, 130), (128, 160, 176))[rng.integers(4)]
-        )
-        body = body * rng.uniform(1.2, 1.7)
+        colours = ((118, 116, 112), (84, 98, 92), (140, 136, 130), (128, 160, 176))
+        body = np.array(colours[rng.integers(4)]) * rng.uniform(1.2, 1.7)
         return Livery(body, body * 0.97, body, body * 0.8, body * 1.05, body)
     accent = _vivid(rng)
-    white = np.array((1, 1, 1)) * rng.uniform(228, 255) - np.array((1, 0.4, 0)) * rng.uniform(0, 14)
-    grey = np.array((1, 1, 1)) * rng.uniform(150, 205)
-    body = (white, grey, _vivid(rng), np.array((1, 1, 1)) * rng.uniform(45, 100))[
-        rng.choice(4, p=(0.82, 0.08, 0.08, 0.02))
-    ]
-    wing = (np.array((1, 1, 1)) * rng.uniform(200, 245), body)[int(rng.random() < 0.65)]
+    white = rng.uniform(228, 255) - np.array((1, 0.4, 0)) * rng.uniform(0, 14)
+    grey = np.full(3, rng.uniform(150, 205))
+    bodies = (white, grey, _vivid(rng), np.full(3, rng.uniform(45, 100)))
+    body = bodies[rng.choice(4, p=(0.82, 0.08, 0.08, 0.02))]
+    wing = (np.full(3, rng.uniform(200, 245)), body)[int(rng.random() < 0.65)]
     tail = (accent, body)[int(rng.random() < 0.4)]
     engine = (white, wing * 0.9, accent, body)[rng.integers(4)]
     stripe = (body, accent)[int(rng.random() < 0.4)]
@@ -131,9 +128,7 @@ def livery(make: Make, rng: np.random.Generator) -> Livery:
 
 def _vivid(rng: np.random.Generator) -> np.ndarray:
     """Airlines prefer blues and reds, then yellows and teals."""
-    centre, spread = ((108, 9), (0, 6), (20, 8), (92, 10), (60, 60))[
-        rng.choice(5, p=(0.38, 0.24, 0.16, 0.12, 0.1))
-    ]
-    hue = rng.normal(centre, spread) % 180
+    hues = ((108, 9), (0, 6), (20, 8), (92, 10), (60, 60))  # mean and deviation
+    hue = rng.normal(*hues[rng.choice(5, p=(0.38, 0.24, 0.16, 0.12, 0.1))]) % 180
     hsv = np.array([[[hue, rng.uniform(80, 200), rng.uniform(160, 245)]]]).astype(np.uint8)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(float)

@@ -7,7 +7,7 @@ terminals and car parks follow below it, a field for small aircraft lies above i
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Slot(NamedTuple):
     y: float
     heading: float
     span: float
-    bridge: tuple[float, float] | None = None
+    bridge: Pair | None = None
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,18 @@ Oshawa remote,linear,remote Clear,Snow,Overcast .7 5c6848 80765c 404042 7e7c7a 7
 
 @cache
 def airports() -> tuple[Airport, ...]:
-    return tuple(_airport(*line.split()) for line in TABLE.strip().splitlines())
-
-
-def _airport(name: str, segments: str, weather: str, trees: str, *colours: str) -> Airport:
-    bgr = [tuple(float(v) for v in bytes.fromhex(colour)[::-1]) for colour in colours]
-    look = dict(zip(("ground", "soil", "asphalt", "concrete", "roof"), bgr, strict=True))
-    tokens = tuple(segments.split(",")), tuple(weather.split(","))
-    return Airport(name, *tokens, float(trees), **look)  # type: ignore[arg-type]
+    rows = []
+    for row in TABLE.strip().splitlines():
+        name, segments, weather, trees, *colours = row.split()
+        bgr: Any = [tuple(map(float, bytes.fromhex(colour)[::-1])) for colour in colours]
+        lists = (tuple(segments.split(",")), tuple(weather.split(",")))
+        rows.append(Airport(name, *lists, float(trees), *bgr))
+    return tuple(rows)
 
 
 @dataclass
 class Plan:
+    airport: Airport
     surfaces: list[Surface] = field(default_factory=list)
     ways: list[Stroke] = field(default_factory=list)
     paint: list[Stroke] = field(default_factory=list)
@@ -128,25 +128,27 @@ def scaled(colour: Colour, light: float) -> Colour:
     return b * light, g * light, r * light
 
 
+def rotation(angle: float) -> np.ndarray:
+    """The matrix [2,2] that turns points [...,2] clockwise on the screen: `points @ matrix`."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array(((c, s), (-s, c)))
+
+
 def rect(x0: float, y0: float, x1: float, y1: float) -> Points:
     return np.array(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), float)
 
 
 def box(centre: Points | Pair, length: float, width: float, heading: float) -> Points:
     """A rectangle around `centre`, its length along `heading`."""
-    c, s = np.cos(heading), np.sin(heading)
     corners = np.array(((1, 1), (1, -1), (-1, -1), (-1, 1))) * (length / 2, width / 2)
-    return corners @ np.array(((c, s), (-s, c))) + np.asarray(centre)
+    return corners @ rotation(heading) + np.asarray(centre)
 
 
-def bend(
-    start: tuple[float, float], corner: tuple[float, float], end: tuple[float, float]
-) -> Points:
+def bend(start: Pair, corner: Pair, end: Pair) -> Points:
     """A quadratic Bézier curve."""
+    a, b, c = np.array((start, corner, end))
     t = np.linspace(0, 1, 12)[:, None]
-    return (
-        (1 - t) ** 2 * np.array(start) + 2 * t * (1 - t) * np.array(corner) + t**2 * np.array(end)
-    )
+    return (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
 
 
 def line(*points: Pair) -> Points:

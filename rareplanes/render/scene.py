@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rareplanes.render import scenery, traffic, vehicles, weather
+from rareplanes.render import scenery, traffic, weather
 from rareplanes.render.airport import plan
-from rareplanes.render.plan import Airport
-from rareplanes.render.things import Palette, Thing, measure
+from rareplanes.render.plan import Airport, Plan
+from rareplanes.render.traffic import Thing, free_colours
 from rareplanes.render.view import View
 
 BONES = ("Nose", "RightWing", "Tail", "LeftWing")
@@ -25,34 +25,31 @@ class Scene(NamedTuple):
     split: str
 
 
-class Picture(NamedTuple):
-    image: np.ndarray  # [H,W,3] uint8 BGR
-    mask: np.ndarray  # [H,W,3] uint8 BGR
-    xml: str
+def render(scene: Scene) -> tuple[np.ndarray, np.ndarray, str]:
+    """Draw one scene; everything random is derived from (seed, number).
 
-
-def render(scene: Scene) -> Picture:
-    """Draw one scene. Everything random is derived from (seed, number)."""
+    Returns:
+        Image and mask as [H,W,3] uint8 BGR, and the XML.
+    """
     rng = np.random.default_rng((scene.seed, scene.number))
     ground = plan(scene.airport)
-    view = _camera(scene, rng)
+    view = _camera(scene.size, ground, rng)
     sky = str(rng.choice(scene.airport.weather))
     labels = scenery.label_colours(scene.airport)
-    palette = Palette(rng, {label[::-1] for label in scenery.all_labels(scene.airport)})
+    flat_colours = [*labels, scenery.TREE_LABEL, scenery.MAST_LABEL]
+    colours = free_colours(rng, {label[::-1] for label in flat_colours})
 
-    canvas = scenery.lay_ground(view, scene.airport, ground, rng)
-    blocks, named = vehicles.park_vehicles(view, ground, palette, rng)
+    canvas = scenery.lay_ground(view, ground, rng)
+    blocks, named = traffic.park_vehicles(view, ground, colours, rng)
     scenery.plant_trees(view, canvas, ground, rng)
     scenery.raise_blocks(view, canvas, blocks, labels)
     for block, thing in named:
         scenery.raise_blocks(view, canvas, [block], [thing.colour[::-1]])
     scenery.raise_blocks(view, canvas, ground.blocks, labels, roof=True)
 
-    area = view.width * view.height / (1920 * 1080)
-    wanted = int(np.clip(rng.gamma(2.3, 6.0) * area**0.5, 1, 40))
-    aircraft = traffic.park_aircraft(view, ground, canvas, wanted, palette, rng)
+    aircraft = traffic.park_aircraft(view, ground, canvas, colours, rng)
     if rng.random() < 0.04:
-        aircraft.append(_unseen(view, aircraft, palette))
+        aircraft.append(traffic.unseen_aircraft(view, aircraft, next(colours)))
     building_shadow = canvas.shadow.copy()
     traffic.shade_ground(canvas, aircraft)
     image = weather.weather_ground(view, scene.airport, canvas, sky, rng)
@@ -61,16 +58,13 @@ def render(scene: Scene) -> Picture:
     canvas.image = np.clip(image, 0, 255).astype(np.uint8)
     bridges = [thing.bridge for thing in aircraft if thing.bridge is not None]
     scenery.raise_blocks(view, canvas, bridges, labels)
-    vehicles.raise_masts(view, canvas, aircraft, rng)
-    things = aircraft + [thing for _, thing in named]
-    measure(canvas, things)
-    things = [t for t in things if t.area or t.categories[0] == "Airplane"]
+    traffic.raise_masts(view, canvas, aircraft, rng)
+    things = traffic.measure(canvas, aircraft + [thing for _, thing in named])
     image = weather.develop(view, canvas.image, sky, rng)
-    return Picture(image, canvas.mask, _describe(scene, things))
+    return image, canvas.mask, _describe(scene, things)
 
 
-def _camera(scene: Scene, rng: np.random.Generator) -> View:
-    ground = plan(scene.airport)
+def _camera(size: tuple[int, int], ground: Plan, rng: np.random.Generator) -> View:
     small = rng.random() < 0.22  # the field above the runway, not the apron below it
     targets = [slot[:2] for slot in ground.slots if abs(slot.x) < 1150 and (slot.y < 0) == small]
     x, y = np.array(targets[rng.integers(len(targets))]) + rng.normal(0, 60, 2)
@@ -82,17 +76,7 @@ def _camera(scene: Scene, rng: np.random.Generator) -> View:
     flat = np.cos(elevation)
     sun = np.array((flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)))
     ppm, yaw = rng.uniform(2.3, 2.8), rng.uniform(0, 2 * np.pi)
-    return View(*scene.size, ppm, (float(x), float(y)), yaw, lean, sun)
-
-
-def _unseen(view: View, others: list[Thing], palette: Palette) -> Thing:
-    """An aircraft just outside the picture: listed in the XML, with no pixel."""
-    outside = np.array((view.width + 30.0, view.height * 0.4))
-    like = others[0] if others else None
-    categories = like.categories if like else ("Airplane", "Civil", "Sport", "Cessna", "172")
-    name = f"SM_{'_'.join(categories)}_BPC_C_249StaticMeshComponent"
-    sockets = outside + np.array(((0, -20), (20, 0), (0, 20), (-20, 0)))
-    return Thing(categories, name, palette.take(), outside, outside + 1, sockets)
+    return View(*size, ppm, (float(x), float(y)), yaw, lean, sun)
 
 
 def _describe(scene: Scene, things: list[Thing]) -> str:

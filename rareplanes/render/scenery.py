@@ -1,47 +1,35 @@
 """Draws a plan from above: pavement, paint, buildings, trees, and the colours of the mask."""
 
-from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
 
 import cv2
 import numpy as np
 
-from rareplanes.render.aircraft import SHIFT
 from rareplanes.render.plan import Airport, Block, Material, Plan
-from rareplanes.render.view import Canvas, View, fixed, texture, visible
+from rareplanes.render.view import SHIFT, Canvas, View, fill, fixed, stroke, texture, visible
 
-TREE_LABEL, MAST_LABEL = (30, 90, 46), (90, 230, 220)  # BGR in the mask
+Label = tuple[int, int, int]  # a mask colour, BGR
+TREE_LABEL, MAST_LABEL = (30, 90, 46), (90, 230, 220)
 
 
-def lay_ground(view: View, airport: Airport, plan: Plan, rng: np.random.Generator) -> Canvas:
+def lay_ground(view: View, plan: Plan, rng: np.random.Generator) -> Canvas:
     """Draw pavement, paint and stains, without texture and light."""
     shape = (view.height, view.width)
-    palette = _palette(airport)
-    labels = label_colours(airport)
+    palette, labels = _palette(plan.airport), label_colours(plan.airport)
     image = np.full((*shape, 3), palette[Material.GROUND], np.uint8)
-    mask = np.full((*shape, 3), labels[Material.GROUND], np.uint8)
-    canvas = Canvas(image, mask, *(np.zeros(shape, np.uint8) for _ in range(3)))
-    for way, pixels in visible(
-        view, sorted(plan.ways, key=lambda way: (way.material != Material.SOIL, -way.width)), 80
-    ):
-        width = max(1, round(way.width * view.ppm))
-        colour = palette[way.material]
-        cv2.polylines(image, [fixed(pixels)], False, colour, width, cv2.LINE_AA, SHIFT)
-        cv2.polylines(
-            canvas.material, [fixed(pixels)], False, way.material, width, cv2.LINE_8, SHIFT
-        )
+    canvas = Canvas(image, np.empty_like(image), *(np.zeros(shape, np.uint8) for _ in range(3)))
+    ways = sorted(plan.ways, key=lambda way: (way.material != Material.SOIL, -way.width))
+    for way, pixels in visible(view, ways, 80):
+        stroke(image, pixels, palette[way.material], way.width * view.ppm, cv2.LINE_AA)
+        stroke(canvas.material, pixels, way.material, way.width * view.ppm)
     for surface, pixels in visible(view, plan.surfaces):
         colour = tuple(min(255.0, v * surface.tone) for v in palette[surface.material])
-        cv2.fillPoly(image, [fixed(pixels)], colour, cv2.LINE_AA, SHIFT)
-        cv2.fillPoly(canvas.material, [fixed(pixels)], surface.material, cv2.LINE_8, SHIFT)
+        fill(image, pixels, colour, cv2.LINE_AA)
+        fill(canvas.material, pixels, surface.material)
     painted = image.copy()
-    for stroke, pixels in visible(view, plan.paint, 20):
-        width = max(1, round(stroke.width * view.ppm))
-        cv2.polylines(painted, [fixed(pixels)], False, stroke.colour, width, cv2.LINE_AA, SHIFT)
-    for stroke, pixels in visible(view, plan.stains, 20):
-        width = max(1, round(stroke.width * view.ppm))
-        cv2.polylines(canvas.dirt, [fixed(pixels)], False, stroke.colour, width, cv2.LINE_AA, SHIFT)
+    for target, strokes in ((painted, plan.paint), (canvas.dirt, plan.stains)):
+        for line, pixels in visible(view, strokes, 20):
+            stroke(target, pixels, line.colour, line.width * view.ppm, cv2.LINE_AA)
     fresh = float(rng.uniform(0.35, 0.85))
     wear = np.clip(fresh + 0.25 * texture(view, "middle", 0.5, shrink=2), 0.1, 1)
     cv2.blendLinear(painted, image, wear, 1 - wear, image)
@@ -51,11 +39,11 @@ def lay_ground(view: View, airport: Airport, plan: Plan, rng: np.random.Generato
 
 
 def _palette(airport: Airport) -> dict[int, tuple[float, float, float]]:
-    asphalt, ground = np.array(airport.asphalt), np.array(airport.ground)
-    concrete = np.array(airport.concrete)
+    looks = (airport.asphalt, airport.ground, airport.concrete, airport.soil)
+    asphalt, ground, concrete, soil = map(np.array, looks)
     colours = {
         Material.GROUND: ground,
-        Material.SOIL: np.array(airport.soil),
+        Material.SOIL: soil,
         Material.RUNWAY: asphalt * 0.95,
         Material.TAXIWAY: asphalt,
         Material.SHOULDER: asphalt * 0.6 + ground * 0.3,
@@ -68,20 +56,13 @@ def _palette(airport: Airport) -> dict[int, tuple[float, float, float]]:
 
 
 @cache
-def label_colours(airport: Airport) -> list[tuple[int, int, int]]:
-    """Mask colours (BGR) of all that is not an object, without the textured greys."""
+def label_colours(airport: Airport) -> list[Label]:
+    """Mask colours of all that is not an object, without the textured greys."""
     rng = np.random.default_rng(sum(airport.name.encode()))
     return [(int(b), int(g), int(r)) for b, g, r in rng.integers(20, 236, (64, 3))]
 
 
-def all_labels(airport: Airport) -> list[tuple[int, int, int]]:
-    """Every flat colour that is not an object's, BGR."""
-    return [*label_colours(airport), TREE_LABEL, MAST_LABEL]
-
-
-def _label_ground(
-    view: View, plan: Plan, canvas: Canvas, labels: list[tuple[int, int, int]]
-) -> None:
+def _label_ground(view: View, plan: Plan, canvas: Canvas, labels: list[Label]) -> None:
     """The mask's ground: flat colours, one textured grey, squares and lines along the taxiways."""
     table = np.zeros((256, 1, 3), np.uint8)
     table[: len(labels), 0] = labels
@@ -91,9 +72,9 @@ def _label_ground(
     canvas.mask[textured] = np.stack((grey + 4, grey, grey), -1)[textured]
     for route in plan.routes:
         pixels = view.screen(route)
-        if not view.sees(pixels, 40):
+        if not view.sees(pixels.min(0), pixels.max(0), 40):
             continue
-        cv2.polylines(canvas.mask, [fixed(pixels)], False, labels[40], 2, cv2.LINE_8, SHIFT)
+        stroke(canvas.mask, pixels, labels[40], 2)
         nodes = along(route, 11.0)
         for side, size, label, some in ((0, 8, 41, 1), (-17, 2.6, 42, 3), (17, 2.6, 42, 3)):
             for square in _squares(view, nodes[::some], side, size):
@@ -123,50 +104,41 @@ def along(route: np.ndarray, step: float) -> np.ndarray:
 
 
 def raise_blocks(
-    view: View,
-    canvas: Canvas,
-    blocks: Iterable[Block],
-    labels: Sequence[tuple[int, int, int]],
-    roof: bool = False,
+    view: View, canvas: Canvas, blocks: list[Block], labels: list[Label], roof: bool = False
 ) -> None:
-    """Draw prisms, the walls that are visible and the shadows; with `roof` they hide aircraft."""
+    """Draw prisms with walls and shadows; with `roof` they hide aircraft."""
     for block, foot in visible(view, blocks, 60):
-        top_z = block.base + block.height
         foot = foot + block.base * view.lean * view.ppm
-        top = view.screen(block.points, top_z)
+        top = view.screen(block.points, block.base + block.height)
         colour, label = np.array(block.colour), labels[block.group]
+        fall = foot - block.height * view.ppm * view.sun[:2] / view.sun[2]
+        hull = cv2.convexHull(np.concatenate((foot, fall)).astype(np.float32))[:, 0]
         if block.base == 0:
-            _cast(canvas.shadow, foot, view.shadow(block.points, top_z), 255)
-        else:
-            fall = foot - block.height * view.ppm * view.sun[:2] / view.sun[2]
-            _cast(canvas.image, foot, fall, tuple(colour * 0.35))
-        walls = []
-        for a, b in zip(range(-1, len(foot) - 1), range(len(foot)), strict=True):
-            edge = foot[b] - foot[a]
+            cv2.fillConvexPoly(canvas.shadow, fixed(hull), 255, cv2.LINE_8, SHIFT)
+        else:  # on a roof, or a bridge
+            dark = tuple(colour * 0.35)
+            cv2.fillConvexPoly(canvas.image, fixed(hull), dark, cv2.LINE_8, SHIFT)
+        faces = []
+        for i in range(len(foot) if block.height > 0.3 else 0):
+            edge = foot[i] - foot[i - 1]
             normal = np.array((edge[1], -edge[0])) / (np.hypot(*edge) + 1e-9)
-            normal *= np.sign(normal @ (foot[a] - foot.mean(0))) or 1.0
+            normal *= np.sign(normal @ (foot[i - 1] - foot.mean(0))) or 1.0
             light = 0.45 + 0.6 * max(0.0, float(normal @ view.sun[:2]))
-            walls.append((np.array((foot[a], foot[b], top[b], top[a])), tuple(colour * light)))
-        roofs = [(top, tuple(np.minimum(colour * (0.5 + 0.62 * view.sun[2]), 255)))]
-        for shape, shade in (walls if block.height > 0.3 else []) + roofs:
-            cv2.fillPoly(canvas.image, [fixed(shape)], shade, cv2.LINE_AA, SHIFT)
-            cv2.fillPoly(canvas.mask, [fixed(shape)], label, cv2.LINE_8, SHIFT)
+            wall = np.array((foot[i - 1], foot[i], top[i], top[i - 1]))
+            faces.append((wall, tuple(colour * light)))
+        faces.append((top, tuple(np.minimum(colour * (0.5 + 0.62 * view.sun[2]), 255))))
+        for shape, shade in faces:
+            fill(canvas.image, shape, shade, cv2.LINE_AA)
+            fill(canvas.mask, shape, label)
             if roof:
-                cv2.fillPoly(canvas.material, [fixed(shape)], Material.ROOF, cv2.LINE_8, SHIFT)
-
-
-def _cast(target: np.ndarray, foot: np.ndarray, top: np.ndarray, value: Any) -> None:
-    """Fill the shadow of a convex prism: the hull of its foot and of its top's shadow."""
-    hull = cv2.convexHull(np.concatenate((foot, top)).astype(np.float32))[:, 0]
-    cv2.fillConvexPoly(target, fixed(hull), value, cv2.LINE_8, SHIFT)
+                fill(canvas.material, shape, Material.ROOF)
 
 
 def plant_trees(view: View, canvas: Canvas, plan: Plan, rng: np.random.Generator) -> None:
     """Draw round trees: a shadow on the ground, a dark crown, a lit side."""
     trees = np.array(plan.trees).reshape(-1, 3)
     centres = view.screen(trees[:, :2])
-    size = (view.width + 30, view.height + 30)
-    seen = ((centres > -30) & (centres < size)).all(1)
+    seen = view.sees(centres, centres, 30)
     colour = np.array((38, 66, 52)) * rng.uniform(0.7, 1.1)
     for (x, y), r in zip(centres[seen], trees[seen, 2] * view.ppm, strict=True):
         fall = (x, y) - 1.6 * r * view.sun[:2] / view.sun[2] * 0.6

@@ -1,6 +1,6 @@
 """The camera, the canvas that is drawn on, and the textures of the ground."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -8,8 +8,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rareplanes.render.aircraft import SHIFT
+from rareplanes.render.plan import rotation
 
+SHIFT = 4  # fractional bits of the coordinates handed to OpenCV
 TILE = 1024  # texels of a texture, which repeats
 
 
@@ -27,18 +28,13 @@ class View:
 
     def screen(self, points: np.ndarray, z: float = 0.0) -> np.ndarray:
         """World metres [...,2] at height z to pixels [...,2]."""
-        c, s = np.cos(self.yaw), np.sin(self.yaw)
-        turned = (points - np.array(self.centre)) @ np.array(((c, s), (-s, c)))
+        turned = (points - np.array(self.centre)) @ rotation(self.yaw)
         return (turned + z * self.lean) * self.ppm + (self.width / 2, self.height / 2)
 
-    def shadow(self, points: np.ndarray, z: float) -> np.ndarray:
-        """Where the shadow of points at height z falls, in pixels."""
-        return self.screen(points) - z * self.ppm * self.sun[:2] / self.sun[2]
-
-    def sees(self, pixels: np.ndarray, margin: float = 0.0) -> bool:
-        low, high = pixels.min(0), pixels.max(0)
+    def sees(self, low: np.ndarray, high: np.ndarray, margin: float = 0.0) -> Any:
+        """Which boxes [...,2], in pixels, overlap the picture widened by `margin`: [...] bool."""
         size = (self.width + margin, self.height + margin)
-        return bool((high >= -margin).all() and (low < size).all())
+        return ((high >= -margin) & (low < size)).all(-1)
 
 
 @dataclass
@@ -53,7 +49,20 @@ class Canvas:
 
 
 def fixed(pixels: np.ndarray) -> np.ndarray:
+    """Pixels as OpenCV's fixed-point numbers."""
     return np.round(pixels * (1 << SHIFT)).astype(np.int32)
+
+
+def fill(target: np.ndarray, pixels: np.ndarray, colour: Any, line: int = cv2.LINE_8) -> None:
+    cv2.fillPoly(target, [fixed(pixels)], colour, line, SHIFT)
+
+
+def stroke(
+    target: np.ndarray, pixels: np.ndarray, colour: Any, width: float, line: int = cv2.LINE_8
+) -> None:
+    """Draw a polyline, at least one pixel wide."""
+    thickness = max(1, round(width))
+    cv2.polylines(target, [fixed(pixels)], False, colour, thickness, line, SHIFT)
 
 
 @cache
@@ -82,18 +91,13 @@ def textures() -> dict[str, np.ndarray]:
 
 
 def texture(
-    view: View,
-    name: str,
-    texel: float,
-    shift: Sequence[float] | np.ndarray = (0, 0),
-    shrink: int = 1,
+    view: View, name: str, texel: float, shift: float | np.ndarray = 0.0, shrink: int = 1
 ) -> np.ndarray:
     """A texture fixed to the ground: [H,W] float32. A texel is `texel` metres wide.
 
     Only every `shrink`-th pixel is sampled, which is enough where there is no fine detail.
     """
-    c, s = np.cos(view.yaw) / view.ppm, np.sin(view.yaw) / view.ppm
-    turn = np.array(((c, s), (-s, c)))
+    turn = rotation(view.yaw) / view.ppm
     start = np.array(view.centre) + shift - turn @ (view.width / 2, view.height / 2)
     matrix = np.column_stack((turn * shrink, start)) / texel
     size = (-(-view.width // shrink), -(-view.height // shrink))
@@ -103,16 +107,14 @@ def texture(
 
 
 def visible(
-    view: View, items: Iterable[Any], margin: float = 0.0
+    view: View, items: Sequence[Any], margin: float = 0.0
 ) -> Iterator[tuple[Any, np.ndarray]]:
     """The items of a plan that are in the picture at least in part, with their points in pixels."""
-    items = list(items)
     if not items:
         return
     pixels = view.screen(np.concatenate([item.points for item in items]))
     starts = np.cumsum([0] + [len(item.points) for item in items])
     low = np.minimum.reduceat(pixels, starts[:-1])
     high = np.maximum.reduceat(pixels, starts[:-1])
-    size = (view.width + margin, view.height + margin)
-    for i in np.flatnonzero((high > -margin).all(1) & (low < size).all(1)):
+    for i in np.flatnonzero(view.sees(low, high, margin)).tolist():
         yield items[i], pixels[starts[i] : starts[i + 1]]

@@ -32,15 +32,12 @@ def weather_ground(
     coarse = texture(view, "coarse", 0.7, shift, shrink=2)
     middle = texture(view, "middle", 0.3)
     factor = 1 - canvas.dirt * np.float32(rng.uniform(0.5, 1.3) / 255)
-    for k, field in enumerate(
-        (coarse, middle, texture(view, "fine", 0.36), texture(view, "slabs", 0.234))
-    ):
-        factor += cv2.LUT(canvas.material, amount[k]) * field
+    fine, slabs = texture(view, "fine", 0.36), texture(view, "slabs", 0.234)
+    for strengths, field in zip(amount, (coarse, middle, fine, slabs), strict=True):
+        factor += cv2.LUT(canvas.material, strengths) * field
     image = canvas.image * factor[..., None]
-    tint = np.zeros((256, 1), np.float32)
-    tint[Material.GROUND] = 1
     patch = np.clip(coarse * 0.35 + 0.3 * middle + rng.uniform(-0.3, 0.4), 0, 1)
-    patch *= cv2.LUT(canvas.material, tint)
+    patch *= canvas.material == Material.GROUND
     image += patch[..., None] * (np.array(airport.soil, np.float32) - image)
     if weather == "Snow":
         drifts = texture(view, "coarse", 0.25, rng.uniform(-400, 400, 2), shrink=2)
@@ -70,14 +67,10 @@ def develop(view: View, image: np.ndarray, weather: str, rng: np.random.Generato
     """Clouds and their shadows, haze, the colour of the light, blur and the sensor's noise."""
     image = image.astype(np.float32)
     if rng.random() < (0.6 if weather == "Overcast" else 0.25):
-        cloud = texture(
-            view, "cloud", float(rng.uniform(0.4, 1.2)), rng.uniform(-500, 500, 2), shrink=4
-        )
+        cloud = texture(view, "cloud", rng.uniform(0.4, 1.2), rng.uniform(-500, 500, 2), 4)
         image *= 1 - np.clip(cloud - rng.uniform(0, 0.8), 0, 1)[..., None] * rng.uniform(0.15, 0.4)
         if rng.random() < 0.5:
-            veil = texture(
-                view, "cloud", float(rng.uniform(0.3, 0.8)), rng.uniform(-500, 500, 2), shrink=4
-            )
+            veil = texture(view, "cloud", rng.uniform(0.3, 0.8), rng.uniform(-500, 500, 2), 4)
             veil = np.clip(veil - rng.uniform(0.3, 1.2), 0, 1)[..., None] * rng.uniform(0.2, 0.5)
             image += veil * (232 - image)
     murky = weather in ("Haze", "Dust", "Rain", "Snow")

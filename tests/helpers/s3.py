@@ -136,9 +136,10 @@ class Handler(BaseHTTPRequestHandler):
             if fault == "reset":
                 linger = struct.pack("ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.connection.shutdown(
-                socket.SHUT_RD
-            ) if fault == "short" else self.connection.close()
+            if fault == "short":
+                self.connection.shutdown(socket.SHUT_RD)
+            else:
+                self.connection.close()
             self.close_connection = True
             return None
         for at in range(0, len(body), 4096):

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from helpers.commands import SHARED
 
-REAL = SHARED / "rareplanes_example"
+EXAMPLE = SHARED / "rareplanes_example"  # one scene of the rendered half
 MAKES = ["Boeing_737", "Cessna", "PiperAircraft_PA-28", "Tupolev_154", "ATR_ATR-72"]
 
 OBJECT = """<object id="{n}"><category0>{kind}</category0><category1>Civil</category1>
