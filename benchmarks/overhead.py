@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.lib.environment import measured_on, provenance
 from benchmarks.lib.models import MODELS
-from benchmarks.lib.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.readme import README, add_output, publish
 from benchmarks.lib.synthetic import bare_session, noise_tiles
 from benchmarks.lib.turns import in_turns, ratio_columns, shown_ratio
 from common import engine
@@ -127,13 +127,8 @@ def main(argv: list[str] | None = None) -> None:
         return clocks[name].period()
 
     arms = {"bare": partial(period, "bare", loop), "fit": partial(period, "fit", fit)}
-    rounds = in_turns(arms, args.rounds)
-    write_rows(args.output, [summary(rounds) | provenance(__file__, argv)])
-    print(f"wrote {args.output}")
-    written = sentence(read_rows(args.output))
-    print(written)
-    if args.write_readme:
-        write_part(README, "overhead", written)
+    row = summary(in_turns(arms, args.rounds)) | provenance(__file__, argv)
+    publish([row], sentence, README, "overhead", args)
 
 
 def summary(rounds: dict[str, list[float]]) -> dict[str, Any]:
@@ -163,8 +158,7 @@ def _parser() -> Parser:
     add("-b", "--batch-size", type=positive, default=4, help="tiles in a step")
     add("--steps", type=positive, default=20, help="in a round, of each")
     add("--rounds", type=positive, default=15, help="pairs, after one for warm-up")
-    add("-o", "--output", type=Path, default="benchmarks/results/overhead.csv")
-    add("--write-readme", action="store_true", help="also renew the sentence in the README")
+    add_output(parser, "overhead", README)
     return parser
 
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from benchmarks.lib.environment import hardware, measured_on, provenance
 from benchmarks.lib.mosaic import mosaic, one_layer
-from benchmarks.lib.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.readme import README, add_output, markdown, read_rows, write_part, write_rows
 from benchmarks.lib.turns import in_turns
 from common.augment import normalise
 from common.cli import Parser, UserError, positive, run
@@ -61,15 +61,10 @@ TABLES = {
 
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
-    parts: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
-        "memory": memory,
-        "overhead": overhead,
-        "join": join,
-    }
     rows = read_rows(args.output) if args.output.exists() else []
     for part in args.parts:
         rows = [row for row in rows if row["part"] != part]
-        for values in parts[part](args):
+        for values in {"memory": memory, "overhead": overhead, "join": join}[part](args):
             row = EMPTY | {"part": part} | values | hardware(CPU) | provenance(__file__, argv)
             rows.append({key: str(value) for key, value in row.items()})
             print(", ".join(f"{k} {v}" for k, v in row.items() if k in EMPTY and v != ""))
@@ -89,9 +84,8 @@ def table(rows: list[dict[str, str]]) -> str:
         if measured_on(of_part[0]) != measured_last:
             measured_last = measured_on(of_part[0])
             blocks.append(measured_last)
-        lines = [f"| {first} | {' | '.join(columns.values())} |", "|---|" + "--:|" * len(columns)]
-        lines += [f"| {row['case']} | {' | '.join(row[c] for c in columns)} |" for row in of_part]
-        blocks.append("\n".join(lines))
+        lines = [[row["case"], *(row[column] for column in columns)] for row in of_part]
+        blocks.append(markdown([first, *columns.values()], lines))
     return "\n\n".join(blocks)
 
 
@@ -227,8 +221,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--scene", type=positive, default=1500, help="side of overhead's scene, pixels")
     add("--rounds", type=positive, default=3, help="of overhead, after one for warm-up")
     add("--counts", type=positive, nargs="+", default=[10_000, 100_000], help="of join")
-    add("-o", "--output", type=Path, default=ROOT / "benchmarks/results/scenes.csv")
-    add("--write-readme", action="store_true", help="also renew the tables in benchmarks/README.md")
+    add_output(parser, "scenes", README)
     args = parser.parse(argv)
     if not (args.data_path / "train/images").is_dir():
         raise UserError(

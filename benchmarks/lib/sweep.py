@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 
 from benchmarks.lib.matrix import SHARE, Cell
+from benchmarks.lib.readme import markdown
 from benchmarks.lib.results import PLAIN, Row, Summary, newest, shown_speed, summaries
 
 SIZES = ("batch", "crop")
@@ -65,14 +66,14 @@ def table(rows: list[Row]) -> str:
     """Plain's images/s and the others' speed-ups, a column for each batch."""
     by_curve = curves(rows)
     batches = sorted({batch for by_batch in by_curve.values() for batch in by_batch})
-    shown = " | ".join(f"batch {batch}" for batch in batches)
-    lines = [f"| model | crop | technique | {shown} |", "|---|--:|---|" + "--:|" * len(batches)]
-    for (model, technique, crop), by_batch in sorted(
-        by_curve.items(), key=lambda item: (item[0][0], item[0][2], item[0][1] != PLAIN)
-    ):
-        cells = [_cell(by_batch.get(batch)) for batch in batches]
-        lines.append(f"| {model} | {crop} | {technique} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    head = ["model", "crop", "technique", *(f"batch {batch}" for batch in batches)]
+    lines = [
+        [model, str(crop), technique, *(_cell(by_batch.get(batch)) for batch in batches)]
+        for (model, technique, crop), by_batch in sorted(
+            by_curve.items(), key=lambda item: (item[0][0], item[0][2], item[0][1] != PLAIN)
+        )
+    ]
+    return markdown(head, lines, "lrlr")
 
 
 def _cell(summary: Summary | None) -> str:

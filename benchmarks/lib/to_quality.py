@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.lib import launch
 from benchmarks.lib.matrix import SHARE, Cell
-from benchmarks.lib.readme import read_rows
+from benchmarks.lib.readme import markdown, read_rows
 from benchmarks.lib.results import CELL, CONDITIONS, KEY, PLAIN, Row, append, done, newest
 from common.cli import Parser, UserError, fraction, progress, run, say
 from common.distributed import gather
@@ -166,11 +166,9 @@ def current(rows: list[Row]) -> dict[str, list[Row]]:
 
 def table(rows: list[Row]) -> str:
     """Seconds to the level by technique: mean, interval, ratio to plain."""
-    lines = [
-        "| model, level | technique | seeds that reached it | seconds, mean (95 %) | steps, mean "
-        "| plain's time over its, same seeds (95 %) |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
+    head = ["model, level", "technique", "seeds that reached it", "seconds, mean (95 %)"]
+    head += ["steps, mean", "plain's time over its, same seeds (95 %)"]
+    lines = []
     for model, runs in current(rows).items():
         good = [row for row in runs if not row["error"]]
         name = next((row["name"] for row in good), "score")
@@ -191,8 +189,8 @@ def table(rows: list[Row]) -> str:
                 cells.append(_against(ratios))
             else:
                 cells += [""] * 3
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append(cells)
+    return markdown(head, lines, "llr")
 
 
 def _mean(seconds: np.ndarray) -> str:
