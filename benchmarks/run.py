@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"left out: {line}")
     if args.sweep:
         return print(sweep.table(rows))
-    for model in table.models(rows):
+    for model in table.by_model(rows):
         print(f"\n{model}\n{table.of_model(rows, model)}")
 
 

@@ -194,16 +194,12 @@ def test_every_combination_that_can_run_is_planned_and_unknown_ones_are_refused(
         plan(["unet"], ["ampere"], {}, cpu, 4)
 
 
-WHAT = ("speed", "quality", "to-quality", "sweep")
-
-
 @pytest.fixture(scope="module")
 def written():
-    speed, quality, *more = (table.results(table.RESULTS, what) for what in WHAT)
-    return table.parts(speed, quality, dict(zip(WHAT[2:], more, strict=True)))
+    return table.parts({what: table.results(table.RESULTS, what) for what in table.WHAT})
 
 
-@pytest.mark.parametrize(("readme", "name"), table.parts({}, {}))
+@pytest.mark.parametrize(("readme", "name"), table.parts({key: {} for key in table.WHAT}))
 def test_the_readmes_show_the_committed_numbers(written, readme, name):
     assert part(readme, name) == written[readme, name], "stale; run: python benchmarks/table.py"
 
@@ -222,8 +218,8 @@ def test_the_front_page_shows_the_processor_measured_last_and_every_gpu():
 def test_the_picture_is_drawn_for_light_and_dark_pages(tmp_path):
     rows = rows_of({"plain": [10, 11], "amp": [20, 21], "compile": [5, 6]})
     rows += rows_of({"ddp": [1]}, error="it did not")
-    rows_of_both = {"to-quality": {"cpu": to_quality_rows()}, "sweep": {"cpu": sweep_rows()}}
-    written = plots.draw_all({"cpu": rows}, tmp_path, rows_of_both)
+    found = {"speed": rows, "to-quality": to_quality_rows(), "sweep": sweep_rows()}
+    written = plots.draw_all({what: {"cpu": rows} for what, rows in found.items()}, tmp_path)
     assert {path.stem for path in written[2:]} == {
         *("to-quality", "to-quality_dark", "sweep", "sweep_dark")
     }
@@ -360,7 +356,8 @@ def test_the_curves_to_quality_of_all_machines_are_in_one_picture(tmp_path):
     others = [row | {"model": "fcn", "cpu": "another"} for row in rows]
     widths = []
     for machines in ({"a": rows}, {"a": rows, "b": others}):
-        plots.draw_all({"a": rows_of({"plain": [10]})}, tmp_path, {"to-quality": machines})
+        speed = {"a": rows_of({"plain": [10]})}
+        plots.draw_all({"speed": speed, "to-quality": machines, "sweep": {}}, tmp_path)
         widths.append(Image.open(tmp_path / "to-quality.png").width)
     assert widths[1] == 2 * widths[0]
 

@@ -9,6 +9,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def measure(cells: list[Cell], conditions: dict[str, Any], args: argparse.Namesp
     print(f"wrote {path}")
 
 
-def of_model(rows: list[Row], model: str) -> list[Row]:
+def of_model(rows: Sequence[Row], model: str) -> list[Row]:
     """The rows of a model that were trained for as many steps as the last one."""
     runs = sorted((row for row in rows if row["model"] == model), key=lambda row: row["when"])
     return [row for row in runs if row["max_steps"] == runs[-1]["max_steps"]]
