@@ -11,11 +11,9 @@ continue, start the command again. `table.py` makes tables and pictures of the C
 """
 
 import argparse
-import json
 import shlex
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from benchmarks import table
-from benchmarks.lib import engagement, launch, quality, results, sweep, to_quality
+from benchmarks.lib import engagement, launch, quality, results, seeds, sweep, to_quality
 from benchmarks.lib.environment import hardware, provenance
 from benchmarks.lib.matrix import Cell, plan
 from benchmarks.lib.models import MODELS
@@ -69,10 +67,12 @@ def main(argv: list[str] | None = None) -> None:
     conditions = hardware(device) | provenance(__file__, argv)
     conditions |= {"warmup": args.warmup, "steps": args.steps, "crop": args.crop_size}
     conditions |= {"data": args.data_path.name}
-    if args.to_quality is not None:
-        return to_quality.measure(cells, conditions, args)
+    if args.level is not None:
+        path = seeds.measure(to_quality.MODE, cells, conditions, args)
+        return print(to_quality.table(read_rows(path)))
     if args.quality:
-        return quality.measure(cells, conditions, args)
+        seeds.measure(quality.MODE, cells, conditions, args)
+        return None
     late = measure(cells, conditions, args)
     print(f"wrote {args.output}")
     rows = newest(read_rows(args.output), sweep.SIZES if args.sweep else ())
@@ -114,7 +114,7 @@ def measure(cells: list[Cell], conditions: dict[str, Any], args: argparse.Namesp
                 continue
             row = _measured(cell, args, min(end - time.monotonic(), PATIENCE))
             seconds[cell] = row["wall_s"]
-            row |= {"round": turn, "when": time.strftime("%Y-%m-%dT%H:%M:%S")}
+            row["round"] = turn
             append(args.output, conditions | row)
             say(_line(row))
             if row["error"]:
@@ -124,19 +124,11 @@ def measure(cells: list[Cell], conditions: dict[str, Any], args: argparse.Namesp
 
 def _measured(cell: Cell, args: argparse.Namespace, timeout: float) -> dict[str, Any]:
     """Run the cell's process; returns its row, where `error` is empty or says what went wrong."""
-    cache = args.cache / launch.cache_name(cell, args)
-    row = launch.columns(cell, args) | {"cache": "warm" if cache.is_dir() else "cold"}
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        command = ["benchmarks/lib/timed_train.py", str(report), cell.model]
-        command += [str(args.warmup), str(args.steps)]
-        command += launch.train_arguments(cell, args, f"{folder}/run")
-        row["error"] = launch.run(cell, command, cache, timeout, args.dry_run)
-        if report.is_file():
-            row |= json.loads(report.read_text())
-            row["error"] = engagement.missing(row, cell.flags, args.steps)
-    return row | {"wall_s": time.monotonic() - began}
+    script = ["benchmarks/lib/timed_train.py", cell.model, args.warmup, args.steps]
+    row = launch.measured(cell, args, script, [], timeout)
+    if "step_ms" in row:
+        row["error"] = engagement.missing(row, cell.flags, args.steps)
+    return row
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -174,7 +166,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=positive, help="steps that count (8; 50 on a GPU; 3 and 20 with --quick)")
     add("--quality", action="store_true", help="compare losses and final scores instead of speed")
     until = "seconds until the validation IoU of aircraft (mask AP) reaches this"
-    add("--to-quality", type=fraction, metavar="LEVEL", help=until)
+    add("--to-quality", dest="level", type=fraction, metavar="LEVEL", help=until)
     add("--seeds", type=positive, default=3, help="of --quality and --to-quality")
     add("--max-steps", type=positive, default=200, help="of each run of these")
     add("--eval-steps", type=positive, default=10, help="between validations, to quality")

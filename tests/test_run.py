@@ -263,7 +263,7 @@ def test_neither_the_order_of_cells_nor_their_number_matters(tiled, tmp_path, mo
     for order in (cells, cells[::-1]):
         for cell in order:
             folder = tmp_path / str(len(found))
-            train = ["unet/train.py", *launch.train_arguments(cell, args, str(folder))]
+            train = ["unet/train.py", *launch.train_arguments(cell, args, folder)]
             train += ["--max-steps", "4", "--print-freq", "1"]
             assert launch.run(cell, train, tmp_path / "compiled", PATIENCE, dry=True) == ""
             found.append(losses(folder))
@@ -277,8 +277,8 @@ def test_a_cell_ends_with_its_loader_processes(tiled, tmp_path, monkeypatch):
     sizes = {"backbone": ENCODER, "device": "cpu", "crop_size": 32, "workers": 1}
     args = argparse.Namespace(data_path=tiled, **sizes)
     (cell,), _ = plan(["unet"], ["plain"], {}, torch.device("cpu"), 4, dry=True)
-    words = ["benchmarks/lib/timed_train.py", str(tmp_path / "report.json"), "unet", "2", "4"]
-    words += launch.train_arguments(cell, args, str(tmp_path / "run"))
+    words = ["benchmarks/lib/timed_train.py", "unet", "2", "4"]
+    words += launch.train_arguments(cell, args, tmp_path / "run")
     assert launch.run(cell, words, tmp_path / "compiled", PATIENCE, dry=True) == ""
     # An epoch of eight steps ended among the timed ones; it was neither scored nor saved.
     assert not list((tmp_path / "run").glob("*.pth"))
