@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks.lib import launch
 from benchmarks.lib.matrix import PLAIN, Cell
-from benchmarks.lib.results import Row
-from benchmarks.lib.seeds import Mode
+from benchmarks.lib.measure import Mode
+from benchmarks.lib.results import CELL, CONDITIONS, KEY, Row, newest
 
 SCORES = ("mIoU", "mask_AP")
 
@@ -32,9 +32,6 @@ def _train(
         if name in last:
             return row | {"name": name, "score": last[name]}, f"{name} {last[name]:.4f}"
     return row, "no score"
-
-
-MODE = Mode("quality", ("max_steps",), ("losses", "name", "score"), _train)
 
 
 def of_model(rows: Sequence[Row], model: str) -> list[Row]:
@@ -70,3 +67,15 @@ def cell_of(rows: list[Row], model: str, technique: str) -> str:
     if distances:
         parts.append(f"{100 * statistics.mean(distances):.1f} %")
     return "; ".join(parts)
+
+
+def show(rows: list[Row]) -> str:
+    """The scores and the differences of the newest measurement, a line for each technique."""
+    runs = newest(rows)
+    pairs = dict.fromkeys((row["model"], row["technique"]) for row in runs)
+    return "\n".join(f"{' '.join(pair)}: {cell_of(runs, *pair)}" for pair in pairs)
+
+
+MEASURED = ("max_steps", "losses", "name", "score", "wall_s")
+COLUMNS = (*KEY, *CELL, *MEASURED, *CONDITIONS, "when", "command")
+MODE = Mode("quality", ("max_steps",), COLUMNS, 3600.0, _train, show)

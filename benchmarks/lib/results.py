@@ -19,6 +19,7 @@ from common.run.machine import cpu
 Row = dict[str, str]
 
 KEY = ("model", "technique", "round")
+SIZES = ("batch", "crop")  # what --sweep varies
 CELL = ("flags", "world", "batch", "threads", "backbone", "cache", "error")
 PHASES = ("views", "forward", "backward", "optimizer", "captured", "loop", "data")
 MEASURED = (
@@ -60,21 +61,6 @@ def _text(value: Any) -> Any:
     if isinstance(value, list):
         return " ".join(f"{x:.5g}" for x in value)
     return f"{value:.5g}" if isinstance(value, float) else value
-
-
-def done(
-    path: Path, conditions: dict[str, Any], same: tuple[str, ...], cell: tuple[str, ...] = KEY
-) -> set[tuple[str, ...]]:
-    """The columns `cell` of the rows that need not be measured again.
-
-    Args:
-        conditions: Of the measurement that goes on.
-        same: Those of them in which a row has to be equal.
-    """
-    rows = read_rows(path) if path.is_file() else []
-    good = (row for row in rows if not row["error"])
-    alike = (row for row in good if all(row[key] == str(conditions[key]) for key in same))
-    return {tuple(row[key] for key in cell) for row in alike}
 
 
 def newest(rows: list[Row], varied: tuple[str, ...] = ()) -> list[Row]:

@@ -7,9 +7,8 @@ from itertools import product
 
 from benchmarks.lib.matrix import SHARE, Cell
 from benchmarks.lib.readme import markdown
-from benchmarks.lib.results import PLAIN, Row, Summary, newest, shown_speed, summaries
+from benchmarks.lib.results import PLAIN, SIZES, Row, Summary, newest, shown_speed, summaries
 
-SIZES = ("batch", "crop")
 MARK = "●"
 
 

@@ -85,7 +85,7 @@ class Watch(Clock):
         self.launched = began  # when the device last began a part of the cell
         self.marks: list[list[tuple[str, Any]]] = []
         self.report: dict[str, Any] = {}
-        self.graphs = engagement.count_replays()
+        self.counter = engagement.count_replays()
 
     def open(self, s: Session) -> None:
         """Take what the report needs of a training, and give it a loader that can repeat."""
@@ -190,7 +190,7 @@ class Watch(Clock):
             "peak_gflops": matmul_peak(self.device, dtype) * self.world / 1e9,
             "dtype": str(dtype or torch.float32).removeprefix("torch."),
             "processes": self.world,
-            "replays": sum(graph.replays for graph in self.graphs),
+            "replays": self.counter["replays"],
         }
         if self.args["compile"]:
             self.report |= engagement.compilations()

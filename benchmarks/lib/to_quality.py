@@ -29,9 +29,9 @@ import torch
 
 from benchmarks.lib import launch
 from benchmarks.lib.matrix import PLAIN, Cell
+from benchmarks.lib.measure import Mode
 from benchmarks.lib.readme import markdown
-from benchmarks.lib.results import Row, newest
-from benchmarks.lib.seeds import Mode
+from benchmarks.lib.results import CELL, CONDITIONS, KEY, Row, newest
 from common.cli import Parser, fraction, run
 from common.distributed import gather
 from common.engine import fit
@@ -109,9 +109,6 @@ def _train(
     return row, f"{row['name']} {row['scores'][-1]:.3f} after {row['reached_s']:.0f} s"
 
 
-MODE = Mode("to-quality", SETTINGS, ("name", "reached_s", "at_steps", "at_s", "scores"), _train)
-
-
 def current(rows: list[Row]) -> dict[str, list[Row]]:
     """Model → its newest runs: as its last one in machine, software, commit, level and steps."""
     by_model = {row["model"]: [r for r in rows if r["model"] == row["model"]] for row in rows}
@@ -171,6 +168,11 @@ def _half_width(values: np.ndarray) -> float:
     """Of the 95 % interval of the mean of at least two values."""
     quantile = T_95[min(len(values) - 1, len(T_95)) - 1]
     return quantile * values.std(ddof=1) / math.sqrt(len(values))
+
+
+MEASURED = ("name", "reached_s", "at_steps", "at_s", "scores", "wall_s")
+COLUMNS = (*KEY, *CELL, *SETTINGS, *MEASURED, *CONDITIONS, "when", "command")
+MODE = Mode("to-quality", SETTINGS, COLUMNS, 3600.0, _train, table)
 
 
 if __name__ == "__main__":
