@@ -163,7 +163,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args.device = str(device)
     folder = args.output or (ROOT / "runs/benchmark" if few else RESULTS)
     if folder.suffix != ".csv":
-        args.output = folder / results.file_name("speed", device, args.dry_run)
+        args.output = folder / results.file_name(device, args.dry_run)
     return args
 
 

@@ -10,9 +10,7 @@ in seconds. Nothing is timed: the results are the same on any machine.
 import argparse
 import math
 import sys
-from collections.abc import Callable
-from functools import partial
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.futures import Future
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -51,9 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     dist.init_process_group("fake", rank=0, world_size=args.world_size, store=FakeStore())
     try:
         for name in progress(args.models, desc="models"):
-            folder, backbone = name.split("-", 1)
-            module = MODELS[folder].module
-            workload = measure(partial(module.build_model, backbone, 2), module.loss_fn)
+            workload = measure(*name.split("-", 1))
             for gpu, gbit in product(PEAK, GBIT_PER_S):
                 rows.append({"model": name} | workload | costs(workload, gpu, gbit, args))
     finally:
@@ -61,14 +57,17 @@ def main(argv: list[str] | None = None) -> None:
     publish(rows, table, METHOD, "scale", args)
 
 
-def measure(build: Callable[[], nn.Module], loss_fn: Callable) -> dict[str, Any]:
-    """What a step of `build()` computes and sends under DDP: FLOP of one image, bytes in float32.
+def measure(folder: str, backbone: str) -> dict[str, Any]:
+    """What a model's step computes and sends under DDP: FLOP of one image, bytes in float32.
 
     `bucket_ready` is the share of the backward pass that is done when a bucket is complete.
     """
+    build, loss_fn = MODELS[folder].module.build_model, MODELS[folder].module.loss_fn
     with FakeTensorMode():
-        forward, backward, done = flops.of_step(build(), loss_fn, *_batch(CROP))
-    model, world = build(), Process(0, dist.get_world_size(), torch.device("cpu"))
+        model = build(backbone, 2)
+        forward, backward, done = flops.of_step(model, loss_fn, *_batch(CROP))
+    model = build(backbone, 2)
+    world = Process(0, dist.get_world_size(), torch.device("cpu"))
     name_of: dict[Tensor, str] = {tensor: name for name, tensor in model.named_parameters()}
     objective: Any = place(model, loss_fn, world, Speedups())
     buckets: list[tuple[int, int]] = []
@@ -155,8 +154,8 @@ def table(rows: list[dict[str, str]]) -> str:
     head = ["model", "MB all-reduced, in buckets", "GPU", "step, ms", "all-reduces, ms"]
     head += ["exposed, ms", "scaling efficiency, %", "`--grad-accum` for 99 %"]
     lines = []
-    for model, gpu in dict.fromkeys((row["model"], row["gpu"]) for row in rows):
-        group = [row for row in rows if (row["model"], row["gpu"]) == (model, gpu)]
+    for (model, gpu), rows_of_gpu in groupby(rows, lambda row: (row["model"], row["gpu"])):
+        group = list(rows_of_gpu)
         sizes = [int(size) / 1e6 for size in group[0]["bucket_bytes"].split()]
         sent = f"{sum(sizes):.0f}: {', '.join(f'{size:.0f}' for size in sizes)}"
         cells = [model, sent, gpu, f"{float(group[0]['step_ms']):.1f}"]

@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.lib.environment import hardware, measured_on, provenance
 from benchmarks.lib.mosaic import mosaic, one_layer
@@ -105,38 +105,17 @@ def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         }
 
 
-class Timed:
-    """A network that adds up the CPU time of its forward passes alone."""
-
-    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Any]) -> None:
-        self.model, self.call, self.seconds = model, call, 0.0
-
-    @torch.inference_mode()
-    def __call__(self, crops: Tensor) -> Any:
-        images = normalise(crops).contiguous(memory_format=torch.channels_last)
-        since = time.process_time()
-        result = self.call(self.model, images)
-        self.seconds += time.process_time() - since
-        return result
-
-
 def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """From file to files, against the networks alone on the same windows."""
     torch.manual_seed(0)
-    layout = torch.channels_last
+    layout: Any = torch.channels_last
     unet: Any = build_unet("resnet18", 2).eval().to(memory_format=layout)
     rcnn = build_mask("resnet18", 2, proposals=200).eval().to(memory_format=layout)
     # Random weights draw noise: here a hundredth of the ground, and the ten best of each window.
     rcnn.least_score, rcnn.most_detections = 0.0, 10
-    cases = {
-        "UNet, resnet18": (
-            unet,
-            probabilities,
-            semantic.predict_scene,
-            semantic.semantic_parser(""),
-        ),
-        "Mask R-CNN, resnet18": (rcnn, predict, instances.predict_scene, instances.parser()),
-    }
+    of_unet = unet, probabilities, semantic.predict_scene, semantic.semantic_parser("")
+    of_rcnn = rcnn, predict, instances.predict_scene, instances.parser()
+    cases = {"UNet, resnet18": of_unet, "Mask R-CNN, resnet18": of_rcnn}
     with TemporaryDirectory() as folder:
         mosaic(args.data_path, Path(folder, "scene.tif"), args.scene)
         with open_scene(Path(folder, "scene.tif")) as scene, torch.inference_mode():
@@ -149,10 +128,21 @@ def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             model, call, predict_with, parser = cases[case]
             options = parser.parse(["model", "", folder])
             options.window, options.max_detections, options.score_threshold = 512, 100, 0.0
-            network, since = Timed(model, call), time.process_time()
+            alone = 0.0
+
+            @torch.inference_mode()
+            def network(crops: Tensor) -> Any:
+                nonlocal alone
+                images = normalise(crops).contiguous(memory_format=layout)
+                since = time.process_time()
+                result = call(model, images)
+                alone += time.process_time() - since
+                return result
+
+            since = time.process_time()
             with open_scene(Path(folder, "scene.tif")) as scene:
                 predict_with(scene, "out", network, CLASSES, options)
-            return time.process_time() - since, network.seconds
+            return time.process_time() - since, alone
 
         measured = in_turns({case: partial(predict_scene, case) for case in cases}, args.rounds)
         for case, pairs in measured.items():

@@ -123,9 +123,9 @@ def test_a_part_of_a_readme_is_replaced_and_nothing_else(tmp_path):
 
 def test_a_limited_processor_has_a_results_file_of_its_own(monkeypatch):
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    whole = results.file_name("speed", torch.device("cpu"))
+    whole = results.file_name(torch.device("cpu"))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert results.file_name("speed", torch.device("cpu")) != whole
+    assert results.file_name(torch.device("cpu")) != whole
 
 
 def test_a_slow_matrix_product_is_timed_once_not_ten_times(monkeypatch):

@@ -33,7 +33,8 @@ def measure(
     """Add the missing rows to the mode's file; returns it, and what there was no time for.
 
     A round measures each cell once, but none that failed in an earlier round. The first round
-    leaves out cells for which there is not enough time. Later rounds are whole or are left out.
+    leaves out cells for which there is not enough time. A later round begins only if there is
+    enough time for all of it.
     """
     path = args.output.with_name(args.output.name.replace("speed", mode.name))
     conditions |= {name: getattr(args, name) for name in mode.settings}

@@ -36,11 +36,11 @@ CONDITIONS = (
 COLUMNS = (*KEY, *CELL, *MEASURED, *CONDITIONS, "when", "command")
 
 
-def file_name(what: str, device: torch.device, dry: bool = False) -> str:
+def file_name(device: torch.device, dry: bool = False) -> str:
     """`speed-<device>-<torch>.csv`: one file for each kind of machine and release of torch."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu()
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
-    return f"{what}-{'dry-run-' * dry}{slug}-{torch.__version__}.csv"
+    return f"speed-{'dry-run-' * dry}{slug}-{torch.__version__}.csv"
 
 
 def append(path: Path, row: dict[str, Any], columns: tuple[str, ...] = COLUMNS) -> None:

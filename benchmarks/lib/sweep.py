@@ -1,6 +1,7 @@
 """Speed-ups by batch and crop: `run.py --sweep batch=1,2,4,8 crop=128,256,512`."""
 
 import argparse
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -50,14 +51,13 @@ def cells_of(
 
 def curves(rows: list[Row]) -> dict[tuple[str, str, int], dict[int, Summary]]:
     """(model, technique, crop) → batch → summary, of the newest measurement."""
-    by_curve: dict[tuple[str, str, int], dict[int, Summary]] = {}
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, int, int], list[Row]] = defaultdict(list)
     for row in newest(rows, SIZES):
-        groups.setdefault((row["model"], row["crop"], row["batch"]), []).append(row)
+        groups[row["model"], int(row["crop"]), int(row["batch"])].append(row)
+    by_curve: dict[tuple[str, str, int], dict[int, Summary]] = defaultdict(dict)
     for (model, crop, batch), group in groups.items():
         for summary in summaries(group, model):
-            key = model, summary.technique, int(crop)
-            by_curve.setdefault(key, {})[int(batch)] = summary
+            by_curve[model, summary.technique, crop][batch] = summary
     return by_curve
 
 

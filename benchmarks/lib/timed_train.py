@@ -104,7 +104,7 @@ class Watch(Clock):
         def timed(images: Tensor, targets: Any) -> Tensor:
             self.mark("forward")
             if self.number == self.end:
-                self._inspect(lambda: step(images, targets), self.args)
+                self._inspect(lambda: step(images, targets))
                 raise Enough
             if self.number == 1:  # a warm-up step: compiled by now, not captured yet
                 loss, seen = engagement.watch_convolutions(lambda: step(images, targets))
@@ -149,18 +149,17 @@ class Watch(Clock):
         if self.timeline.on_gpu:
             self.report["reserved_mib"] = torch.cuda.max_memory_reserved(self.device) / 2**20
 
-    def _inspect(self, step: Callable[[], Any], args: dict[str, Any]) -> None:
+    def _inspect(self, step: Callable[[], Any]) -> None:
         """Count syncs and FLOP in the step after the timed ones: counting takes time."""
-        traced = args["compile"] or args["cuda_graphs"]
         if self.timeline.on_gpu:
             self.report["syncs"] = waits(step)
-        if traced:  # operators inside a compiled or captured step cannot be seen
+        if self.args["compile"] or self.args["cuda_graphs"]:  # their operators cannot be seen
             return
         counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
         with counter:
             syncs = census(step)
-        local_images = self.images / self.world
-        self.report["gflop_per_image"] = counter.get_total_flops() / local_images / 1e9
+        gflop = counter.get_total_flops() / 1e9
+        self.report["gflop_per_image"] = gflop / (self.images / self.world)
         if self.world == 1:  # DDP divides a CPU's gradients by a number it reads from a tensor
             self.report.setdefault("syncs", syncs.total())
 
