@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 
 from benchmarks.lib.environment import measured_on, provenance
-from benchmarks.lib.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.readme import README, add_output, markdown, publish
 from benchmarks.lib.results import percentiles
 from benchmarks.lib.turns import in_turns
 from common.augment import MEAN, STD
@@ -82,30 +82,26 @@ def main(argv: list[str] | None = None) -> None:
         rate = round(median * tile_bytes / 1e6, 1)
         row = {"arm": name, "samples_per_s": median, "p10": p10, "p90": p90, "MB_per_s": rate}
         rows.append(row | {"rounds": len(rounds)} | provenance(__file__, argv))
-    write_rows(args.output, rows)
-    print(f"wrote {args.output}")
-    written = table(read_rows(args.output))
-    print(written)
-    if args.write_readme:
-        write_part(README, "loader", written)
+    publish(rows, table, README, "loader", args)
 
 
 def table(rows: list[dict[str, str]]) -> str:
     """The results in Markdown."""
     speed = {row["arm"]: float(row["samples_per_s"]) for row in rows}
-    lines = [
-        measured_on(rows[0]),
-        "",
-        "| form | tiles/s (p10 to p90) | MB/s | against PNG |",
-        "|---|--:|--:|--:|",
-    ]
+    lines = []
     for row in rows:
-        name, ratio = row["arm"], speed[row["arm"]] / speed["png"]
-        p10, p90 = (f"{float(row[key]):,.0f}" for key in ("p10", "p90"))
-        rate = f"{float(row['MB_per_s']):,.0f}"
-        lines.append(f"| {name} | {speed[name]:,.0f} ({p10} to {p90}) | {rate} | {ratio:.1f} |")
+        name = row["arm"]
+        median, p10, p90, rate = (
+            f"{float(row[key]):,.0f}" for key in ("samples_per_s", "p10", "p90", "MB_per_s")
+        )
+        ratio = f"{speed[name] / speed['png']:.1f}"
+        lines.append([name, f"{median} ({p10} to {p90})", rate, ratio])
+    shown = markdown(["form", "tiles/s (p10 to p90)", "MB/s", "against PNG"], lines)
     longer = speed["copy"] / speed["packed"]
-    return "\n".join([*lines, "", f"Packed takes {longer:.2f} times as long as the plain copy."])
+    return (
+        f"{measured_on(rows[0])}\n\n{shown}\n\n"
+        f"Packed takes {longer:.2f} times as long as the plain copy."
+    )
 
 
 def arms_of(tiles: Tiles, packed: Packed, batch_size: int) -> dict[str, Arm]:
@@ -145,8 +141,7 @@ def _parser() -> Parser:
     add("--data-path", type=Path, default="sample_data", help="folder with a packed train/")
     add("-b", "--batch-size", type=positive, default=8, help="tiles in a batch")
     add("--rounds", type=positive, default=9, help="passes of each, after one for warm-up")
-    add("-o", "--output", type=Path, default="benchmarks/results/loader.csv")
-    add("--write-readme", action="store_true", help="also renew the table in benchmarks/README.md")
+    add_output(parser, "loader", README)
     return parser
 
 

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import nn
 
 from benchmarks.lib.environment import hardware, measured_on, provenance, seconds
-from benchmarks.lib.readme import METHOD, read_rows, write_part, write_rows
+from benchmarks.lib.readme import METHOD, add_output, markdown, publish
 from benchmarks.lib.results import percentiles
 from benchmarks.lib.turns import in_turns, ratio_columns, shown_ratio
 from common.cli import Parser, positive, run
@@ -69,29 +68,19 @@ def main(argv: list[str] | None = None) -> None:
             row |= {"ms": f"{p50:.4g}", "ms_p10": f"{p10:.4g}", "ms_p90": f"{p90:.4g}"}
             row |= ratio_columns(times[PLAIN], seconds_of_way)
             rows.append(row | hardware(device) | provenance(__file__, argv))
-    write_rows(args.output, rows)
-    print(f"wrote {args.output}")
-    written = table(read_rows(args.output))
-    print(written)
-    if args.write_readme:
-        write_part(METHOD, "operators", written)
+    publish(rows, table, METHOD, "operators", args)
 
 
 def table(rows: list[dict[str, str]]) -> str:
     """The results in Markdown: ms of the plain way, and the speed-ups of the others."""
     others = [way for way in WAYS if way != PLAIN]
-    lines = [
-        measured_on(rows[0]),
-        "",
-        f"| forward and backward | {PLAIN}, ms | {' | '.join(others)} |",
-    ]
-    lines.append("|---|--:|" + "--:|" * len(others))
     row = {(r["operator"], r["way"]): r for r in rows}
-    for name in dict.fromkeys(r["operator"] for r in rows):
-        cells = [name, row[name, PLAIN]["ms"]]
-        cells += [shown_ratio(row[name, way]) for way in others]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    lines = [
+        [name, row[name, PLAIN]["ms"], *(shown_ratio(row[name, way]) for way in others)]
+        for name in dict.fromkeys(r["operator"] for r in rows)
+    ]
+    shown = markdown(["forward and backward", f"{PLAIN}, ms", *others], lines)
+    return f"{measured_on(rows[0])}\n\n{shown}"
 
 
 def _step(
@@ -127,8 +116,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--crop-size", type=positive, default=128, help="pixels")
     add("-b", "--batch-size", type=positive, default=4, help="crops in a step")
     add("--rounds", type=positive, default=15, help="of each, after one for warm-up")
-    add("-o", "--output", type=Path, default=ROOT / "benchmarks/results/operators.csv")
-    add("--write-readme", action="store_true", help="also renew the table in benchmarks/METHOD.md")
+    add_output(parser, "operators", METHOD)
     return parser.parse(argv)
 
 

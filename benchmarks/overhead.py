@@ -29,52 +29,19 @@ from torch.utils.data import DataLoader
 
 from benchmarks.lib.environment import measured_on, provenance
 from benchmarks.lib.models import MODELS
-from benchmarks.lib.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.readme import README, add_output, publish
 from benchmarks.lib.synthetic import bare_session, noise_tiles
 from benchmarks.lib.turns import in_turns, ratio_columns, shown_ratio
 from common import engine
 from common.args import Speedups
 from common.augment import normalise
 from common.cli import Parser, positive, run
-from common.data import Batch
 from common.distributed import Process, pick_device
 from common.loader import GlobalBatches
 from common.run.nonfinite import Tally
 from common.run.report import Scoring
 from common.semantic import semantic_target
 from common.speedups import make_step, place
-
-
-class Clock:
-    """Calls a step and records when; `period` is the mean time from start to start, seconds."""
-
-    def __init__(self, step: Callable[[], Tensor], device: torch.device) -> None:
-        self.step, self.device = step, device
-        self.begins: list[float] = []
-
-    def __call__(self, *_: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.begins.append(time.perf_counter())
-        return self.step()
-
-    def period(self) -> float:
-        first, *_, last = self.begins
-        count, self.begins = len(self.begins) - 1, []
-        return (last - first) / count
-
-
-class Same(torch.utils.data.Dataset):
-    """The same batch again and again, so that no reading of files is measured."""
-
-    def __init__(self, batch: Batch, steps: int) -> None:
-        self.batch, self.steps = batch, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitems__(self, _: list[int]) -> Batch:
-        return self.batch
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -95,45 +62,44 @@ def main(argv: list[str] | None = None) -> None:
         optimizer.step()
         return loss.detach()
 
-    loader = DataLoader(
-        Same(Batch(*(t.cpu() for t in batch)), args.steps),
-        batch_sampler=GlobalBatches(args.steps, 1, process, 0),
-        collate_fn=lambda batch: batch,
-    )
+    # The same batch again and again, so that no reading of files is measured.
+    batches: Any = [batch.to(torch.device("cpu"))] * args.steps
+    sampler = GlobalBatches(args.steps, 1, process, 0)
+    loader = DataLoader(batches, batch_sampler=sampler, collate_fn=lambda batches: batches[0])
     s = bare_session(process, Speedups(), loader, total_steps=args.steps)
     s.start(model, optimizer)
     ours = make_step(objective, s)
-    clocks = {
-        "bare": Clock(bare, process.device),
-        "fit": Clock(lambda: ours(images, targets), process.device),
-    }
     model.train()
-
     unscored = Scoring(lambda *_: {}, "", (), "")
+    begins: list[float] = []  # of the steps of a round
+
+    def timed(step: Callable[..., Tensor], *given: Any) -> Tensor:
+        if process.device.type == "cuda":
+            torch.cuda.synchronize(process.device)
+        begins.append(time.perf_counter())
+        return step(*given)
 
     def loop() -> None:
         for _ in range(args.steps):
-            clocks["bare"]()
+            timed(bare)
 
     def fit() -> None:
         s.step = s.epoch = s.seen = 0
         s.tally = Tally()
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
             s.output_dir = Path(folder)
-            engine.fit(s, clocks["fit"], lambda _batch, _epoch: (images, targets), unscored)
+            views = images, targets
+            engine.fit(s, partial(timed, ours), lambda _batch, _epoch: views, unscored)
 
-    def period(name: str, arm: Callable[[], None]) -> float:
-        arm()
-        return clocks[name].period()
+    def period(train: Callable[[], None]) -> float:
+        """The mean time from the start of a step to the start of the next, seconds."""
+        begins.clear()
+        train()
+        return (begins[-1] - begins[0]) / (len(begins) - 1)
 
-    arms = {"bare": partial(period, "bare", loop), "fit": partial(period, "fit", fit)}
-    rounds = in_turns(arms, args.rounds)
-    write_rows(args.output, [summary(rounds) | provenance(__file__, argv)])
-    print(f"wrote {args.output}")
-    written = sentence(read_rows(args.output))
-    print(written)
-    if args.write_readme:
-        write_part(README, "overhead", written)
+    arms = {"bare": partial(period, loop), "fit": partial(period, fit)}
+    row = summary(in_turns(arms, args.rounds)) | provenance(__file__, argv)
+    publish([row], sentence, README, "overhead", args)
 
 
 def summary(rounds: dict[str, list[float]]) -> dict[str, Any]:
@@ -163,8 +129,7 @@ def _parser() -> Parser:
     add("-b", "--batch-size", type=positive, default=4, help="tiles in a step")
     add("--steps", type=positive, default=20, help="in a round, of each")
     add("--rounds", type=positive, default=15, help="pairs, after one for warm-up")
-    add("-o", "--output", type=Path, default="benchmarks/results/overhead.csv")
-    add("--write-readme", action="store_true", help="also renew the sentence in the README")
+    add_output(parser, "overhead", README)
     return parser
 
 

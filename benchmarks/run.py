@@ -11,12 +11,10 @@ continue, start the command again. `table.py` makes tables and pictures of the C
 """
 
 import argparse
-import json
 import shlex
 import signal
 import sys
-import tempfile
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,17 +26,16 @@ import torch
 from benchmarks import table
 from benchmarks.lib import engagement, launch, quality, results, sweep, to_quality
 from benchmarks.lib.environment import hardware, provenance
-from benchmarks.lib.matrix import Cell, plan
+from benchmarks.lib.matrix import SHARE, Cell, plan
+from benchmarks.lib.measure import Mode, measure
 from benchmarks.lib.models import MODELS
-from benchmarks.lib.readme import read_rows
-from benchmarks.lib.results import CONDITIONS, KEY, append, newest
+from benchmarks.lib.readme import RESULTS, read_rows
+from benchmarks.lib.results import newest
 from common import graphs
-from common.cli import Parser, UserError, fraction, number, positive, progress, run, say, whole
+from common.cli import Parser, UserError, fraction, number, positive, run, whole
 from common.distributed import pick_device
 
-RESULTS = ROOT / "benchmarks/results"
 GRAPHS_FROM = graphs.WARMUP_STEPS + 3  # by this step every captured one is replayed
-PATIENCE = 1200.0  # seconds for a cell; the slowest compile for a few minutes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,7 +56,6 @@ def main(argv: list[str] | None = None) -> None:
     cells, left_out = planned(args.batch_size)
     if args.sweep:
         cells, left_out = sweep.cells_of(planned, args.sweep, args.batch_size, args.crop_size)
-        args.output = args.output.with_name(args.output.name.replace("speed", "sweep"))
     captured = any("--cuda-graphs" in cell.flags for cell in cells)
     if captured and args.warmup < GRAPHS_FROM and not args.dry_run:
         raise UserError(
@@ -69,82 +65,39 @@ def main(argv: list[str] | None = None) -> None:
     conditions = hardware(device) | provenance(__file__, argv)
     conditions |= {"warmup": args.warmup, "steps": args.steps, "crop": args.crop_size}
     conditions |= {"data": args.data_path.name}
-    if args.to_quality is not None:
-        return to_quality.measure(cells, conditions, args)
-    if args.quality:
-        return quality.measure(cells, conditions, args)
-    late = measure(cells, conditions, args)
-    print(f"wrote {args.output}")
-    rows = newest(read_rows(args.output), sweep.SIZES if args.sweep else ())
-    if all(row["error"] for row in rows):
+    mode, rounds = SWEEP if args.sweep else SPEED, args.rounds
+    if args.level is not None or args.quality:
+        mode, rounds = quality.MODE if args.level is None else to_quality.MODE, args.seeds
+        cells = [cell for cell in cells if cell.technique != SHARE]
+    path, late = measure(mode, cells, rounds, conditions, args)
+    rows = read_rows(path)
+    if all(row["error"] for row in newest(rows, results.SIZES if args.sweep else ())):
         raise UserError(f"no cell could be measured; the last one: {rows[-1]['error']}")
     for line in left_out + late:
         print(f"left out: {line}")
-    if args.sweep:
-        return print(sweep.table(rows))
-    for model in table.models(rows):
-        print(f"\n{model}\n{table.of_model(rows, model)}")
+    print(mode.show(rows))
 
 
-def measure(cells: list[Cell], conditions: dict[str, Any], args: argparse.Namespace) -> list[str]:
-    """Add the missing rows to the CSV; returns what was left out for lack of time."""
-    same = tuple(key for key in CONDITIONS if key != "crop")
-    done = results.done(args.output, conditions, same, (*KEY, *sweep.SIZES))
-    began = time.monotonic()
-    launch.start_server()
-    end = began + 60 * args.budget
-    seconds: dict[Cell, float] = {}
-    skipped: dict[str, list[str]] = {}
-    late: list[str] = []
-    todo = list(cells)
-    for turn in range(args.rounds):
-        sizes = {c: (str(c.batch), str(c.crop or args.crop_size)) for c in todo}
-        missing = [c for c in todo if (c.model, c.technique, str(turn), *sizes[c]) not in done]
-        known = sum(seconds.get(cell, 0.0) for cell in missing)
-        if turn and time.monotonic() + known > end:
-            late.append(f"rounds {turn + 1} to {args.rounds}: not enough time")
-            break
-        # The first round may take only its share of the time, so that some is left for the others.
-        limit = end if turn else began + (end - began) / args.rounds
-        for cell in progress(missing, desc=f"round {turn + 1}", unit="cell"):
-            alike = [s for c, s in seconds.items() if c.model == cell.model]
-            if time.monotonic() + seconds.get(cell, max(alike, default=0.0)) > limit:
-                skipped.setdefault(cell.technique, []).append(cell.model)
-                todo.remove(cell)
-                continue
-            row = _measured(cell, args, min(end - time.monotonic(), PATIENCE))
-            seconds[cell] = row["wall_s"]
-            row |= {"round": turn, "when": time.strftime("%Y-%m-%dT%H:%M:%S")}
-            append(args.output, conditions | row)
-            say(_line(row))
-            if row["error"]:
-                todo.remove(cell)
-    return [f"{t} of {', '.join(m)}: not enough time" for t, m in skipped.items()] + late
+def _time(
+    cell: Cell, _: int, args: argparse.Namespace, timeout: float
+) -> tuple[dict[str, Any], str]:
+    script = ["benchmarks/lib/timed_train.py", cell.model, args.warmup, args.steps]
+    row = launch.measured(cell, args, script, [], timeout)
+    if "step_ms" not in row:  # it failed
+        return row, ""
+    row["error"] = engagement.missing(row, cell.flags, args.steps)
+    return row, f"{1e3 * row['images'] * len(row['step_ms']) / sum(row['step_ms']):.2f} images/s"
 
 
-def _measured(cell: Cell, args: argparse.Namespace, timeout: float) -> dict[str, Any]:
-    """Run the cell's process; returns its row, where `error` is empty or says what went wrong."""
-    cache = args.cache / launch.cache_name(cell, args)
-    row = launch.columns(cell, args) | {"cache": "warm" if cache.is_dir() else "cold"}
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        command = ["benchmarks/lib/timed_train.py", str(report), cell.model]
-        command += [str(args.warmup), str(args.steps)]
-        command += launch.train_arguments(cell, args, f"{folder}/run")
-        row["error"] = launch.run(cell, command, cache, timeout, args.dry_run)
-        if report.is_file():
-            row |= json.loads(report.read_text())
-            row["error"] = engagement.missing(row, cell.flags, args.steps)
-    return row | {"wall_s": time.monotonic() - began}
+def _show(rows: list[results.Row]) -> str:
+    rows = newest(rows)
+    models = table.by_model(rows)
+    return "\n\n".join(f"{model}\n{table.of_model(rows, model)}" for model in models)
 
 
-def _line(row: dict[str, Any]) -> str:
-    name = f"{row['model']} {row['technique']}, round {row['round'] + 1}: "
-    if row["error"]:
-        return f"{name}failed: {row['error']}"
-    speed = 1e3 * row["images"] * len(row["step_ms"]) / sum(row["step_ms"])
-    return f"{name}{speed:.2f} images/s ({row['wall_s']:.0f} s in all)"
+PATIENCE = 1200.0  # seconds for a cell; the slowest compile for a few minutes
+SPEED = Mode("speed", (), results.COLUMNS, PATIENCE, _time, _show)
+SWEEP = replace(SPEED, name="sweep", show=sweep.table)
 
 
 def _terminated(*_: Any) -> NoReturn:
@@ -174,7 +127,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=positive, help="steps that count (8; 50 on a GPU; 3 and 20 with --quick)")
     add("--quality", action="store_true", help="compare losses and final scores instead of speed")
     until = "seconds until the validation IoU of aircraft (mask AP) reaches this"
-    add("--to-quality", type=fraction, metavar="LEVEL", help=until)
+    add("--to-quality", dest="level", type=fraction, metavar="LEVEL", help=until)
     add("--seeds", type=positive, default=3, help="of --quality and --to-quality")
     add("--max-steps", type=positive, default=200, help="of each run of these")
     add("--eval-steps", type=positive, default=10, help="between validations, to quality")
@@ -210,7 +163,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args.device = str(device)
     folder = args.output or (ROOT / "runs/benchmark" if few else RESULTS)
     if folder.suffix != ".csv":
-        args.output = folder / results.file_name("speed", device, args.dry_run)
+        args.output = folder / results.file_name(device, args.dry_run)
     return args
 
 

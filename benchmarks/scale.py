@@ -10,18 +10,15 @@ in seconds. Nothing is timed: the results are the same on any machine.
 import argparse
 import math
 import sys
-from collections.abc import Callable
-from functools import partial
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.futures import Future
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -29,8 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.lib import flops
 from benchmarks.lib.models import MODELS
-from benchmarks.lib.readme import METHOD, read_rows, write_part, write_rows
-from common.cli import Parser, UserError, number, positive, progress, run
+from benchmarks.lib.readme import METHOD, add_output, markdown, publish
+from common.cli import Parser, number, positive, progress, run
 from common.distributed import Process
 from common.speedups import Speedups, place
 
@@ -48,31 +45,29 @@ BATCH = 2  # the least for BatchNorm behind DeepLabV3's global pooling; FLOP are
 
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
-    rows: list[dict[str, Any]] = []
+    rows = []
     dist.init_process_group("fake", rank=0, world_size=args.world_size, store=FakeStore())
     try:
         for name in progress(args.models, desc="models"):
-            folder, backbone = name.split("-", 1)
-            module = MODELS[folder].module
-            workload = measure(partial(module.build_model, backbone, 2), module.loss_fn)
+            workload = measure(*name.split("-", 1))
             for gpu, gbit in product(PEAK, GBIT_PER_S):
                 rows.append({"model": name} | workload | costs(workload, gpu, gbit, args))
     finally:
         dist.destroy_process_group()
-    write_rows(args.output, rows)
-    print(f"{args.output}: {len(args.models)} models at world size {args.world_size}, computed")
-    if args.write_readme:
-        write_part(METHOD, "scale", table(read_rows(args.output)))
+    publish(rows, table, METHOD, "scale", args)
 
 
-def measure(build: Callable[[], nn.Module], loss_fn: Callable) -> dict[str, Any]:
-    """What a step of `build()` computes and sends under DDP: FLOP of one image, bytes in float32.
+def measure(folder: str, backbone: str) -> dict[str, Any]:
+    """What a model's step computes and sends under DDP: FLOP of one image, bytes in float32.
 
     `bucket_ready` is the share of the backward pass that is done when a bucket is complete.
     """
+    build, loss_fn = MODELS[folder].module.build_model, MODELS[folder].module.loss_fn
     with FakeTensorMode():
-        forward, backward, done = flops.of_step(build(), loss_fn, *_batch(CROP))
-    model, world = build(), Process(0, dist.get_world_size(), torch.device("cpu"))
+        model = build(backbone, 2)
+        forward, backward, done = flops.of_step(model, loss_fn, *_batch(CROP))
+    model = build(backbone, 2)
+    world = Process(0, dist.get_world_size(), torch.device("cpu"))
     name_of: dict[Tensor, str] = {tensor: name for name, tensor in model.named_parameters()}
     objective: Any = place(model, loss_fn, world, Speedups())
     buckets: list[tuple[int, int]] = []
@@ -156,16 +151,11 @@ def exposed(sends: list[float], ready: list[float]) -> float:
 def table(rows: list[dict[str, str]]) -> str:
     """One line for each model and GPU, in Markdown; three values are those of `GBIT_PER_S`."""
     r = rows[0]
-    lines = [
-        f"World size {r['world_size']}, {r['batch_size']} tiles per GPU. Assumed: "
-        f"{100 * float(r['utilisation']):.0f} % of the GPU's bf16 peak, {r['alpha_us']} µs per "
-        f"message. Three values are for {' / '.join(map(str, GBIT_PER_S))} Gbit/s per GPU.\n",
-        "| model | MB all-reduced, in buckets | GPU | step, ms | all-reduces, ms | exposed, ms "
-        "| scaling efficiency, % | `--grad-accum` for 99 % |",
-        "|---|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for model, gpu in dict.fromkeys((row["model"], row["gpu"]) for row in rows):
-        group = [row for row in rows if (row["model"], row["gpu"]) == (model, gpu)]
+    head = ["model", "MB all-reduced, in buckets", "GPU", "step, ms", "all-reduces, ms"]
+    head += ["exposed, ms", "scaling efficiency, %", "`--grad-accum` for 99 %"]
+    lines = []
+    for (model, gpu), rows_of_gpu in groupby(rows, lambda row: (row["model"], row["gpu"])):
+        group = list(rows_of_gpu)
         sizes = [int(size) / 1e6 for size in group[0]["bucket_bytes"].split()]
         sent = f"{sum(sizes):.0f}: {', '.join(f'{size:.0f}' for size in sizes)}"
         cells = [model, sent, gpu, f"{float(group[0]['step_ms']):.1f}"]
@@ -174,24 +164,26 @@ def table(rows: list[dict[str, str]]) -> str:
         # Rounded down, so that only a perfect efficiency is 100.
         cells.append(" / ".join(f"{int(100 * float(row['efficiency']))}" for row in group))
         cells.append(" / ".join(row["grad_accum_for_99"] for row in group))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return (
+        f"World size {r['world_size']}, {r['batch_size']} tiles per GPU. Assumed: "
+        f"{100 * float(r['utilisation']):.0f} % of the GPU's bf16 peak, {r['alpha_us']} µs per "
+        f"message. Three values are for {' / '.join(map(str, GBIT_PER_S))} Gbit/s per GPU.\n\n"
+        f"{markdown(head, lines, 'lllr')}"
+    )
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("-o", "--output", type=Path, default=ROOT / "benchmarks/results/scale.csv")
-    add("--models", nargs="+", default=list(NAMES), help="such as unet, or fcn-resnet50")
+    known = [*NAMES, *dict.fromkeys(name.split("-")[0] for name in NAMES)]
+    add("--models", nargs="+", choices=known, default=list(NAMES))
     add("--world-size", type=number(int, 2), default=1024, help="GPUs")
     add("-b", "--batch-size", type=positive, default=8, help="tiles per GPU and forward pass")
     add("--utilisation", type=number(float, 0.01, 1), default=0.4, help="of the peak: assumed")
     add("--alpha", type=number(float, 0), default=10, help="latency of one message, µs: assumed")
-    add("--write-readme", action="store_true", help="also renew the table in benchmarks/METHOD.md")
+    add_output(parser, "scale", METHOD)
     args = parser.parse(argv)
-    for wanted in args.models:
-        if not any(wanted in (name, name.split("-")[0]) for name in NAMES):
-            raise UserError(f"--models {wanted} is not known; choose from {', '.join(NAMES)}.")
     args.models = [n for n in NAMES if n in args.models or n.split("-")[0] in args.models]
     return args
 

@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -27,11 +27,11 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.lib.environment import hardware, measured_on, provenance
 from benchmarks.lib.mosaic import mosaic, one_layer
-from benchmarks.lib.readme import README, read_rows, write_part, write_rows
+from benchmarks.lib.readme import README, add_output, markdown, read_rows, write_part, write_rows
 from benchmarks.lib.turns import in_turns
 from common.augment import normalise
 from common.cli import Parser, UserError, positive, run
@@ -61,15 +61,10 @@ TABLES = {
 
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
-    parts: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
-        "memory": memory,
-        "overhead": overhead,
-        "join": join,
-    }
     rows = read_rows(args.output) if args.output.exists() else []
     for part in args.parts:
         rows = [row for row in rows if row["part"] != part]
-        for values in parts[part](args):
+        for values in {"memory": memory, "overhead": overhead, "join": join}[part](args):
             row = EMPTY | {"part": part} | values | hardware(CPU) | provenance(__file__, argv)
             rows.append({key: str(value) for key, value in row.items()})
             print(", ".join(f"{k} {v}" for k, v in row.items() if k in EMPTY and v != ""))
@@ -89,9 +84,8 @@ def table(rows: list[dict[str, str]]) -> str:
         if measured_on(of_part[0]) != measured_last:
             measured_last = measured_on(of_part[0])
             blocks.append(measured_last)
-        lines = [f"| {first} | {' | '.join(columns.values())} |", "|---|" + "--:|" * len(columns)]
-        lines += [f"| {row['case']} | {' | '.join(row[c] for c in columns)} |" for row in of_part]
-        blocks.append("\n".join(lines))
+        lines = [[row["case"], *(row[column] for column in columns)] for row in of_part]
+        blocks.append(markdown([first, *columns.values()], lines))
     return "\n\n".join(blocks)
 
 
@@ -111,38 +105,17 @@ def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         }
 
 
-class Timed:
-    """A network that adds up the CPU time of its forward passes alone."""
-
-    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Any]) -> None:
-        self.model, self.call, self.seconds = model, call, 0.0
-
-    @torch.inference_mode()
-    def __call__(self, crops: Tensor) -> Any:
-        images = normalise(crops).contiguous(memory_format=torch.channels_last)
-        since = time.process_time()
-        result = self.call(self.model, images)
-        self.seconds += time.process_time() - since
-        return result
-
-
 def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """From file to files, against the networks alone on the same windows."""
     torch.manual_seed(0)
-    layout = torch.channels_last
+    layout: Any = torch.channels_last
     unet: Any = build_unet("resnet18", 2).eval().to(memory_format=layout)
     rcnn = build_mask("resnet18", 2, proposals=200).eval().to(memory_format=layout)
     # Random weights draw noise: here a hundredth of the ground, and the ten best of each window.
     rcnn.least_score, rcnn.most_detections = 0.0, 10
-    cases = {
-        "UNet, resnet18": (
-            unet,
-            probabilities,
-            semantic.predict_scene,
-            semantic.semantic_parser(""),
-        ),
-        "Mask R-CNN, resnet18": (rcnn, predict, instances.predict_scene, instances.parser()),
-    }
+    of_unet = unet, probabilities, semantic.predict_scene, semantic.semantic_parser("")
+    of_rcnn = rcnn, predict, instances.predict_scene, instances.parser()
+    cases = {"UNet, resnet18": of_unet, "Mask R-CNN, resnet18": of_rcnn}
     with TemporaryDirectory() as folder:
         mosaic(args.data_path, Path(folder, "scene.tif"), args.scene)
         with open_scene(Path(folder, "scene.tif")) as scene, torch.inference_mode():
@@ -155,10 +128,21 @@ def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             model, call, predict_with, parser = cases[case]
             options = parser.parse(["model", "", folder])
             options.window, options.max_detections, options.score_threshold = 512, 100, 0.0
-            network, since = Timed(model, call), time.process_time()
+            alone = 0.0
+
+            @torch.inference_mode()
+            def network(crops: Tensor) -> Any:
+                nonlocal alone
+                images = normalise(crops).contiguous(memory_format=layout)
+                since = time.process_time()
+                result = call(model, images)
+                alone += time.process_time() - since
+                return result
+
+            since = time.process_time()
             with open_scene(Path(folder, "scene.tif")) as scene:
                 predict_with(scene, "out", network, CLASSES, options)
-            return time.process_time() - since, network.seconds
+            return time.process_time() - since, alone
 
         measured = in_turns({case: partial(predict_scene, case) for case in cases}, args.rounds)
         for case, pairs in measured.items():
@@ -227,8 +211,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--scene", type=positive, default=1500, help="side of overhead's scene, pixels")
     add("--rounds", type=positive, default=3, help="of overhead, after one for warm-up")
     add("--counts", type=positive, nargs="+", default=[10_000, 100_000], help="of join")
-    add("-o", "--output", type=Path, default=ROOT / "benchmarks/results/scenes.csv")
-    add("--write-readme", action="store_true", help="also renew the tables in benchmarks/README.md")
+    add_output(parser, "scenes", README)
     args = parser.parse(argv)
     if not (args.data_path / "train/images").is_dir():
         raise UserError(

@@ -10,6 +10,8 @@ marks in a README is generated. A model's README shows the newest machine of eac
 """
 
 import sys
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.lib import plots, quality, sweep, to_quality
 from benchmarks.lib.models import MODELS
-from benchmarks.lib.readme import METHOD, README, read_rows, write_part
+from benchmarks.lib.readme import METHOD, README, RESULTS, markdown, read_rows, write_part
 from benchmarks.lib.results import (
     SHARE,
     Row,
@@ -28,10 +30,10 @@ from benchmarks.lib.results import (
     shown_speedup,
     summaries,
 )
-from benchmarks.lib.techniques import SHOWN
+from benchmarks.lib.techniques import PLAIN, SHOWN
 from common.cli import Parser, UserError, run
 
-RESULTS = ROOT / "benchmarks/results"
+WHAT = ("speed", "quality", "to-quality", "sweep")  # is measured, each in files of its own
 SHARE_NAME = "one DDP process, alone"
 NONE = (
     "**GPU**: a first run on an H100 is in `benchmarks/LEDGER.md`; `make benchmark-gpu` fills this "
@@ -39,29 +41,21 @@ NONE = (
 )
 
 
-def models(rows: list[Row]) -> list[str]:
-    return [name for name in MODELS if any(row["model"] == name for row in rows)]
-
-
-def of_model(rows: list[Row], model: str, trained: list[Row] | None = None) -> str:
+def of_model(rows: list[Row], model: str, trained: Sequence[Row] = ()) -> str:
     """A model's techniques: speed, speed-up, parts of a step, memory, one-off cost, quality."""
-    judged = quality.of_model(trained or [], model)
-    lines = [
-        "| technique | images/s (p10 to p90; n) | without loader | speed-up (95 %) | forward / "
-        "backward / optimizer / data, ms | memory, MiB | start-up, s | pays off after, steps |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    judged = quality.of_model(trained, model)
+    head = ["technique", "images/s (p10 to p90; n)", "without loader", "speed-up (95 %)"]
+    head += ["forward / backward / optimizer / data, ms", "memory, MiB", "start-up, s"]
+    head += ["pays off after, steps"]
     if judged:
         score = next((row["name"] for row in judged if row["name"]), "score")
         seeds = len({row["round"] for row in judged})
-        lines[0] += (
-            f" {score} after {judged[0]['max_steps']} steps, {seeds} seeds; loss difference |"
-        )
-        lines[1] += "--:|"
+        head.append(f"{score} after {judged[0]['max_steps']} steps, {seeds} seeds; loss difference")
+    lines = []
     for summary in summaries(rows, model):
         if summary.error:
             error = summary.error.replace("|", "\\|")
-            lines.append(f"| {summary.technique} | failed: {error} | | | | | | |")
+            lines.append([summary.technique, f"failed: {error}", *[""] * (len(head) - 2)])
             continue
         low, median, high = map(shown_number, summary.speed)
         name = SHARE_NAME if summary.technique == SHARE else summary.technique
@@ -70,8 +64,8 @@ def of_model(rows: list[Row], model: str, trained: list[Row] | None = None) -> s
         cells += [shown_speedup(summary), _phases(summary), _memory(summary)]
         cells += [f"{summary.one_off:.1f}", _pays_after(summary)]
         cells += [quality.cell_of(judged, model, summary.technique)] * bool(judged)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 def _phases(summary: Summary) -> str:
@@ -101,66 +95,65 @@ def _pays_after(summary: Summary) -> str:
 
 def machine_side(rows: list[Row]) -> str:
     """What a step costs the machine: FLOP, share of the peak, syncs, and DDP's scaling."""
-    measured = _by_technique(rows)
+    measured = by_model(rows)
+    of_all = [summary for of in measured.values() for summary in of.values()]
     # A step that is faster than the matrix products shows that they do not measure the peak.
-    shares = [s.mfu for techniques in measured for s in techniques.values() if s.mfu]
-    is_peak = max(shares, default=0) <= 1
-    gflop = [
-        f"{techniques['plain'].gflop:.1f}"
-        if "plain" in techniques and techniques["plain"].gflop
-        else ""
-        for techniques in measured
-    ]
-    lines = [f"| technique | {' | '.join(models(rows))} |", "|---|" + "--:|" * len(measured)]
-    lines.append(f"| GFLOP per image | {' | '.join(gflop)} |")
-    for name in _shown(measured, SHARE):
-        cells = []
-        for summary in (techniques.get(name) for techniques in measured):
-            parts = []
-            if summary and summary.mfu and is_peak:
-                parts.append(f"{100 * summary.mfu:.0f} %")
-            if summary and summary.syncs is not None:
-                parts.append(f"{summary.syncs} syncs")
-            if summary and summary.efficiency:
-                parts.append(f"scaling {100 * summary.efficiency:.0f} %")
-            cells.append(", ".join(parts))
-        lines.append(f"| {SHARE_NAME if name == SHARE else name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    is_peak = all((summary.mfu or 0) <= 1 for summary in of_all)
 
+    def cell(summary: Summary | None) -> str:
+        if summary is None:
+            return ""
+        parts = []
+        if summary.mfu and is_peak:
+            parts.append(f"{100 * summary.mfu:.0f} %")
+        if summary.syncs is not None:
+            parts.append(f"{summary.syncs} syncs")
+        if summary.efficiency:
+            parts.append(f"scaling {100 * summary.efficiency:.0f} %")
+        return ", ".join(parts)
 
-def _shown(measured: list[dict[str, Summary]], *more: str) -> list[str]:
-    """The common techniques that some model has, and `more`."""
-    names = dict.fromkeys(name for techniques in measured for name in techniques)
-    return [name for name in names if name in (*SHOWN, *more)]
-
-
-def _by_technique(rows: list[Row]) -> list[dict[str, Summary]]:
-    """For each of `models`: technique → summary."""
-    return [{s.technique: s for s in summaries(rows, model)} for model in models(rows)]
+    plain = [of.get(PLAIN) for of in measured.values()]
+    gflop = [f"{summary.gflop:.1f}" if summary and summary.gflop else "" for summary in plain]
+    return _by_technique(measured, cell, (*SHOWN, SHARE), [["GFLOP per image", *gflop]])
 
 
 def overview(rows: list[Row]) -> str:
     """Speed-ups of all models by the most common techniques, one technique per line."""
-    measured = _by_technique(rows)
-    lines = [f"| technique | {' | '.join(models(rows))} |", "|---|" + "--:|" * len(measured)]
-    for name in _shown(measured):
-        cells = [shown_speed(techniques.get(name)) for techniques in measured]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return _by_technique(by_model(rows), shown_speed, SHOWN)
+
+
+def by_model(rows: list[Row]) -> dict[str, dict[str, Summary]]:
+    """Model → technique → summary."""
+    measured = {model: {s.technique: s for s in summaries(rows, model)} for model in MODELS}
+    return {model: techniques for model, techniques in measured.items() if techniques}
+
+
+def _by_technique(
+    measured: dict[str, dict[str, Summary]],
+    cell: Callable[[Summary | None], str],
+    techniques: Sequence[str],
+    first: Sequence[list[str]] = (),
+) -> str:
+    """A table with a line for each of `techniques` that some model has, after the lines `first`."""
+    names = dict.fromkeys(name for of in measured.values() for name in of if name in techniques)
+    lines = [
+        [SHARE_NAME if name == SHARE else name, *(cell(of.get(name)) for of in measured.values())]
+        for name in names
+    ]
+    return markdown(["technique", *measured], [*first, *lines])
 
 
 def ceilings() -> str:
     """Images/s that no training on these GPUs can exceed, from the FLOP that `scale.py` counted."""
     rows = {(r["model"], r["gpu"]): r for r in read_rows(RESULTS / "scale.csv")}
     gpus = list(dict.fromkeys(gpu for _, gpu in rows))
-    lines = [f"| model, crops of 512 pixels | GFLOP per image | {' | '.join(gpus)} |"]
-    lines.append("|---|--:|" + "--:|" * len(gpus))
+    lines = []
     for name in dict.fromkeys(model for model, _ in rows):
         on_gpus = [rows[name, gpu] for gpu in gpus]
         gflop = float(on_gpus[0]["forward_gflop"]) + float(on_gpus[0]["backward_gflop"])
         speeds = (f"{1e3 * float(r['peak_tflops']) / gflop:,.0f}" for r in on_gpus)
-        lines.append(f"| {name} | {gflop:,.0f} | {' | '.join(speeds)} |")
-    return "\n".join(lines)
+        lines.append([name, f"{gflop:,.0f}", *speeds])
+    return markdown(["model, crops of 512 pixels", "GFLOP per image", *gpus], lines)
 
 
 def heading(rows: list[Row]) -> str:
@@ -172,7 +165,7 @@ def heading(rows: list[Row]) -> str:
     kept = f"{r['steps']} steps after {r['warmup']} for warm-up, in each of {rounds} rounds"
     if rounds < 6:
         kept += " (with so few, an interval is the range)" if rounds > 1 else " (no interval)"
-    plain = [row for row in rows if row["technique"] == "plain"]
+    plain = [row for row in rows if row["technique"] == PLAIN]
     backbones = dict.fromkeys(
         f"{row['model']} on {row['backbone']}" + f" (`{row['flags']}`)" * bool(row["flags"])
         for row in plain
@@ -188,7 +181,7 @@ def heading(rows: list[Row]) -> str:
     )
 
 
-def results(folder: Path, what: str = "speed") -> dict[str, list[Row]]:
+def results(folder: Path, what: str) -> dict[str, list[Row]]:
     """`<device>-<torch>` → the newest rows of its file, processors before GPUs."""
     newest_of = newest if what in ("speed", "quality") else list
     files = sorted(folder.glob(f"{what}-*.csv"))
@@ -198,41 +191,28 @@ def results(folder: Path, what: str = "speed") -> dict[str, list[Row]]:
 
 def side_by_side(machines: dict[str, list[Row]]) -> str:
     """The common techniques on every machine: images/s of plain, speed-ups of the others."""
-    lines = [
-        f"| technique | on, commit | {' | '.join(MODELS)} |",
-        "|---|---|" + "--:|" * len(MODELS),
-    ]
-    measured = {
-        f"{name}, {rows[-1]['commit']}": dict(zip(models(rows), _by_technique(rows), strict=True))
-        for name, rows in machines.items()
-    }
-    for technique in SHOWN:
-        for machine, of in measured.items():
-            cells = [shown_speed(of.get(model, {}).get(technique)) for model in MODELS]
-            if any(cells):
-                lines.append(f"| {technique} | {machine} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    measured = {name: by_model(rows) for name, rows in machines.items()}
+    lines = []
+    for technique, (machine, of) in product(SHOWN, measured.items()):
+        cells = [shown_speed(of.get(model, {}).get(technique)) for model in MODELS]
+        if any(cells):
+            lines.append([technique, f"{machine}, {machines[machine][-1]['commit']}", *cells])
+    return markdown(["technique", "on, commit", *MODELS], lines, "llr")
 
 
-def parts(
-    machines: dict[str, list[Row]],
-    trained: dict[str, list[Row]],
-    more: dict[str, dict[str, list[Row]]] | None = None,
-) -> dict[tuple[Path, str], str]:
+def parts(measured: dict[str, dict[str, list[Row]]]) -> dict[tuple[Path, str], str]:
     """All generated parts: (README, mark) → Markdown.
 
     Args:
-        machines: Machine → its rows of `speed-*.csv`.
-        trained: The same of `quality-*.csv`.
-        more: `to-quality` and `sweep` → the same of these files.
+        measured: Each of `WHAT` → the `results` of its files.
     """
+    machines = measured["speed"]
     made: dict[tuple[Path, str], str] = {}
     for model in MODELS:
         blocks = [
-            f"{heading([r for r in rows if r['model'] == model])}\n\n"
-            f"{of_model(rows, model, trained.get(machine))}"
+            f"{heading(of)}\n\n{of_model(rows, model, measured['quality'].get(machine, ()))}"
             for machine, rows in plots.newest_of_kind(machines).items()
-            if model in models(rows)
+            if (of := [row for row in rows if row["model"] == model])
         ]
         picture = plots.shown(MODELS[model].picture, "images per second of each technique")
         shown = [picture] * bool(blocks)
@@ -242,7 +222,7 @@ def parts(
     for what, tabled in (("to-quality", to_quality.table), ("sweep", sweep.table)):
         blocks = [
             f"**{name}**, commit {rows[-1]['commit']}, `{rows[-1]['command']}`\n\n{tabled(rows)}"
-            for name, rows in (more or {}).get(what, {}).items()
+            for name, rows in measured[what].items()
         ]
         blocks += [plots.shown(what, f"the {what} curves")] * bool(blocks)
         made[README, what] = "\n\n".join(blocks) or "Not measured yet."
@@ -264,26 +244,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--print", action="store_true", help="print instead of writing READMEs")
     parser.add_argument("--into", type=Path, help="folder for tables.md and pictures, not READMEs")
     args = parser.parse(argv)
-    machines = results(args.results)
-    if not machines:
+    measured = {what: results(args.results, what) for what in WHAT}
+    if not measured["speed"]:
         raise UserError(f"there is no speed-*.csv in {str(args.results)!r}; run run.py first.")
-    more = {what: results(args.results, what) for what in ("to-quality", "sweep")}
-    written = parts(machines, results(args.results, "quality"), more)
+    written = parts(measured)
     printed = "\n\n".join(f"{path.relative_to(ROOT)}\n{t}" for (path, _), t in written.items())
     if args.print:
         return print(printed)
     if args.into:
         (args.into / "tables.md").write_text(f"{printed}\n")
     else:
-        for readme, name in written:  # before the first is written
-            if not readme.is_file() or f"<!-- /{name} -->" not in readme.read_text():
-                raise UserError(
-                    f"{str(readme)!r} has no place for the table; put the lines <!-- {name} --> "
-                    f"and <!-- /{name} --> into it."
-                )
         for (readme, name), text in written.items():
             write_part(readme, name, text)
-    for path in plots.draw_all(machines, args.into or ROOT / "assets", more):
+    for path in plots.draw_all(measured, args.into or ROOT / "assets"):
         print(f"wrote {path}")
 
 

@@ -194,16 +194,12 @@ def test_every_combination_that_can_run_is_planned_and_unknown_ones_are_refused(
         plan(["unet"], ["ampere"], {}, cpu, 4)
 
 
-WHAT = ("speed", "quality", "to-quality", "sweep")
-
-
 @pytest.fixture(scope="module")
 def written():
-    speed, quality, *more = (table.results(table.RESULTS, what) for what in WHAT)
-    return table.parts(speed, quality, dict(zip(WHAT[2:], more, strict=True)))
+    return table.parts({what: table.results(table.RESULTS, what) for what in table.WHAT})
 
 
-@pytest.mark.parametrize(("readme", "name"), table.parts({}, {}))
+@pytest.mark.parametrize(("readme", "name"), table.parts({key: {} for key in table.WHAT}))
 def test_the_readmes_show_the_committed_numbers(written, readme, name):
     assert part(readme, name) == written[readme, name], "stale; run: python benchmarks/table.py"
 
@@ -222,8 +218,8 @@ def test_the_front_page_shows_the_processor_measured_last_and_every_gpu():
 def test_the_picture_is_drawn_for_light_and_dark_pages(tmp_path):
     rows = rows_of({"plain": [10, 11], "amp": [20, 21], "compile": [5, 6]})
     rows += rows_of({"ddp": [1]}, error="it did not")
-    rows_of_both = {"to-quality": {"cpu": to_quality_rows()}, "sweep": {"cpu": sweep_rows()}}
-    written = plots.draw_all({"cpu": rows}, tmp_path, rows_of_both)
+    found = {"speed": rows, "to-quality": to_quality_rows(), "sweep": sweep_rows()}
+    written = plots.draw_all({what: {"cpu": rows} for what, rows in found.items()}, tmp_path)
     assert {path.stem for path in written[2:]} == {
         *("to-quality", "to-quality_dark", "sweep", "sweep_dark")
     }
@@ -267,7 +263,7 @@ def test_neither_the_order_of_cells_nor_their_number_matters(tiled, tmp_path, mo
     for order in (cells, cells[::-1]):
         for cell in order:
             folder = tmp_path / str(len(found))
-            train = ["unet/train.py", *launch.train_arguments(cell, args, str(folder))]
+            train = ["unet/train.py", *launch.train_arguments(cell, args, folder)]
             train += ["--max-steps", "4", "--print-freq", "1"]
             assert launch.run(cell, train, tmp_path / "compiled", PATIENCE, dry=True) == ""
             found.append(losses(folder))
@@ -281,8 +277,8 @@ def test_a_cell_ends_with_its_loader_processes(tiled, tmp_path, monkeypatch):
     sizes = {"backbone": ENCODER, "device": "cpu", "crop_size": 32, "workers": 1}
     args = argparse.Namespace(data_path=tiled, **sizes)
     (cell,), _ = plan(["unet"], ["plain"], {}, torch.device("cpu"), 4, dry=True)
-    words = ["benchmarks/lib/timed_train.py", str(tmp_path / "report.json"), "unet", "2", "4"]
-    words += launch.train_arguments(cell, args, str(tmp_path / "run"))
+    words = ["benchmarks/lib/timed_train.py", "unet", "2", "4"]
+    words += launch.train_arguments(cell, args, tmp_path / "run")
     assert launch.run(cell, words, tmp_path / "compiled", PATIENCE, dry=True) == ""
     # An epoch of eight steps ended among the timed ones; it was neither scored nor saved.
     assert not list((tmp_path / "run").glob("*.pth"))
@@ -325,7 +321,7 @@ def test_the_seconds_to_a_score_are_measured_without_validation(tiled, tmp_path)
     done = run_script(ROOT / "benchmarks/run.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_rows(tmp_path / "to-quality.csv")
-    assert [row["technique"] for row in rows] == ["plain", "slow", "broken"] * 2
+    assert [row["technique"] for row in rows] == ["plain", "slow", "broken", "plain", "slow"]
     for row in rows:
         if row["technique"] == "broken":
             assert "the training set has" in row["error"]
@@ -360,7 +356,8 @@ def test_the_curves_to_quality_of_all_machines_are_in_one_picture(tmp_path):
     others = [row | {"model": "fcn", "cpu": "another"} for row in rows]
     widths = []
     for machines in ({"a": rows}, {"a": rows, "b": others}):
-        plots.draw_all({"a": rows_of({"plain": [10]})}, tmp_path, {"to-quality": machines})
+        speed = {"a": rows_of({"plain": [10]})}
+        plots.draw_all({"speed": speed, "to-quality": machines, "sweep": {}}, tmp_path)
         widths.append(Image.open(tmp_path / "to-quality.png").width)
     assert widths[1] == 2 * widths[0]
 

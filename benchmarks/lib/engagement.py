@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,31 +17,24 @@ CONVOLUTIONS = ("conv_x", "conv_backward_x", "conv_backward_grad")
 COLUMNS = ("replays", "compiled_graphs", "graph_breaks", *CONVOLUTIONS)
 
 
-class Counted:
-    """A graph that counts how often it is replayed."""
+def count_replays() -> Counter[str]:
+    """A counter whose entry `replays` grows from now on with each replay of a captured step."""
+    counter: Counter[str] = Counter()
+    make = graphs.CudaGraph
 
-    def __init__(self, graph: graphs.Graph) -> None:
-        self.graph, self.replays = graph, 0
+    def make_counted() -> graphs.CudaGraph:
+        graph = make()
+        replay = graph.replay
 
-    def capture(self, function: Callable[[], Tensor]) -> Tensor:
-        return self.graph.capture(function)
+        def replay_and_count() -> None:
+            counter["replays"] += 1
+            replay()
 
-    def replay(self) -> None:
-        self.replays += 1
-        self.graph.replay()
+        graph.replay = replay_and_count  # type: ignore[method-assign]
+        return graph
 
-
-def count_replays() -> list[Counted]:
-    """From now on every captured step has a graph that counts; returns the list of these."""
-    made: list[Counted] = []
-    real: Any = graphs.CudaGraph
-
-    def make() -> Counted:
-        made.append(Counted(real()))
-        return made[-1]
-
-    graphs.CudaGraph = make  # type: ignore[assignment,misc]
-    return made
+    graphs.CudaGraph = make_counted  # type: ignore[assignment,misc]
+    return counter
 
 
 def compilations() -> dict[str, int]:

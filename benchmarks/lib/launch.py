@@ -2,17 +2,16 @@
 
 import argparse
 import importlib
+import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -21,33 +20,57 @@ from benchmarks.lib.models import MODELS
 from benchmarks.lib.standins import narrow, use_cpu_graphs
 from common import cli, loader
 from common.distributed import die_with_parent
+from common.run.report import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def columns(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
-    """The columns of a row that describe the cell."""
-    row: dict[str, Any] = {"model": cell.model, "technique": cell.technique}
+def measured(
+    cell: Cell,
+    args: argparse.Namespace,
+    script: Sequence[Any],
+    options: Sequence[Any],
+    timeout: float,
+    cold: bool = False,
+) -> dict[str, Any]:
+    """Train a cell; its row of a results file, and the lines of `log.jsonl` as `log`.
+
+    The row has the columns of the cell, all that the script wrote into `report.json` beside the
+    log, and `error`, which is empty if the script succeeded.
+
+    Args:
+        script: Path in the repository, and what it takes before the arguments of train.py.
+        options: Further arguments of train.py.
+        timeout: Seconds after which the cell is ended.
+        cold: Whether the compiler's cache is an empty one, not that of earlier such cells.
+    """
+    began = time.monotonic()
+    backbone, crop = _backbone(cell, args), cell.crop or args.crop_size
+    row: dict[str, Any] = {"model": cell.model, "technique": cell.technique, "crop": crop}
     row |= {"flags": " ".join(cell.flags), "world": cell.world, "batch": cell.batch}
-    row |= {"crop": cell.crop or args.crop_size}
-    return row | {"threads": cell.threads, "backbone": _backbone(cell, args)}
+    row |= {"threads": cell.threads, "backbone": backbone}
+    with tempfile.TemporaryDirectory() as folder:
+        name = f"{cell.name.replace(' ', '-')}-{backbone}-{crop}-{cell.batch}".replace("/", "-")
+        cache = Path(folder, "compiled") if cold else args.cache / name
+        row["cache"] = "warm" if cache.is_dir() else "cold"
+        output = Path(folder, "run")
+        command = [*script, *train_arguments(cell, args, output), *options]
+        row["error"] = run(cell, list(map(str, command)), cache, timeout, args.dry_run)
+        if (output / "report.json").is_file():
+            row |= json.loads((output / "report.json").read_text())
+        row["log"] = read_log(output / "log.jsonl")
+    when = time.strftime("%Y-%m-%dT%H:%M:%S")
+    return row | {"wall_s": time.monotonic() - began, "when": when}
 
 
-def train_arguments(cell: Cell, args: argparse.Namespace, output_dir: str) -> list[str]:
+def train_arguments(cell: Cell, args: argparse.Namespace, output_dir: Path) -> list[str]:
     """The arguments of train.py."""
-    option = MODELS[cell.model].option
-    arguments: list[Any] = [option, _backbone(cell, args), "--weights-backbone", "none"]
-    arguments += ["--device", args.device, "--data-path", args.data_path]
-    arguments += ["--output-dir", output_dir, "--crop-size", cell.crop or args.crop_size]
+    arguments: list[Any] = [MODELS[cell.model].option, _backbone(cell, args)]
+    arguments += ["--weights-backbone", "none", "--device", args.device]
+    arguments += ["--data-path", args.data_path, "--output-dir", output_dir]
+    arguments += ["--crop-size", cell.crop or args.crop_size]
     arguments += ["-b", cell.batch, "-j", args.workers, *cell.flags]
     return list(map(str, arguments))
-
-
-def cache_name(cell: Cell, args: argparse.Namespace) -> str:
-    """Cells with the same name compile the same code."""
-    name = f"{cell.name.replace(' ', '-')}-{_backbone(cell, args)}"
-    name += f"-{cell.crop or args.crop_size}-{cell.batch}"
-    return name.replace("/", "-")
 
 
 def run(cell: Cell, command: list[str], cache: Path, timeout: float, dry: bool = False) -> str:
@@ -55,7 +78,7 @@ def run(cell: Cell, command: list[str], cache: Path, timeout: float, dry: bool =
 
     A process that has imported all models forks a child for each cell. So a cell does not wait for
     the imports, and starts without a model, a compiled code, a CUDA context or a heap of another
-    cell. Under DDP torchrun starts new processes.
+    cell. Under DDP the child becomes torchrun, which starts new processes.
 
     Args:
         command: The script, relative to the repository, and its arguments.
@@ -64,19 +87,17 @@ def run(cell: Cell, command: list[str], cache: Path, timeout: float, dry: bool =
         dry: With narrow networks and a stand-in for CUDA graphs.
     """
     environment = {"OMP_NUM_THREADS": str(cell.threads), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    with tempfile.NamedTemporaryFile("w+") as output:
-        if cell.world > 1:
-            code = _torchrun(cell.world, command, environment, output, timeout)
-        else:
-            malloc = cell.technique == DEFAULT_MALLOC
-            child = _server().Process(
-                target=_forked, args=(command, environment, output.name, malloc, dry)
-            )
-            child.start()
-            code = _wait(child, timeout)
+    with tempfile.NamedTemporaryFile("r") as output:
+        given = (cell, command, environment, output.name, dry)
+        child = _server().Process(target=_forked, args=given)
+        child.start()
+        try:
+            child.join(timeout)
+            code = child.exitcode
+        finally:
+            _end(child)
         if code is None:
             return f"stopped after {timeout:.0f} s"
-        output.seek(0)
         return _reason(output.read()) if code else ""
 
 
@@ -104,15 +125,19 @@ def start_server() -> None:
 
 
 def _forked(
-    command: list[str], environment: dict[str, str], output: str, malloc: bool, dry: bool
+    cell: Cell, command: list[str], environment: dict[str, str], output: str, dry: bool
 ) -> None:
-    """What a child does: become the script, and write into `output`."""
+    """What a child does: become the script, or torchrun, and write into `output`."""
     die_with_parent()
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), stream)
     os.environ.update(environment)
-    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    if malloc:
+    if cell.world > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cell.world}"]
+        script = str(ROOT / command[0])
+        os.execv(sys.executable, [sys.executable, *launcher, script, *command[1:]])
+    torch.set_num_threads(cell.threads)
+    if cell.technique == DEFAULT_MALLOC:
         cli.keep_freed_memory = lambda: None
     if dry:
         rehearse()
@@ -133,38 +158,14 @@ def rehearse() -> None:
     MODELS["mask"] = replace(MODELS["mask"], light_flags=("--proposals", "20"))
 
 
-def _torchrun(
-    world: int, command: list[str], environment: dict[str, str], output: IO[str], timeout: float
-) -> int | None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    line = [sys.executable, *launcher, str(ROOT / command[0]), *command[1:]]
-    process = subprocess.Popen(line, env=os.environ | environment, stdout=output, stderr=output)
-    try:
-        return process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        _end(process, process.wait, lambda: process.poll() is None)
-
-
-def _wait(child: BaseProcess, timeout: float) -> int | None:
-    """The child's exit code; None if it had to be ended."""
-    try:
-        child.join(timeout)
-        return child.exitcode
-    finally:
-        _end(child, child.join, child.is_alive)
-
-
-def _end(process: Any, wait: Callable[[float], Any], alive: Callable[[], bool]) -> None:
+def _end(child: Any) -> None:
     """Stop a process if it still runs; torchrun then ends its own processes."""
-    if alive():
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            wait(20)
-        if alive():
-            process.kill()
-            wait(20)
+    if child.is_alive():
+        child.terminate()
+        child.join(20)
+    if child.is_alive():
+        child.kill()
+        child.join(20)
 
 
 def _backbone(cell: Cell, args: argparse.Namespace) -> str:

@@ -37,25 +37,16 @@ def one_layer(folder: Path) -> tuple[float, float]:
     network(torch.zeros(4, 512, 512, 3, dtype=torch.uint8))
     words = ["model", str(folder / "scene.tif"), str(folder), "--window", "512"]
     args = semantic.semantic_parser("").parse(words)
-    seconds, peak, before = [], 0.0, forget_peak()
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak of the resident memory
+    seconds, before = [], _resident("VmRSS")
     for turn in range(4):
         since = time.process_time()
         with open_scene(folder / "scene.tif") as scene:
             semantic.predict_scene(scene, "out", network, ["ground", "aircraft"], args)
         seconds.append(time.process_time() - since)
-        peak = peak_memory() - before if turn == 0 else peak
+        if turn == 0:
+            peak = _resident("VmHWM") - before
     return float(np.median(seconds[1:])), peak
-
-
-def forget_peak() -> float:
-    """Start a new peak: the MB that are resident now."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    return _resident("VmRSS")
-
-
-def peak_memory() -> float:
-    """The most MB that were resident since `forget_peak`."""
-    return _resident("VmHWM")
 
 
 def _resident(name: str) -> float:

@@ -23,28 +23,29 @@ COLOURS = (GREY, BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 THEMES = (("", INK, "white", "#E5E5E5"), ("_dark", "#E6EDF3", "#0D1117", "#30363D"))
 
 
-def draw_all(
-    machines: dict[str, list[Row]],
-    folder: Path,
-    more: dict[str, dict[str, list[Row]]] | None = None,
-) -> list[Path]:
-    """`<model>_benchmark.png` of each measured model, on the newest GPU or else the newest CPU."""
-    measured = in_front(machines)
-    rows = max(measured, key=lambda rows: (rows[-1]["device"] != "cpu", rows[-1]["when"]))
+def draw_all(measured: dict[str, dict[str, list[Row]]], folder: Path) -> list[Path]:
+    """`<model>_benchmark.png` of each measured model, on the newest GPU or else the newest CPU.
+
+    Also `to-quality.png` of all machines and `sweep.png` of the last one.
+
+    Args:
+        measured: `speed`, `to-quality` and `sweep` → machine → its rows.
+    """
+    machines = in_front(measured["speed"])
+    rows = max(machines, key=lambda rows: (rows[-1]["device"] != "cpu", rows[-1]["when"]))
     written = []
     for model in MODELS:
-        bars = [o for o in summaries(rows, model) if not o.error and o.technique != SHARE]
+        bars = [s for s in summaries(rows, model) if not s.error and s.technique != SHARE]
         if bars:
-            row = next(r for r in rows if r["model"] == model)
-            written += _write(
-                folder / f"{MODELS[model].picture}.png", partial(draw, bars, model, row)
-            )
-    trained, swept = (list((more or {}).get(w, {}).values()) for w in ("to-quality", "sweep"))
+            row = next(row for row in rows if row["model"] == model)
+            path = folder / f"{MODELS[model].picture}.png"
+            written += _write(path, partial(draw, bars, model, row))
+    trained = sorted(chain(*measured["to-quality"].values()), key=lambda row: row["when"])
     if trained:
-        by_time = sorted(chain(*trained), key=lambda row: row["when"])
-        written += _write(folder / "to-quality.png", partial(draw_to_quality, by_time))
-    if swept:
-        written += _write(folder / "sweep.png", partial(draw_sweep, swept[-1]))
+        written += _write(folder / "to-quality.png", partial(draw_to_quality, trained))
+    if measured["sweep"]:
+        swept = list(measured["sweep"].values())[-1]
+        written += _write(folder / "sweep.png", partial(draw_sweep, swept))
     return written
 
 
@@ -144,10 +145,8 @@ def draw_to_quality(rows: list[Row]) -> Any:
     """
     models = to_quality.current(rows)
     names = list(dict.fromkeys(row["technique"] for runs in models.values() for row in runs))
-    figure, axes = plt.subplots(
-        1, len(models), figsize=(5 * len(models), 3.6), layout="constrained", squeeze=False
-    )
-    for panel, (model, runs) in zip(axes[0], models.items(), strict=True):
+    figure, panels = _panels(len(models), 5)
+    for panel, (model, runs) in zip(panels, models.items(), strict=True):
         for row in runs:
             if row["error"]:
                 continue
@@ -160,26 +159,22 @@ def draw_to_quality(rows: list[Row]) -> Any:
         panel.set(
             title=f"{model}, {machine}", xlabel="seconds of training", ylabel="validation score"
         )
-        panel.legend(frameon=False, fontsize=8)
-        panel.spines[["top", "right"]].set_visible(False)
+        _finish(panel)
     return figure
 
 
 def draw_sweep(rows: list[Row]) -> Any:
     """Speed-up over batch; a panel for each model and crop. Filled: the device is the limit."""
     curves = sweep.curves(rows)
-    panels = list(dict.fromkeys((model, crop) for model, _, crop in curves))
+    pairs = list(dict.fromkeys((model, crop) for model, _, crop in curves))
     names = list(dict.fromkeys(technique for _, technique, _ in curves))
     batches = sorted({batch for by_batch in curves.values() for batch in by_batch})
-    size = 4 * len(panels), 3.6
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=size, layout="constrained", squeeze=False, sharey=True
-    )
-    for panel, (name, size_of_crop) in zip(axes[0], panels, strict=True):
+    figure, panels = _panels(len(pairs), 4, sharey=True)
+    for panel, pair in zip(panels, pairs, strict=True):
         panel.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
         for (model, technique, crop), by_batch in curves.items():
             points = [(b, s) for b, s in sorted(by_batch.items()) if s.speedup]
-            if (model, crop) != (name, size_of_crop) or not points:
+            if (model, crop) != pair or not points:
                 continue
             colour = COLOURS[names.index(technique) % len(COLOURS)]
             ratios = [summary.speedup[0] for _, summary in points if summary.speedup]
@@ -189,8 +184,22 @@ def draw_sweep(rows: list[Row]) -> Any:
                 panel.plot(batch, ratio, "o", color=colour, markerfacecolor=face)
         panel.set_xscale("log", base=2)
         panel.set_xticks(batches, batches)
-        panel.set(title=f"{name}, crops of {size_of_crop}", xlabel="batch", ylabel="speed-up")
-        if panel.get_legend_handles_labels()[1]:
-            panel.legend(frameon=False, fontsize=8)
-        panel.spines[["top", "right"]].set_visible(False)
+        title = "{}, crops of {}".format(*pair)
+        panel.set(title=title, xlabel="batch", ylabel="speed-up")
+        _finish(panel)
     return figure
+
+
+def _panels(count: int, width: float, **options: Any) -> tuple[Any, Any]:
+    """A figure and `count` axes side by side, each `width` inches wide."""
+    size = (width * count, 3.6)
+    figure, axes = plt.subplots(
+        1, count, figsize=size, layout="constrained", squeeze=False, **options
+    )
+    return figure, axes[0]
+
+
+def _finish(panel: Any) -> None:
+    if panel.get_legend_handles_labels()[1]:
+        panel.legend(frameon=False, fontsize=8)
+    panel.spines[["top", "right"]].set_visible(False)

@@ -7,57 +7,34 @@ trains to the end and scores the validation set; `table.py` puts the result besi
 
 import argparse
 import statistics
-import tempfile
-import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.lib import launch
-from benchmarks.lib.matrix import PLAIN, SHARE, Cell
-from benchmarks.lib.results import CELL, CONDITIONS, KEY, Row, append, done
-from common.cli import progress, say
-from common.run.report import read_log
+from benchmarks.lib.matrix import PLAIN, Cell
+from benchmarks.lib.measure import Mode
+from benchmarks.lib.results import CELL, CONDITIONS, KEY, Row, newest
 
 SCORES = ("mIoU", "mask_AP")
-MEASURED = ("max_steps", "losses", "name", "score", "wall_s")
-COLUMNS = (*KEY, *CELL, *MEASURED, *CONDITIONS, "when", "command")
 
 
-def measure(cells: list[Cell], conditions: dict[str, Any], args: argparse.Namespace) -> None:
-    """Add the missing runs to `quality_*.csv`, beside the speeds; a round is a seed."""
-    path = args.output.with_name(args.output.name.replace("speed", "quality"))
-    conditions = conditions | {"max_steps": args.max_steps}
-    finished = done(path, conditions, (*CONDITIONS, "max_steps"))
-    todo = [
-        (seed, cell)
-        for seed in range(args.seeds)
-        for cell in cells
-        if cell.technique != SHARE and (cell.model, cell.technique, str(seed)) not in finished
-    ]
-    for seed, cell in progress(todo, desc="quality", unit="run"):
-        began = time.monotonic()
-        row = launch.columns(cell, args) | {"round": seed}
-        with tempfile.TemporaryDirectory() as folder:
-            command = [f"{cell.model}/train.py"]
-            command += launch.train_arguments(cell, args, f"{folder}/run")
-            command += ["--seed", str(seed), "--max-steps", str(args.max_steps)]
-            command += ["--print-freq", "1", "--eval-freq", str(args.max_steps)]
-            cache = args.cache / launch.cache_name(cell, args)
-            row["error"] = launch.run(cell, command, cache, 3600, args.dry_run)
-            log = read_log(Path(folder) / "run/log.jsonl")
-        row["losses"] = [line["loss"] for line in log if "loss" in line]
-        name = next((name for name in SCORES if log and name in log[-1]), "")
-        if name:
-            row |= {"name": name, "score": log[-1][name]}
-            say(f"{cell.name}, seed {seed}: {name} {row['score']:.4f}")
-        row |= {"wall_s": time.monotonic() - began, "when": time.strftime("%Y-%m-%dT%H:%M:%S")}
-        append(path, conditions | row, COLUMNS)
-    print(f"wrote {path}")
+def _train(
+    cell: Cell, seed: int, args: argparse.Namespace, timeout: float
+) -> tuple[dict[str, Any], str]:
+    options = ["--seed", seed, "--max-steps", args.max_steps, "--eval-freq", args.max_steps]
+    script = [f"{cell.model}/train.py"]
+    row = launch.measured(cell, args, script, [*options, "--print-freq", 1], timeout)
+    row["losses"] = [line["loss"] for line in row["log"] if "loss" in line]
+    last = row["log"][-1] if row["log"] else {}
+    for name in SCORES:
+        if name in last:
+            return row | {"name": name, "score": last[name]}, f"{name} {last[name]:.4f}"
+    return row, "no score"
 
 
-def of_model(rows: list[Row], model: str) -> list[Row]:
+def of_model(rows: Sequence[Row], model: str) -> list[Row]:
     """The rows of a model that were trained for as many steps as the last one."""
     runs = sorted((row for row in rows if row["model"] == model), key=lambda row: row["when"])
     return [row for row in runs if row["max_steps"] == runs[-1]["max_steps"]]
@@ -90,3 +67,15 @@ def cell_of(rows: list[Row], model: str, technique: str) -> str:
     if distances:
         parts.append(f"{100 * statistics.mean(distances):.1f} %")
     return "; ".join(parts)
+
+
+def show(rows: list[Row]) -> str:
+    """The scores and the differences of the newest measurement, a line for each technique."""
+    runs = newest(rows)
+    pairs = dict.fromkeys((row["model"], row["technique"]) for row in runs)
+    return "\n".join(f"{' '.join(pair)}: {cell_of(runs, *pair)}" for pair in pairs)
+
+
+MEASURED = ("max_steps", "losses", "name", "score", "wall_s")
+COLUMNS = (*KEY, *CELL, *MEASURED, *CONDITIONS, "when", "command")
+MODE = Mode("quality", ("max_steps",), COLUMNS, 3600.0, _train, show)

@@ -1,11 +1,21 @@
-"""Generated parts of the READMEs: the text between `<!-- name -->` and `<!-- /name -->`."""
+"""Results files, and the parts of the READMEs that show them.
 
+A generated part is the text between `<!-- name -->` and `<!-- /name -->`.
+"""
+
+import argparse
 import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+from common.cli import Parser, UserError
+from common.io.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "benchmarks/README.md"
 METHOD = ROOT / "benchmarks/METHOD.md"
+RESULTS = ROOT / "benchmarks/results"
 
 
 def part(readme: Path, name: str) -> str:
@@ -28,15 +38,54 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def write_rows(path: Path, rows: list[dict]) -> None:
     """Write a results file with the columns of the first row."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue().encode())
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "lr") -> str:
+    """A table in Markdown.
+
+    Args:
+        align: `l` or `r` for each column; the last letter holds for all further columns.
+    """
+    sides = align.ljust(len(head), align[-1])
+    rule = "|" + "".join("---|" if side == "l" else "--:|" for side in sides)
+    first, *others = (f"| {' | '.join(row)} |" for row in (head, *rows))
+    return "\n".join([first, rule, *others])
+
+
+def add_output(parser: Parser, name: str, page: Path) -> None:
+    """Add the options of a small benchmark for its results file and its part of `page`."""
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / f"{name}.csv")
+    renew = f"also renew the results in {page.relative_to(ROOT)}"
+    parser.add_argument("--write-readme", action="store_true", help=renew)
+
+
+def publish(
+    rows: list[dict],
+    show: Callable[[list[dict[str, str]]], str],
+    page: Path,
+    name: str,
+    args: argparse.Namespace,
+) -> None:
+    """Write the results file, print it by `show`, and with --write-readme renew part `name`."""
+    write_rows(args.output, rows)
+    print(f"wrote {args.output}")
+    text = show(read_rows(args.output))
+    print(text)
+    if args.write_readme:
+        write_part(page, name, text)
 
 
 def _split(text: str, name: str) -> tuple[str, str, str]:
     before, start, rest = text.partition(f"<!-- {name} -->")
     inside, end, after = rest.partition(f"<!-- /{name} -->")
     if not (start and end):
-        raise ValueError(f"there are no marks <!-- {name} --> … <!-- /{name} -->")
+        raise UserError(
+            f"a README has no place for its part {name!r}; put the lines <!-- {name} --> and "
+            f"<!-- /{name} --> into it."
+        )
     return before, inside, after

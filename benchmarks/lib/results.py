@@ -1,7 +1,6 @@
 """The results of `run.py`: one line per cell and round, and their summary."""
 
 import csv
-import io
 import random
 import re
 import statistics
@@ -14,13 +13,13 @@ import torch
 
 from benchmarks.lib import engagement
 from benchmarks.lib.matrix import PLAIN, SHARE
-from benchmarks.lib.readme import read_rows
-from common.io.files import whole_file
+from benchmarks.lib.readme import read_rows, write_rows
 from common.run.machine import cpu
 
 Row = dict[str, str]
 
 KEY = ("model", "technique", "round")
+SIZES = ("batch", "crop")  # what --sweep varies
 CELL = ("flags", "world", "batch", "threads", "backbone", "cache", "error")
 PHASES = ("views", "forward", "backward", "optimizer", "captured", "loop", "data")
 MEASURED = (
@@ -37,11 +36,11 @@ CONDITIONS = (
 COLUMNS = (*KEY, *CELL, *MEASURED, *CONDITIONS, "when", "command")
 
 
-def file_name(what: str, device: torch.device, dry: bool = False) -> str:
+def file_name(device: torch.device, dry: bool = False) -> str:
     """`speed-<device>-<torch>.csv`: one file for each kind of machine and release of torch."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu()
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
-    return f"{what}-{'dry-run-' * dry}{slug}-{torch.__version__}.csv"
+    return f"speed-{'dry-run-' * dry}{slug}-{torch.__version__}.csv"
 
 
 def append(path: Path, row: dict[str, Any], columns: tuple[str, ...] = COLUMNS) -> None:
@@ -49,48 +48,19 @@ def append(path: Path, row: dict[str, Any], columns: tuple[str, ...] = COLUMNS) 
 
     A file that was written with fewer columns gets the new ones, empty in its old rows.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    if not new and path.open().readline().strip() != ",".join(columns):
-        widen(path, columns)
+    line = {key: _text(row.get(key, "")) for key in columns}
+    if not path.exists():
+        return write_rows(path, [line])
+    if path.open().readline().strip() != ",".join(columns):
+        write_rows(path, [{key: old.get(key, "") for key in columns} for old in read_rows(path)])
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
-        if new:
-            writer.writeheader()
-        writer.writerow({key: _text(row.get(key, "")) for key in columns})
-
-
-def widen(path: Path, columns: tuple[str, ...]) -> None:
-    """Write a results file again with `columns`; values of columns that it did not have are ''."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    with whole_file(path) as output:
-        text = io.TextIOWrapper(output, newline="", write_through=True)
-        writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(dict.fromkeys(columns, "") | row for row in rows)
-        text.detach()
+        csv.DictWriter(file, columns, lineterminator="\n").writerow(line)
 
 
 def _text(value: Any) -> Any:
     if isinstance(value, list):
         return " ".join(f"{x:.5g}" for x in value)
     return f"{value:.5g}" if isinstance(value, float) else value
-
-
-def done(
-    path: Path, conditions: dict[str, Any], same: tuple[str, ...], cell: tuple[str, ...] = KEY
-) -> set[tuple[str, ...]]:
-    """The columns `cell` of the rows that need not be measured again.
-
-    Args:
-        conditions: Of the measurement that goes on.
-        same: Those of them in which a row has to be equal.
-    """
-    rows = read_rows(path) if path.is_file() else []
-    good = (row for row in rows if not row["error"])
-    alike = (row for row in good if all(row[key] == str(conditions[key]) for key in same))
-    return {tuple(row[key] for key in cell) for row in alike}
 
 
 def newest(rows: list[Row], varied: tuple[str, ...] = ()) -> list[Row]:
@@ -172,34 +142,31 @@ def throughput(row: Row) -> float:
 
 def summaries(rows: list[Row], model: str) -> list[Summary]:
     """One for each technique in `newest` rows, in the order they were measured."""
-    rounds_of: dict[str, dict[str, Row]] = {}
+    good: dict[str, dict[str, Row]] = {}  # technique → round → row
+    errors = {}
     for row in rows:
         if row["model"] == model:
-            rounds_of.setdefault(row["technique"], {})[row["round"]] = row
-    good = {
-        name: {t: r for t, r in rounds.items() if not r["error"]}
-        for name, rounds in rounds_of.items()
-    }
-    plain = list(good.get(PLAIN, {}).values())
-    gflop = statistics.median(float(r["gflop_per_image"]) for r in plain) if plain else None
-    made = []
-    for name in rounds_of:
-        if good[name]:
-            made.append(_summary(name, good, gflop))
-        else:
-            made.append(Summary(name, list(rounds_of[name].values())[-1]["error"]))
-    return made
+            rounds = good.setdefault(row["technique"], {})
+            if row["error"]:
+                errors[row["technique"]] = row["error"]
+            else:
+                rounds[row["round"]] = row
+    gflop = _median(list(good.get(PLAIN, {}).values()), "gflop_per_image")
+    return [
+        _summary(name, good, gflop) if good[name] else Summary(name, errors[name]) for name in good
+    ]
 
 
 def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) -> Summary:
     rows = list(good[name].values())
-    speeds = [float(r["images"]) * 1e3 / ms for r in rows for ms in _numbers(r["step_ms"])]
+    speeds, without_loader = _speeds(rows, "step_ms"), _speeds(rows, "no_loader_ms")
     ratios = _ratios(good[name], good.get(PLAIN, {}))
     speedup = median_interval(ratios) if ratios and name not in (PLAIN, SHARE) else None
     one_off, pays_after = _one_off(rows), None
     if speedup and len(ratios) > 1 and speedup[1] > 1:
         plain = list(good[PLAIN].values())
-        saved = _period(plain) * (1 - 1 / speedup[0])
+        period = statistics.median(float(row["images"]) / throughput(row) for row in plain)
+        saved = period * (1 - 1 / speedup[0])
         pays_after = max(0.0, one_off - _one_off(plain)) / saved
     mfu = None
     if gflop is not None:
@@ -210,7 +177,7 @@ def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) ->
         rounds=len(rows),
         steps=len(speeds),
         speed=percentiles(speeds),
-        without_loader=_without_loader(rows),
+        without_loader=statistics.median(without_loader) if without_loader else None,
         speedup=speedup,
         ms={p: x for p in PHASES if (x := _median(rows, f"{p}_ms")) is not None},
         memory=_median(rows, "memory_mib") or 0.0,
@@ -225,10 +192,9 @@ def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) ->
     )
 
 
-def _without_loader(rows: list[Row]) -> float | None:
-    """Rows measured before November 26 do not have it."""
-    speeds = [float(r["images"]) * 1e3 / ms for r in rows for ms in _numbers(r["no_loader_ms"])]
-    return statistics.median(speeds) if speeds else None
+def _speeds(rows: list[Row], key: str) -> list[float]:
+    """Images/s of each step whose time is in the column `key`, which old rows may lack."""
+    return [1e3 * float(row["images"]) / ms for row in rows for ms in _numbers(row[key])]
 
 
 def _device_limited(rows: list[Row]) -> bool:
@@ -245,10 +211,10 @@ def _peak(name: str, good: dict[str, dict[str, Row]]) -> float:
 
     (Two hardware threads of a core share a matrix unit, which one of them alone can fill.)
     """
-    rows = good[name]
-    if next(iter(rows.values()))["device"] == "cpu":
-        rows = good.get(_alone(name)) or rows
-    return statistics.median(float(row["peak_gflops"]) for row in rows.values())
+    rounds = good[name]
+    if all(row["device"] == "cpu" for row in rounds.values()):
+        rounds = good.get(_alone(name)) or rounds
+    return statistics.median(float(row["peak_gflops"]) for row in rounds.values())
 
 
 def _alone(name: str) -> str:
@@ -262,10 +228,9 @@ def _efficiency(name: str, good: dict[str, dict[str, Row]]) -> float | None:
     if alone == name:
         return None
     row = next(iter(good[name].values()))
-    for candidate in (alone, SHARE if alone == PLAIN else alone):
-        base = good.get(candidate)
-        first = next(iter(base.values())) if base else None
-        if base and first and all(first[key] == row[key] for key in ("batch", "threads")):
+    sizes = row["batch"], row["threads"]
+    for base in (good.get(alone, {}), good.get(SHARE, {}) if alone == PLAIN else {}):
+        if base and all((other["batch"], other["threads"]) == sizes for other in base.values()):
             ratios = _ratios(good[name], base)
             return statistics.median(ratios) / int(row["world"]) if ratios else None
     return None
@@ -283,11 +248,6 @@ def _one_off(rows: list[Row]) -> float:
     """
     cold = [row for row in rows if row["cache"] == "cold"] or rows
     return statistics.median(float(r["start_s"]) + max(0.0, float(r["warmup_s"])) for r in cold)
-
-
-def _period(rows: list[Row]) -> float:
-    """Seconds per step."""
-    return statistics.median(float(r["images"]) / throughput(r) for r in rows)
 
 
 def _median(rows: list[Row], key: str) -> float | None:

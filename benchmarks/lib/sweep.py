@@ -1,14 +1,15 @@
 """Speed-ups by batch and crop: `run.py --sweep batch=1,2,4,8 crop=128,256,512`."""
 
 import argparse
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
 from benchmarks.lib.matrix import SHARE, Cell
-from benchmarks.lib.results import PLAIN, Row, Summary, newest, shown_speed, summaries
+from benchmarks.lib.readme import markdown
+from benchmarks.lib.results import PLAIN, SIZES, Row, Summary, newest, shown_speed, summaries
 
-SIZES = ("batch", "crop")
 MARK = "●"
 
 
@@ -50,14 +51,13 @@ def cells_of(
 
 def curves(rows: list[Row]) -> dict[tuple[str, str, int], dict[int, Summary]]:
     """(model, technique, crop) → batch → summary, of the newest measurement."""
-    by_curve: dict[tuple[str, str, int], dict[int, Summary]] = {}
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, int, int], list[Row]] = defaultdict(list)
     for row in newest(rows, SIZES):
-        groups.setdefault((row["model"], row["crop"], row["batch"]), []).append(row)
+        groups[row["model"], int(row["crop"]), int(row["batch"])].append(row)
+    by_curve: dict[tuple[str, str, int], dict[int, Summary]] = defaultdict(dict)
     for (model, crop, batch), group in groups.items():
         for summary in summaries(group, model):
-            key = model, summary.technique, int(crop)
-            by_curve.setdefault(key, {})[int(batch)] = summary
+            by_curve[model, summary.technique, crop][batch] = summary
     return by_curve
 
 
@@ -65,14 +65,14 @@ def table(rows: list[Row]) -> str:
     """Plain's images/s and the others' speed-ups, a column for each batch."""
     by_curve = curves(rows)
     batches = sorted({batch for by_batch in by_curve.values() for batch in by_batch})
-    shown = " | ".join(f"batch {batch}" for batch in batches)
-    lines = [f"| model | crop | technique | {shown} |", "|---|--:|---|" + "--:|" * len(batches)]
-    for (model, technique, crop), by_batch in sorted(
-        by_curve.items(), key=lambda item: (item[0][0], item[0][2], item[0][1] != PLAIN)
-    ):
-        cells = [_cell(by_batch.get(batch)) for batch in batches]
-        lines.append(f"| {model} | {crop} | {technique} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    head = ["model", "crop", "technique", *(f"batch {batch}" for batch in batches)]
+    lines = [
+        [model, str(crop), technique, *(_cell(by_batch.get(batch)) for batch in batches)]
+        for (model, technique, crop), by_batch in sorted(
+            by_curve.items(), key=lambda item: (item[0][0], item[0][2], item[0][1] != PLAIN)
+        )
+    ]
+    return markdown(head, lines, "lrlr")
 
 
 def _cell(summary: Summary | None) -> str:

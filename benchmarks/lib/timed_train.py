@@ -1,10 +1,10 @@
 """One cell of the benchmark: a model's train.py with a clock between the phases of its steps.
 
-    python benchmarks/lib/timed_train.py report.json unet 3 8 --data-path sample_data \
-        --crop-size 128 -j 0
+    python benchmarks/lib/timed_train.py unet 3 8 --data-path sample_data --crop-size 128 -j 0
 
 trains as `python unet/train.py --data-path …` would, three steps for warm-up, eight that are timed
-and eight more on one batch, which need no loader, and ends before the first checkpoint.
+and eight more on one batch, which need no loader, and ends before the first checkpoint. It writes
+`report.json` into the output folder.
 `benchmarks/run.py` starts each in its own process, under torchrun for DDP. What is timed is
 `engine.fit` itself: the session gets a clock that takes the time at each phase, so there is no
 second loop to maintain.
@@ -13,7 +13,6 @@ second loop to maintain.
 import argparse
 import importlib
 import json
-import resource
 import sys
 import time
 from collections import defaultdict
@@ -37,7 +36,7 @@ from common import args as arguments
 from common.cli import Parser, number, positive, run
 from common.data import Batch
 from common.io.tiles import Packed
-from common.run.machine import Timeline
+from common.run.machine import Timeline, peak_mib
 from common.session import Clock, Session, session
 from common.speedups import Step, make_step
 
@@ -86,11 +85,11 @@ class Watch(Clock):
         self.launched = began  # when the device last began a part of the cell
         self.marks: list[list[tuple[str, Any]]] = []
         self.report: dict[str, Any] = {}
-        self.graphs = engagement.count_replays()
+        self.counter = engagement.count_replays()
 
     def open(self, s: Session) -> None:
         """Take what the report needs of a training, and give it a loader that can repeat."""
-        self.process, self.args = s.process, s.args
+        self.process, self.args, self.world = s.process, s.args, s.process.world_size
         self.device, self.timeline = s.process.device, Timeline(s.process.device)
         sampler: Any = s.batches.batch_sampler
         self.images = sampler.batch_size * s.process.world_size
@@ -105,7 +104,7 @@ class Watch(Clock):
         def timed(images: Tensor, targets: Any) -> Tensor:
             self.mark("forward")
             if self.number == self.end:
-                self._inspect(lambda: step(images, targets), self.args)
+                self._inspect(lambda: step(images, targets))
                 raise Enough
             if self.number == 1:  # a warm-up step: compiled by now, not captured yet
                 loss, seen = engagement.watch_convolutions(lambda: step(images, targets))
@@ -146,31 +145,23 @@ class Watch(Clock):
 
     def _memory(self) -> None:
         """Peak so far. Not read after the timed steps: `matmul_peak` is not part of training."""
+        self.report["memory_mib"] = peak_mib(self.device)
         if self.timeline.on_gpu:
-            self.report["memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
             self.report["reserved_mib"] = torch.cuda.max_memory_reserved(self.device) / 2**20
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            self.report["memory_mib"] = peak / (2**20 if sys.platform == "darwin" else 2**10)
 
-    def _inspect(self, step: Callable[[], Any], args: dict[str, Any]) -> None:
+    def _inspect(self, step: Callable[[], Any]) -> None:
         """Count syncs and FLOP in the step after the timed ones: counting takes time."""
-        traced = args["compile"] or args["cuda_graphs"]
         if self.timeline.on_gpu:
             self.report["syncs"] = waits(step)
-        if traced:  # operators inside a compiled or captured step cannot be seen
+        if self.args["compile"] or self.args["cuda_graphs"]:  # their operators cannot be seen
             return
         counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
         with counter:
             syncs = census(step)
-        local_images = self.images / self.world
-        self.report["gflop_per_image"] = counter.get_total_flops() / local_images / 1e9
+        gflop = counter.get_total_flops() / 1e9
+        self.report["gflop_per_image"] = gflop / (self.images / self.world)
         if self.world == 1:  # DDP divides a CPU's gradients by a number it reads from a tensor
             self.report.setdefault("syncs", syncs.total())
-
-    @property
-    def world(self) -> int:
-        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     def summarise(self) -> None:
         """Complete the report."""
@@ -196,10 +187,9 @@ class Watch(Clock):
             "warmup_s": self.report["warmup_s"] - self.warmup * steady,
             "clock_mhz": clock_mhz(self.device),
             "peak_gflops": matmul_peak(self.device, dtype) * self.world / 1e9,
-            "main": self.process.is_main,
             "dtype": str(dtype or torch.float32).removeprefix("torch."),
             "processes": self.world,
-            "replays": sum(graph.replays for graph in self.graphs),
+            "replays": self.counter["replays"],
         }
         if self.args["compile"]:
             self.report |= engagement.compilations()
@@ -207,12 +197,11 @@ class Watch(Clock):
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("report", type=Path)
     parser.add_argument("model")
     parser.add_argument("warmup", type=number(int, 2))
     parser.add_argument("steps", type=positive)
     words = sys.argv[1:] if argv is None else argv
-    args = parser.parse(words[:4])
+    args = parser.parse(words[:3])
     train = importlib.import_module(f"{args.model}.train")
     watch = Watch(args.warmup, args.steps, time.perf_counter())
 
@@ -224,15 +213,15 @@ def main(argv: list[str] | None = None) -> None:
                 yield s
             except Enough:
                 watch.summarise()
+        if s.process.is_main:
+            (s.output_dir / "report.json").write_text(json.dumps(watch.report) + "\n")
 
     train.session = watched  # type: ignore[attr-defined]
     train.make_step = lambda objective, s: watch.around(make_step(objective, s))  # type: ignore[attr-defined]
     # One extra step for `_inspect`, and one more so that `fit` does not reach its last checkpoint.
     # With --eval-freq no epoch ends with a checkpoint or a validation either.
     steps = str(watch.end + 2)
-    train.main([*words[4:], "--max-steps", steps, "--eval-freq", steps])
-    if watch.report.pop("main"):
-        args.report.write_text(json.dumps(watch.report) + "\n")
+    train.main([*words[3:], "--max-steps", steps, "--eval-freq", steps])
 
 
 if __name__ == "__main__":

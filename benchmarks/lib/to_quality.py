@@ -5,7 +5,9 @@
 One number for what a technique is worth: start-up, capture, compilation and lost accuracy are in
 it. As a script this is one cell, a train.py that ends when the level is reached:
 
-    python benchmarks/lib/to_quality.py report.json unet 0.6 --data-path sample_data --max-steps 400
+    python benchmarks/lib/to_quality.py unet 0.6 --data-path sample_data --max-steps 400
+
+writes `report.json` into the output folder.
 """
 
 import argparse
@@ -13,7 +15,6 @@ import importlib
 import json
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,19 +28,18 @@ import numpy as np
 import torch
 
 from benchmarks.lib import launch
-from benchmarks.lib.matrix import SHARE, Cell
-from benchmarks.lib.readme import read_rows
-from benchmarks.lib.results import CELL, CONDITIONS, KEY, PLAIN, Row, append, done, newest
-from common.cli import Parser, UserError, fraction, progress, run, say
+from benchmarks.lib.matrix import PLAIN, Cell
+from benchmarks.lib.measure import Mode
+from benchmarks.lib.readme import markdown
+from benchmarks.lib.results import CELL, CONDITIONS, KEY, Row, newest
+from common.cli import Parser, fraction, run
 from common.distributed import gather
 from common.engine import fit
 from common.run.report import Scoring
 from common.session import Session, session
 
+SCORES = ("IoU.aircraft", "mIoU", "mask_AP")  # the first that a model has is compared to the level
 SETTINGS = ("level", "max_steps", "eval_steps")
-MEASURED = ("name", "reached_s", "at_steps", "at_s", "scores")
-COLUMNS = (*KEY, *CELL, *SETTINGS, *MEASURED, "wall_s", *CONDITIONS, "when", "command")
-PATIENCE = 3600.0  # seconds for a run
 # 95 % of Student's t are within this distance of 0, for 1 to 10 degrees of freedom. The last one
 # serves for more; their interval is then up to 14 % too wide.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -51,36 +51,34 @@ class Reached(Exception):
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description="One training, until its validation score reaches a level.")
-    parser.add_argument("report", type=Path)
     parser.add_argument("model")
     parser.add_argument("level", type=fraction)
     arguments = sys.argv[1:] if argv is None else argv
-    args = parser.parse(arguments[:3])
+    args = parser.parse(arguments[:2])
     train = importlib.import_module(f"{args.model}.train")
     # Since the imports; without validation, which takes the same time in all cells.
-    began, main_process = time.perf_counter(), True
+    began = time.perf_counter()
     report: dict[str, Any] = {"reached_s": "", "at_steps": [], "at_s": [], "scores": []}
 
     @contextmanager
     def until_reached(*given: Any, **options: Any) -> Iterator[Session]:
-        nonlocal main_process
-        with session(*given, **options) as opened:
-            main_process = opened.process.is_main
+        with session(*given, **options) as s:
             try:
-                yield opened
+                yield s
             except Reached:
                 report["reached_s"] = report["at_s"][-1]
+        if s.process.is_main:
+            (s.output_dir / "report.json").write_text(json.dumps(report) + "\n")
 
     def fit_until(s: Session, step: Any, views: Any, scoring: Scoring) -> None:
-        report["name"] = scoring.select
-
         def judged(*given: Any) -> dict[str, float]:
             nonlocal began
             if s.process.device.type == "cuda":
                 torch.cuda.synchronize(s.process.device)
             paused = time.perf_counter()
             scores = scoring.evaluate(*given)
-            value = scores.get(scoring.select, -1.0)
+            report["name"] = next((name for name in SCORES if name in scores), "")
+            value = scores.get(report["name"], -1.0)
             report["at_steps"].append(s.step)
             report["at_s"].append(paused - began)
             report["scores"].append(value)
@@ -93,66 +91,22 @@ def main(argv: list[str] | None = None) -> None:
         fit(s, step, views, replace(scoring, evaluate=judged))
 
     train.session, train.fit = until_reached, fit_until  # type: ignore[attr-defined]
-    train.main(arguments[3:])
-    if main_process:
-        args.report.write_text(json.dumps(report) + "\n")
+    train.main(arguments[2:])
 
 
-def measure(cells: list[Cell], conditions: dict[str, Any], args: argparse.Namespace) -> None:
-    """Add the missing runs to `to-quality-*.csv`, beside the speeds; a round is a seed.
-
-    Every seed runs plain and all techniques in turns. A seed for which there is not enough time is
-    left out as a whole.
-    """
-    path = args.output.with_name(args.output.name.replace("speed", "to-quality"))
-    conditions |= {"level": args.to_quality, "max_steps": args.max_steps}
-    conditions |= {"eval_steps": args.eval_steps}
-    finished = done(path, conditions, (*CONDITIONS, *SETTINGS))
-    launch.start_server()
-    end, took = time.monotonic() + 60 * args.budget, 0.0
-    for seed in range(args.seeds):
-        began = time.monotonic()
-        todo = [
-            cell
-            for cell in cells
-            if cell.technique != SHARE and (cell.model, cell.technique, str(seed)) not in finished
-        ]
-        if seed and began + took > end:
-            say(f"left out: seeds {seed} to {args.seeds - 1}: not enough time")
-            break
-        for cell in progress(todo, desc=f"seed {seed}", unit="run"):
-            row = _measured(cell, seed, args, min(PATIENCE, max(1.0, end - time.monotonic())))
-            append(path, conditions | row, COLUMNS)
-            say(f"{cell.name}, seed {seed}: {row['error'] or _reached(row)}")
-        took = max(took, time.monotonic() - began)
-    print(f"wrote {path}")
-    if not path.is_file():
-        raise UserError("no run was started; give more minutes to --budget.")
-    print(table(read_rows(path)))
-
-
-def _measured(cell: Cell, seed: int, args: argparse.Namespace, timeout: float) -> dict[str, Any]:
-    began = time.monotonic()
-    row = launch.columns(cell, args) | {"round": seed}
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        command = ["benchmarks/lib/to_quality.py", str(report), cell.model, str(args.to_quality)]
-        command += launch.train_arguments(cell, args, f"{folder}/run")
-        command += ["--seed", str(seed), "--max-steps", str(args.max_steps)]
-        command += ["--eval-steps", str(args.eval_steps), "--save-every", "0"]
-        # One cold cache for each run: what compiling costs is a part of the answer.
-        cache = Path(folder) / "compiled"
-        row["error"] = launch.run(cell, command, cache, timeout, args.dry_run)
-        if report.is_file():
-            row |= json.loads(report.read_text())
-    row |= {"cache": "cold", "wall_s": time.monotonic() - began}
-    return row | {"when": time.strftime("%Y-%m-%dT%H:%M:%S")}
-
-
-def _reached(row: dict[str, Any]) -> str:
+def _train(
+    cell: Cell, seed: int, args: argparse.Namespace, timeout: float
+) -> tuple[dict[str, Any], str]:
+    options = ["--seed", seed, "--max-steps", args.max_steps]
+    options += ["--eval-steps", args.eval_steps, "--save-every", 0]
+    script = ["benchmarks/lib/to_quality.py", cell.model, args.level]
+    # With a cold cache: what compiling costs is a part of the answer.
+    row = launch.measured(cell, args, script, options, timeout, cold=True)
+    if row["error"]:
+        return row, ""
     if row["reached_s"] == "":
-        return f"not reached, {row['name']} {max(row['scores'], default=0):.3f} at best"
-    return f"{row['name']} {row['scores'][-1]:.3f} after {row['reached_s']:.0f} s"
+        return row, f"not reached, {row['name']} {max(row['scores'], default=0):.3f} at best"
+    return row, f"{row['name']} {row['scores'][-1]:.3f} after {row['reached_s']:.0f} s"
 
 
 def current(rows: list[Row]) -> dict[str, list[Row]]:
@@ -166,11 +120,9 @@ def current(rows: list[Row]) -> dict[str, list[Row]]:
 
 def table(rows: list[Row]) -> str:
     """Seconds to the level by technique: mean, interval, ratio to plain."""
-    lines = [
-        "| model, level | technique | seeds that reached it | seconds, mean (95 %) | steps, mean "
-        "| plain's time over its, same seeds (95 %) |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
+    head = ["model, level", "technique", "seeds that reached it", "seconds, mean (95 %)"]
+    head += ["steps, mean", "plain's time over its, same seeds (95 %)"]
+    lines = []
     for model, runs in current(rows).items():
         good = [row for row in runs if not row["error"]]
         name = next((row["name"] for row in good), "score")
@@ -191,8 +143,8 @@ def table(rows: list[Row]) -> str:
                 cells.append(_against(ratios))
             else:
                 cells += [""] * 3
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append(cells)
+    return markdown(head, lines, "llr")
 
 
 def _mean(seconds: np.ndarray) -> str:
@@ -216,6 +168,11 @@ def _half_width(values: np.ndarray) -> float:
     """Of the 95 % interval of the mean of at least two values."""
     quantile = T_95[min(len(values) - 1, len(T_95)) - 1]
     return quantile * values.std(ddof=1) / math.sqrt(len(values))
+
+
+MEASURED = ("name", "reached_s", "at_steps", "at_s", "scores", "wall_s")
+COLUMNS = (*KEY, *CELL, *SETTINGS, *MEASURED, *CONDITIONS, "when", "command")
+MODE = Mode("to-quality", SETTINGS, COLUMNS, 3600.0, _train, table)
 
 
 if __name__ == "__main__":
