@@ -196,7 +196,7 @@ def damage(tiled, what):
     [
         ("no mask", "_mask.png' is listed"),
         ("truncated", "damaged or truncated"),
-        ("empty file", "neither PNG nor JPEG"),
+        ("empty file", "is not a PNG"),
         ("other size", "128x64 pixels, but its labels are for 128x128"),
         ("out of range", "values above its"),
         ("colour mask", "3 channels"),
