@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from common.cli import UserError, number, progress
-from common.io.tiles import PACKED
+from common.io.tiles import PACKED, tile_paths
 from preprocessing.index import Tile, aircraft_of, contents, refuse_replacing, write_index
 from preprocessing.pack import pack_splits
-from preprocessing.scene_tiles import Shown, image_path, mask_path, write_images, write_labels
+from preprocessing.scene_tiles import Shown, tile_name, write_images, write_labels
 from preprocessing.tiles import ALL, Settings, Source
 from preprocessing.workers import Workers
 
@@ -219,7 +219,7 @@ def select(positive: dict[str, list[bool]], settings: Settings) -> list[Tile]:
     nor on the other scenes.
     """
     tiles = [
-        Tile(image_path(Path(), stem, n).name, stem, n, shows)
+        Tile(tile_name(stem, n), stem, n, shows)
         for stem, flags in positive.items()
         for n, shows in enumerate(flags)
     ]
@@ -275,11 +275,10 @@ def _each(
 
 def _remove_others(stage: Path, tiles: list[Tile]) -> None:
     """Keep only the files of `tiles` in the stage."""
-    for path_of in (image_path, mask_path):
-        expected = {path_of(stage, tile.stem, tile.n).name for tile in tiles}
-        for path in path_of(stage, "", 0).parent.iterdir():
-            if path.name not in expected:
-                path.unlink()
+    expected = {path for tile in tiles for path in tile_paths(stage, tile.name)}
+    for path in (*(stage / "images_tiled").iterdir(), *(stage / "masks_tiled").iterdir()):
+        if path not in expected:
+            path.unlink()
     for name in PACKED:  # of an interrupted run
         (stage / name).unlink(missing_ok=True)
 
