@@ -16,9 +16,8 @@ from common.io.coco import Id, read_coco
 from common.io.images import image_size, read_image
 from common.io.outlines import box_run_lengths, run_lengths
 from common.io.tiles import IGNORE
-from preprocessing.tiles import Labels, Thing, scene_name
+from preprocessing.tiles import MAX_OBJECTS, Labels, Thing, scene_name
 
-MAX_OBJECTS = (1 << 16) - 2
 CROWD = "with iscrowd 1, regions to ignore (--no-crowds takes each for one object)"
 UNREADABLE = "without an outline that can be read (their boxes, if they have any, are ignored)"
 NOWHERE = "without a pixel in their image"

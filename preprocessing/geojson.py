@@ -25,10 +25,9 @@ from common.cli import Parser, UserError, run
 from common.io.raster import SUFFIXES, Look, add_look_options, look_from, open_scene
 from preprocessing.shapes import Shape, in_pixels, read_labels
 from preprocessing.splits import add_tiling_options, tile_splits
-from preprocessing.tiles import OTHER_DATASET, Labels, Thing
+from preprocessing.tiles import MAX_OBJECTS, OTHER_DATASET, Labels, Thing
 
 BLOCK = 16  # tiles along a side of the part of a scene that is in memory
-MAX_OBJECTS = (1 << 16) - 2
 
 
 @dataclass(frozen=True)

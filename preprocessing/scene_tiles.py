@@ -18,7 +18,7 @@ import numpy as np
 from common.cli import UserError
 from common.io.files import write_atomic
 from common.io.tiles import tile_paths
-from preprocessing.tiles import Settings, Source, cut, is_positive, not_shown
+from preprocessing.tiles import Settings, Source, cut, not_shown
 
 
 def tile_name(stem: str, n: int) -> str:
@@ -74,7 +74,7 @@ def write_labels(source: Source, stage: Path, settings: Settings) -> Shown:
         record = {"key": key, "width": width, "height": height, "tiles": tiles}
         record |= {"things": len(labels.things), "left_out": not_shown(labels.things, tiles)}
         write_atomic(record_path(stage, source.stem), json.dumps(record).encode())
-    positive = [is_positive(tile) for tile in record["tiles"]]
+    positive = [any(not a["iscrowd"] for a in tile["annotations"]) for tile in record["tiles"]]
     return Shown(positive, record["things"], record["left_out"])
 
 
