@@ -24,8 +24,10 @@ from common.cli import Parser, UserError, run
 from common.io.coco import read_coco
 from common.io.files import read_json
 from preprocessing.coco_images import CocoImage, Reading, read_dataset
-from preprocessing.splits import LeftOut, add_tiling_options, settings_from, tile_splits
+from preprocessing.splits import LeftOut, add_tiling_options, tile_splits
 from preprocessing.tiles import OTHER_DATASET
+
+SPLIT_NAME = re.compile(r"\w[\w-]*")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,10 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     wanted: Mapping[str, list[str] | None] = (
         read_split(args.split) if args.split else {args.split_name or "train": None}
     )
-    others = other_splits(args.output_dir, set(wanted))
+    indices = sorted(args.output_dir.glob("*/instances_tiled.json"))
+    others = {p.parent: read_coco(p) for p in indices if p.parent.name not in wanted}
+    classes = [[c["name"] for c in coco["categories"]] for coco in others.values()]
     reading = Reading(dict(args.rename or ()), not args.no_crowds, args.ignore_exif)
     images, categories, objects_left_out = read_dataset(
-        args.annotations, args.images, reading, classes_of(others)
+        args.annotations, args.images, reading, classes[0] if classes else None
     )
     splits = {
         name: list(images.values()) if files is None else chosen(files, images, args.split)
@@ -56,10 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     return tile_splits(
         {args.output_dir / name: scenes for name, scenes in splits.items()},
         categories,
-        settings_from(args, OTHER_DATASET),
-        workers=args.num_workers,
-        skip_bad=args.skip_bad,
-        pack=args.pack,
+        args,
+        OTHER_DATASET,
         source=source,
         left_out=LeftOut(Counter({"in no split": left}), objects_left_out),
     )
@@ -83,7 +85,7 @@ def read_split(path: Path) -> dict[str, list[str]]:
         raise UserError(f"{str(path)!r} has no split such as {{'train': ['a.jpg']}}.")
     owner: dict[str, str] = {}
     for key, names in split.items():
-        if not _is_split_name(key):
+        if not SPLIT_NAME.fullmatch(key):
             raise UserError(
                 f"{str(path)!r}: a split cannot be called {key!r}; use letters, digits, _ and -."
             )
@@ -107,23 +109,15 @@ def chosen(names: list[str], images: dict[str, CocoImage], path: Path) -> list[C
     return [images[name] for name in names]
 
 
-def other_splits(output: Path, wanted: set[str]) -> dict[Path, dict[str, Any]]:
-    """The COCO files of the splits that `output` holds besides those that will be written."""
-    indices = sorted(output.glob("*/instances_tiled.json"))
-    return {path.parent: read_coco(path) for path in indices if path.parent.name not in wanted}
-
-
-def classes_of(others: dict[Path, dict[str, Any]]) -> list[str] | None:
-    """The class names of the other splits; None if there are no other splits."""
-    for coco in others.values():
-        return [category["name"] for category in coco["categories"]]
-    return None
-
-
 def refuse_shared(
     others: dict[Path, dict[str, Any]], splits: dict[str, list[CocoImage]], source: list[str]
 ) -> None:
     """Refuse images that an earlier run has put into another split: scores on them would be wrong.
+
+    Args:
+        others: The folders of the splits that are not written now, and their COCO files.
+        splits: The images of those that are.
+        source: The folder of the images and the annotations, relative to the output.
 
     Raises:
         UserError: There is such an image.
@@ -184,13 +178,9 @@ def _renamed(text: str) -> tuple[str, str]:
 
 
 def _split_name(text: str) -> str:
-    if not _is_split_name(text):
+    if not SPLIT_NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, _ and -")
     return text
-
-
-def _is_split_name(text: str) -> bool:
-    return re.fullmatch(r"\w[\w-]*", text) is not None
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ import numpy as np
 from pycocotools import mask as rle
 
 from common.cli import UserError
-from common.io.coco import Id, merge_classes, read_coco
+from common.io.coco import Id, read_coco
 from common.io.images import image_size, read_image
 from common.io.outlines import box_run_lengths, run_lengths
 from common.io.tiles import IGNORE
-from preprocessing.tiles import Labels, Thing, scene_name
+from preprocessing.tiles import MAX_OBJECTS, Labels, Thing, scene_name
 
-MAX_OBJECTS = (1 << 16) - 2
 CROWD = "with iscrowd 1, regions to ignore (--no-crowds takes each for one object)"
 UNREADABLE = "without an outline that can be read (their boxes, if they have any, are ignored)"
 NOWHERE = "without a pixel in their image"
@@ -156,7 +155,7 @@ def read_dataset(
         print(f"the classes are those of the other splits: {', '.join(map(repr, classes))}")
     names = classes or names
     number = {name: n for n, name in enumerate(names, start=1)}
-    name_of = {c["id"]: c["name"] for c in data["categories"]}
+    name_of = {c["id"]: reading.rename.get(c["name"], c["name"]) for c in data["categories"]}
     categories = {i: (number[name], name) for i, name in name_of.items() if name in number}
     outlined: dict[Id, list[dict[str, Any]]] = defaultdict(list)
     for item in annotations:
@@ -198,25 +197,26 @@ def read_dataset(
 
 
 def _classes(data: dict[str, Any], path: Path, rename: Mapping[str, str]) -> list[str]:
-    """Rename the categories, and return the names of those that are classes, in the file's order.
+    """The names of the classes, renamed, in the file's order; categories of one name are one class.
 
     Two kinds of categories are not classes if they have no annotations: a heading, the
     supercategory of others (Roboflow's exports begin with one), and a background (labelme).
     """
-    categories = data["categories"]
-    known = [c["name"] for c in categories]
-    if len(known) < len(data["category_of"]):
+    above: dict[str, Any] = {}  # name → supercategory
+    for category in data["categories"]:
+        above.setdefault(category["name"], category.get("supercategory"))
+    if len(above) < len(data["categories"]):
         print(f"{str(path)!r} has categories of the same name; they are one class")
-    if unknown := [name for name in rename if name not in known]:
-        raise UserError(f"--rename: {unknown[0]!r} is not in {str(path)!r}, which has {known}.")
-    headings = [c.get("supercategory") for c in categories if c["name"] != c.get("supercategory")]
+    if unknown := [name for name in rename if name not in above]:
+        raise UserError(
+            f"--rename: {unknown[0]!r} is not in {str(path)!r}, which has {list(above)}."
+        )
     used = {a["category_id"] for a in data["annotations"]}
-    headings += [name for name in known if name.strip("_").casefold() == "background"]
-    classes = [c for c in categories if c["id"] in used or c["name"] not in headings]
-    for category in categories:
-        category["name"] = rename.get(category["name"], category["name"])
-    names = list(dict.fromkeys(c["name"] for c in classes))
-    merge_classes(data)
+    kept = {category["name"] for category in data["categories"] if category["id"] in used}
+    headings = [heading for name, heading in above.items() if heading != name]
+    headings += [name for name in above if name.strip("_").casefold() == "background"]
+    names = [rename.get(n, n) for n in above if n in kept or n not in headings]
+    names = list(dict.fromkeys(names))
     if not names:
         raise UserError(f"{str(path)!r} lists no category.")
     if "ground" in names:

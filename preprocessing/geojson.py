@@ -24,11 +24,10 @@ from rasterio.features import rasterize
 from common.cli import Parser, UserError, run
 from common.io.raster import SUFFIXES, Look, add_look_options, look_from, open_scene
 from preprocessing.shapes import Shape, in_pixels, read_labels
-from preprocessing.splits import add_tiling_options, settings_from, tile_splits
-from preprocessing.tiles import OTHER_DATASET, Labels, Thing
+from preprocessing.splits import add_tiling_options, tile_splits
+from preprocessing.tiles import MAX_OBJECTS, OTHER_DATASET, Labels, Thing
 
 BLOCK = 16  # tiles along a side of the part of a scene that is in memory
-MAX_OBJECTS = (1 << 16) - 2
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     return tile_splits(
         {args.output_dir / args.split: blocks},
         categories,
-        settings_from(args, OTHER_DATASET),
-        workers=args.num_workers,
-        skip_bad=args.skip_bad,
-        pack=args.pack,
+        args,
+        OTHER_DATASET,
         source=[os.path.relpath(path, args.output_dir) for path in (args.scenes, args.labels)],
     )
 

@@ -11,7 +11,7 @@ from numpy.lib.format import open_memmap
 
 from common.cli import UserError, progress
 from common.io.files import write_atomic
-from common.io.tiles import INDEX, PACKED, mask_dtype, pack_index, read_tile
+from common.io.tiles import INDEX, PACKED, hash_of_index, mask_dtype, read_tile
 from preprocessing.workers import Workers
 
 CHUNK = 16
@@ -52,7 +52,8 @@ def pack_splits(pool: Workers, splits: Mapping[Path, Named], size: int) -> None:
         for name in PACKED[:2]:
             with (folder / name).open("rb") as file:
                 os.fsync(file.fileno())  # a power cut must not leave an index and empty pages
-        index = pack_index(folder, len(tiles), size, types[folder])
+        index = {"tiles": len(tiles), "size": size, "mask_dtype": types[folder].name}
+        index |= {"instances_sha256": hash_of_index(folder)}
         write_atomic(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
 
 

@@ -19,13 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common.cli import Parser, UserError, run
-from preprocessing.splits import (
-    OUTPUTS,
-    add_tiling_options,
-    remove_tiles,
-    settings_from,
-    tile_splits,
-)
+from preprocessing.splits import OUTPUTS, add_tiling_options, remove_tiles, tile_splits
 from preprocessing.tiles import Labels, Thing
 from rareplanes import attributes
 from rareplanes.scene import airport, read_scene, read_scene_image, scene_files, scene_stems
@@ -87,10 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     code = tile_splits(
         splits,
         attributes.categories(args.attribute),
-        settings_from(args, args.attribute),
-        workers=args.num_workers,
-        skip_bad=args.skip_bad,
-        pack=args.pack,
+        args,
+        args.attribute,
     )
     if code == 0:
         for folder in stale:

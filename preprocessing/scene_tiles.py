@@ -7,7 +7,6 @@ earlier, interrupted run has finished.
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -18,17 +17,13 @@ import numpy as np
 
 from common.cli import UserError
 from common.io.files import write_atomic
-from preprocessing.tiles import Settings, Source, cut, is_positive, not_shown
+from common.io.tiles import tile_paths
+from preprocessing.tiles import Settings, Source, cut, not_shown
 
 
-def image_path(folder: Path, stem: str, n: int) -> Path:
-    """Path of the image of a tile."""
-    return folder / "images_tiled" / f"{stem}_tile_{n}.png"
-
-
-def mask_path(folder: Path, stem: str, n: int) -> Path:
-    """Path of the mask of a tile."""
-    return folder / "masks_tiled" / f"{stem}_tile_{n}_mask.png"
+def tile_name(stem: str, n: int) -> str:
+    """The file name of a tile's image."""
+    return f"{stem}_tile_{n}.png"
 
 
 def record_path(stage: Path, stem: str) -> Path:
@@ -60,29 +55,33 @@ def write_labels(source: Source, stage: Path, settings: Settings) -> Shown:
     and is used only while both are unchanged.
     """
     key = _key(source, settings)
-    record = _finished(stage, source.stem, key)
-    if record is None:
+    try:
+        record = read_record(stage, source.stem)
+    except (FileNotFoundError, ValueError):
+        record = {}
+    if record.get("key") != key:
         # The old record becomes invalid here, before the first of its files is overwritten.
         record_path(stage, source.stem).unlink(missing_ok=True)
         labels = source.labels()
         height, width = labels.ids.shape
         tiles = []
         for n, (tile, mask) in enumerate(cut(labels, settings)):
-            image_path(stage, source.stem, n).unlink(missing_ok=True)  # from other settings
-            ground = not mask.any()
-            png = _ground(settings) if ground else _encode(mask, settings.png_level)
-            write_atomic(mask_path(stage, source.stem, n), png)
+            image_path, mask_path = tile_paths(stage, tile_name(source.stem, n))
+            image_path.unlink(missing_ok=True)  # from other settings
+            png = _encode(mask, settings.png_level) if mask.any() else _ground(settings)
+            write_atomic(mask_path, png)
             tiles.append(tile)
         record = {"key": key, "width": width, "height": height, "tiles": tiles}
         record |= {"things": len(labels.things), "left_out": not_shown(labels.things, tiles)}
         write_atomic(record_path(stage, source.stem), json.dumps(record).encode())
-    positive = [is_positive(tile) for tile in record["tiles"]]
+    positive = [any(not a["iscrowd"] for a in tile["annotations"]) for tile in record["tiles"]]
     return Shown(positive, record["things"], record["left_out"])
 
 
 def write_images(source: Source, stage: Path, settings: Settings, wanted: list[int]) -> None:
     """Write the image of each tile in `wanted` whose file is not there yet."""
-    missing = [n for n in wanted if not image_path(stage, source.stem, n).exists()]
+    paths = {n: tile_paths(stage, tile_name(source.stem, n))[0] for n in wanted}
+    missing = [n for n, path in paths.items() if not path.exists()]
     if not missing:
         return
     size = settings.tile_size
@@ -94,7 +93,7 @@ def write_images(source: Source, stage: Path, settings: Settings, wanted: list[i
         right, bottom = tile["padded"]
         if right or bottom:
             part = np.pad(part, ((0, bottom), (0, right), (0, 0)))
-        write_atomic(image_path(stage, source.stem, n), _encode(part, settings.png_level))
+        write_atomic(paths[n], _encode(part, settings.png_level))
 
 
 def _encode(pixels: np.ndarray, level: int) -> memoryview:
@@ -110,7 +109,7 @@ def _ground(settings: Settings) -> memoryview:
 
 def _key(source: Source, settings: Settings) -> str:
     """A hash of the settings and of the sizes and times of the scene's files."""
-    state: Mapping[str, Any] = asdict(settings) | {"source": repr(source), "record": 2}
+    state = asdict(settings) | {"source": repr(source), "record": 2}
     digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
     for path in source.files():
         try:
@@ -121,11 +120,3 @@ def _key(source: Source, settings: Settings) -> str:
             raise UserError(f"cannot read {str(path)!r}: {error.strerror}.") from None
         digest.update(f"{stat.st_size} {stat.st_mtime_ns} {path.name}".encode())
     return digest.hexdigest()
-
-
-def _finished(stage: Path, stem: str, key: str) -> dict[str, Any] | None:
-    try:
-        record = read_record(stage, stem)
-    except (FileNotFoundError, ValueError):
-        return None
-    return record if record.get("key") == key else None

@@ -12,7 +12,6 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 
 from common.cli import UserError
-from common.io.coco import short
 from common.io.files import read_json
 from common.io.raster import Scene, crs_to_pixels
 
@@ -70,7 +69,7 @@ def read_labels(path: Path, class_property: str | None) -> tuple[list[Shape], CR
             ) from None
         if not isinstance(name, str | int) or not 0 < len(str(name)) <= 100:
             raise UserError(
-                f"{str(path)!r}: feature {number} has {short(name)} as its {class_property!r}; "
+                f"{str(path)!r}: feature {number} has {_short(name)} as its {class_property!r}; "
                 "give every feature a class of up to 100 letters."
             )
         shapes.append(Shape(str(name), polygons))
@@ -97,6 +96,10 @@ def in_pixels(shapes: list[Shape], crs: CRS, scene: Scene) -> list[Shape]:
         for shape in shapes
     ]
     return [shape for shape in moved if np.isfinite((*shape.box, shape.area)).all()]
+
+
+def _short(value: Any) -> str:
+    return ascii(value)[:40] if isinstance(value, int | float | None) else ascii(str(value)[:40])
 
 
 def _ring(points: Any) -> np.ndarray:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from common.cli import UserError, number, progress
-from common.io.tiles import PACKED
+from common.io.tiles import PACKED, tile_paths
 from preprocessing.index import Tile, aircraft_of, contents, refuse_replacing, write_index
 from preprocessing.pack import pack_splits
-from preprocessing.scene_tiles import Shown, image_path, mask_path, write_images, write_labels
+from preprocessing.scene_tiles import Shown, tile_name, write_images, write_labels
 from preprocessing.tiles import ALL, Settings, Source
 from preprocessing.workers import Workers
 
@@ -47,7 +47,7 @@ class Tiled(NamedTuple):
 
 
 def add_tiling_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `settings_from` reads, and those of the run."""
+    """Add the options that `tile_splits` reads."""
     add = parser.add_argument
     add("-s", "--tile-size", type=number(int, 16, 4096), default=512, help="side of a tile, pixels")
     add("-n", "--num-workers", type=number(int, 1, 1024), default=_cores(), help="processes")
@@ -80,18 +80,6 @@ def add_tiling_options(parser: argparse.ArgumentParser) -> None:
     add("--skip-bad", action="store_true", help="leave out scenes that cannot be read")
 
 
-def settings_from(args: argparse.Namespace, attribute: str | None) -> Settings:
-    """The settings of a run."""
-    return Settings(
-        tile_size=args.tile_size,
-        min_visible=args.min_visible,
-        negatives=args.negatives,
-        attribute=attribute,
-        seed=args.seed,
-        png_level=args.png_level,
-    )
-
-
 def _cores() -> int:
     try:
         return len(os.sched_getaffinity(0))
@@ -102,26 +90,21 @@ def _cores() -> int:
 def tile_splits(
     splits: Mapping[Path, Sequence[Source]],
     categories: list[str],
-    settings: Settings,
-    *,
-    workers: int,
-    skip_bad: bool = False,
-    pack: bool = False,
+    args: argparse.Namespace,
+    attribute: str | None = None,
     source: list[str] | None = None,
     left_out: LeftOut | None = None,
 ) -> int:
     """Tile the scenes of each split (a folder) into `OUTPUTS` in that folder.
 
-    The packed arrays are written if `pack` is set; those of an earlier run are removed in any case.
+    Without `--pack`, the packed arrays of an earlier run are removed.
     The last line that is printed counts the scenes and objects in the tiles, and those left out.
 
     Args:
         splits: Folder of a split → its scenes.
         categories: Names of the categories 1…N.
-        settings: With which the tiles are cut.
-        workers: Number of processes.
-        skip_bad: Leave out scenes that cannot be read.
-        pack: Also write arrays.
+        args: Those of `add_tiling_options`.
+        attribute: As in `Settings`.
         source: Where the scenes come from, if not from RarePlanes; tiles of another source are not
             replaced.
         left_out: What the caller has left out of `splits`.
@@ -133,6 +116,14 @@ def tile_splits(
         UserError: no scene could be read, a split would be empty or replace tiles of another
             source, another run is writing there, or the disk is too full for packing.
     """
+    settings = Settings(
+        tile_size=args.tile_size,
+        min_visible=args.min_visible,
+        negatives=args.negatives,
+        attribute=attribute,
+        seed=args.seed,
+        png_level=args.png_level,
+    )
     total = sum(map(len, splits.values()))
     for folder in splits:
         refuse_replacing(folder, source)
@@ -140,9 +131,9 @@ def tile_splits(
         with ExitStack() as stack:
             for folder in splits:
                 stack.enter_context(_locked(folder / STAGE))
-            pool = stack.enter_context(Workers(min(workers, total)))
+            pool = stack.enter_context(Workers(min(args.num_workers, total)))
             tiled = {f: _tile(pool, f / STAGE, sources, settings) for f, sources in splits.items()}
-            if _report_bad(tiled, total, skip_bad):
+            if _report_bad(tiled, total, args.skip_bad):
                 return 1
             summary = _summary(tiled, left_out or LeftOut(Counter(), Counter()))
             _refuse_empty(tiled, settings, summary)
@@ -151,7 +142,7 @@ def tile_splits(
                 _remove_others(folder / STAGE, part.kept)
                 write_index(folder / STAGE, part.kept, airports, categories, settings, source)
                 _report(folder, part.kept, len(part.shown))
-            if pack:
+            if args.pack:
                 named = {f / STAGE: aircraft_of(f / STAGE, p.kept) for f, p in tiled.items()}
                 pack_splits(pool, named, settings.tile_size)
             for folder in splits:
@@ -219,7 +210,7 @@ def select(positive: dict[str, list[bool]], settings: Settings) -> list[Tile]:
     nor on the other scenes.
     """
     tiles = [
-        Tile(image_path(Path(), stem, n).name, stem, n, shows)
+        Tile(tile_name(stem, n), stem, n, shows)
         for stem, flags in positive.items()
         for n, shows in enumerate(flags)
     ]
@@ -275,11 +266,10 @@ def _each(
 
 def _remove_others(stage: Path, tiles: list[Tile]) -> None:
     """Keep only the files of `tiles` in the stage."""
-    for path_of in (image_path, mask_path):
-        expected = {path_of(stage, tile.stem, tile.n).name for tile in tiles}
-        for path in path_of(stage, "", 0).parent.iterdir():
-            if path.name not in expected:
-                path.unlink()
+    expected = {path for tile in tiles for path in tile_paths(stage, tile.name)}
+    for path in (*(stage / "images_tiled").iterdir(), *(stage / "masks_tiled").iterdir()):
+        if path not in expected:
+            path.unlink()
     for name in PACKED:  # of an interrupted run
         (stage / name).unlink(missing_ok=True)
 

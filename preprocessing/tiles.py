@@ -17,7 +17,7 @@ MIN_PIXELS = 25
 ALL = 100.0
 """From this value of `Settings.negatives` on, every tile is kept."""
 MAX_NAME = 200  # bytes: leaves room for `_tile_999_mask.png` and the ending of a temporary file
-
+MAX_OBJECTS = (1 << 16) - 2  # of a scene, or of a part that is cut alone
 
 OTHER_DATASET = "category"
 """`Settings.attribute` if the scenes are not RarePlanes': the classes come with their labels."""
@@ -161,11 +161,6 @@ def _label(
             }
         )
     return mask, annotations
-
-
-def is_positive(tile: dict[str, Any]) -> bool:
-    """Whether a tile shows an aircraft that is not ignored."""
-    return any(not annotation["iscrowd"] for annotation in tile["annotations"])
 
 
 def not_shown(things: list[Thing], tiles: Iterable[dict[str, Any]]) -> dict[str, int]:

@@ -40,10 +40,9 @@ class Workers:
         """Call `function(*task)` for every task.
 
         A worker that dies (killed for memory, a crash in a codec) breaks the pool; one that hangs
-        is killed, to the same effect. The tasks that were running are then tried again, one after
-        the other, and the task whose process dies again fails. The rest continues in a new pool.
-        So `function` may be called twice for a task. Only a few tasks run at a time, so only a few
-        are tried again.
+        is killed, to the same effect. The tasks that were running, which are few, are then tried
+        again, one after the other, and the task whose process dies again fails. The rest continues
+        in a new pool. So `function` may be called twice for a task.
 
         Yields:
             Index and result of each task, in order of completion; a `UserError` instead of the
@@ -52,38 +51,44 @@ class Workers:
         Raises:
             Exception: whatever else a task raised, such as `OSError` for a full disk.
         """
-        waiting, again = deque(range(len(tasks))), deque[int]()
-        while waiting or again:
-            alone = bool(again)
-            queue, number = (again, 1) if alone else (waiting, self.number)
+        waiting = deque(range(len(tasks)))
+        while waiting:
             pending: dict[Future[T], int] = {}
-            what = "died twice (perhaps out of memory)"
             try:
-                while queue or pending:
-                    while queue and len(pending) < (1 if alone else 2 * number):
-                        self._pool = self._pool or _pool(number)
-                        future = self._pool.submit(function, *tasks[queue[0]])
-                        pending[future] = queue.popleft()
+                while waiting or pending:
+                    while waiting and len(pending) < 2 * self.number:
+                        self._pool = self._pool or _pool(self.number)
+                        future = self._pool.submit(function, *tasks[waiting[0]])
+                        pending[future] = waiting.popleft()
                     done = wait(pending, PATIENCE_S, return_when=FIRST_COMPLETED).done
                     if not done:
-                        what = f"hung for {PATIENCE_S:.0f} s"
                         _end_processes()  # wakes the next wait
                     for future in done:
                         result = _result(future)  # raises while the task still counts as pending
                         yield pending.pop(future), result
             except BrokenProcessPool:
                 self._end()
-            if not alone:
-                again.extend(pending.values())
-                continue
-            self._end()
             for index in pending.values():
-                yield index, UserError(f"the process that worked on it {what}.")
+                yield index, _again(function, tasks[index])
 
     def _end(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+
+
+def _again(function: Callable[..., T], task: tuple[Any, ...]) -> T | UserError:
+    """The result of a task in a process of its own, after that of a first attempt has died."""
+    problem = "died twice (perhaps out of memory)"
+    with _pool(1) as pool:
+        future = pool.submit(function, *task)
+        if not wait([future], PATIENCE_S).done:
+            problem = f"hung for {PATIENCE_S:.0f} s"
+            _end_processes()
+        try:
+            return _result(future)
+        except BrokenProcessPool:
+            return UserError(f"the process that worked on it {problem}.")
 
 
 def _result(future: Future[T]) -> T | UserError:

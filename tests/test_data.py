@@ -185,6 +185,14 @@ def damage(tiled, what):
             index = json.loads((train / "instances_tiled.json").read_text())
             index["images"] = index["annotations"] = []
             (train / "instances_tiled.json").write_text(json.dumps(index))
+        case "one name":
+            index = json.loads((train / "instances_tiled.json").read_text())
+            index["categories"].append({"id": 9, "name": "aircraft"})
+            (train / "instances_tiled.json").write_text(json.dumps(index))
+        case "no image of it":
+            index = json.loads((train / "instances_tiled.json").read_text())
+            index["annotations"][0]["image_id"] = -1
+            (train / "instances_tiled.json").write_text(json.dumps(index))
         case "no index":
             (train / "instances_tiled.json").unlink()
         case "not COCO":
@@ -201,6 +209,8 @@ def damage(tiled, what):
         ("out of range", "values above its"),
         ("colour mask", "3 channels"),
         ("no tiles", "lists no tiles"),
+        ("one name", "two categories of one name"),
+        ("no image of it", "not as preprocessing wrote it"),
         ("no index", "holds no tiles"),
         ("not COCO", "is not JSON"),
     ],

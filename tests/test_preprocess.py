@@ -1,5 +1,6 @@
 """Tiles from the real command: every pixel, any number of processes, any interruption."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -33,7 +34,7 @@ from preprocessing import scene_tiles
 from preprocessing import workers as pool
 from preprocessing.coco import main as tile_coco
 from preprocessing.preprocess import RarePlanesScene, choose_airports, main
-from preprocessing.splits import tile_splits
+from preprocessing.splits import add_tiling_options, tile_splits
 from preprocessing.tiles import MIN_PIXELS, Labels, Settings, Thing, cut, grid
 from rareplanes.attributes import makes
 
@@ -404,12 +405,17 @@ class Scene:
         return np.zeros((*size[::-1], 3), np.uint8)
 
 
+def options(*words):
+    parser = argparse.ArgumentParser()
+    add_tiling_options(parser)
+    return parser.parse_args(["-s", "32", "-n", "2", *words])
+
+
 def test_scene_that_kills_its_worker_is_named_and_the_others_are_tiled(tmp_path, capsys):
     scenes = [Scene(f"s{i}", deadly=i == 3) for i in range(9)]
-    tiling = Settings(tile_size=32)
-    assert tile_splits({tmp_path: scenes}, ["aircraft"], tiling, workers=2) == 1
+    assert tile_splits({tmp_path: scenes}, ["aircraft"], options()) == 1
     assert not (tmp_path / "instances_tiled.json").exists()
-    assert tile_splits({tmp_path: scenes}, ["aircraft"], tiling, workers=2, skip_bad=True) == 0
+    assert tile_splits({tmp_path: scenes}, ["aircraft"], options("--skip-bad")) == 0
     named = [line for line in capsys.readouterr().err.splitlines() if "bad scene" in line]
     assert len(named) == 2
     assert all("s3" in line and "died" in line for line in named)
@@ -423,8 +429,7 @@ def test_scene_that_hangs_its_worker_is_named_and_the_others_are_tiled(
 ):
     monkeypatch.setattr(pool, "PATIENCE_S", 4.0)
     scenes = [Scene(f"s{i}", endless=i == 3) for i in range(5)]
-    tiling = Settings(tile_size=32)
-    assert tile_splits({tmp_path: scenes}, ["aircraft"], tiling, workers=2, skip_bad=True) == 0
+    assert tile_splits({tmp_path: scenes}, ["aircraft"], options("--skip-bad")) == 0
     (named,) = (line for line in capsys.readouterr().err.splitlines() if "bad scene" in line)
     assert "s3" in named
     assert "hung for 4 s" in named

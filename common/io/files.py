@@ -42,11 +42,8 @@ def temporary_name(path: Path) -> Path:
 
 def fresh_file(path: Path) -> BinaryIO:
     """Open `path` for writing as a new file; a file or a link that is there is removed first."""
-    try:
-        return path.open("xb")
-    except FileExistsError:
-        path.unlink()
-        return path.open("xb")
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def sweep(folder: Path) -> None:
@@ -62,10 +59,10 @@ def _is_running(pid: int) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+    except ProcessLookupError:
         return False
-    except PermissionError:
-        pass
+    except PermissionError:  # it is another user's
+        return True
     return True
 
 
@@ -83,13 +80,14 @@ def open_file(path: Path, kind: str = "file", limit: int = 1 << 31) -> BinaryIO:
     except OSError as error:
         raise UserError(f"cannot read the {kind} {str(path)!r}: {error.strerror}.") from None
     status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+    if not stat.S_ISREG(status.st_mode):
+        problem = "not a regular file"
+    elif status.st_size > limit:
+        problem = f"larger than {limit >> 20} MiB, the most that is read"
+    else:
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    what = "not a regular file"
-    if stat.S_ISREG(status.st_mode):
-        what = f"larger than {limit >> 20} MiB, the most that is read"
-    raise UserError(f"the {kind} {str(path)!r} is {what}.")
+    raise UserError(f"the {kind} {str(path)!r} is {problem}.")
 
 
 def read_file(path: Path, kind: str = "file", limit: int = 1 << 31) -> bytes:

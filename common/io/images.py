@@ -2,32 +2,27 @@
 
 import re
 import warnings
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from common.cli import UserError
 from common.io.files import open_file, read_file
 
-MAX_PIXELS = 100_000_000  # a scene has 2 million; a header beyond this is a mistake or a bomb
-MAX_BYTES = 1 << 30
+MAX_PIXELS = 100_000_000  # a scene has 2 million; more would take GBs of memory
 MAX_PASSES = 100 * MAX_PIXELS  # pixels times scans of a progressive JPEG: seconds of decoding
 MAX_HEADER = 1 << 24  # bytes before the pixels; a phone may write a depth map of a few MB there
 MAX_EXIF_BLOCKS = 1000  # there is one; Pillow copies all blocks that it has for each more
 
-_START = 1 << 16  # bytes; most headers end in them
-_FORMATS: dict[bytes, type[ImageFile.ImageFile]] = {
-    b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR": PngImageFile,
-    b"\xff\xd8\xff": JpegImageFile,
-}
-# A scan of one to four components, whose header has 6 bytes and 2 for each component.
-_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e]")  # the start of a scan, and its header's size
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about EXIF tags, which are not used
 
@@ -46,21 +41,17 @@ class Header(NamedTuple):
 
 
 def image_size(path: Path, as_stored: bool = False) -> tuple[int, int]:
-    """Width and height from the header, without decoding, as `read_image` returns the image.
+    """Width and height, as `read_image` returns the image; raises as `read_header`."""
+    return read_header(path).size(as_stored)
+
+
+def read_header(path: Path) -> Header:
+    """What a PNG or JPEG says of itself, without decoding it.
 
     Raises:
         UserError: There is no such file, it is neither PNG nor JPEG, or has over `MAX_PIXELS`.
     """
-    return _of_limited_size(read_header(path), path).size(as_stored)
-
-
-def read_header(path: Path) -> Header:
-    """What a PNG or JPEG says of itself; its size may be any.
-
-    Raises:
-        UserError: There is no such file, or it is neither PNG nor JPEG.
-    """
-    with open_file(path, "image", MAX_BYTES) as file:
+    with open_file(path, "image") as file:
         return _header(file, path)
 
 
@@ -82,15 +73,15 @@ def read_image(
     Raises:
         UserError: The file is missing, damaged, or not of the size given.
     """
-    data = read_file(path, "image", MAX_BYTES)
-    header = _of_limited_size(_header(BytesIO(data), path), path)
+    data = read_file(path, "image")
+    header = _header(BytesIO(data), path)
     actual = header.size(as_stored)
     if size is not None and size != actual:
         raise UserError(
             f"image {str(path)!r} has {actual[0]}x{actual[1]} pixels, but its labels are for "
             f"{size[0]}x{size[1]}."
         )
-    scans = len(_SCAN.findall(data)) if data.startswith(b"\xff\xd8") else 1
+    scans = len(_SCAN.findall(data))
     if scans * header.width * header.height > MAX_PASSES:
         raise UserError(
             f"image {str(path)!r} has {scans} scans over {header.width}x{header.height} pixels, "
@@ -106,13 +97,9 @@ def read_image(
     return image if as_stored else turned(image, header.orientation)
 
 
-def read_rgb(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode a PNG or JPEG into uint8 [H,W,3], RGB, as every viewer shows it.
-
-    Raises:
-        UserError: The file is not an image, is cut short, or is not of `size` (width, height).
-    """
-    return cv2.cvtColor(read_image(path, cv2.IMREAD_COLOR, size), cv2.COLOR_BGR2RGB)
+def read_rgb(path: Path) -> np.ndarray:
+    """Decode a PNG or JPEG into uint8 [H,W,3], RGB; raises as `read_image`."""
+    return read_image(path, cv2.IMREAD_COLOR_RGB)
 
 
 def turned(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -127,48 +114,37 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _header(file: BinaryIO, path: Path) -> Header:
-    data = file.read(_START)
-    reader = next((r for start, r in _FORMATS.items() if data.startswith(start)), None)
-    if reader is None:
+    data = file.read(1 << 16)  # most headers end in it
+    if not data.startswith((_PNG, b"\xff\xd8\xff")):
         raise UserError(f"image {str(path)!r} is neither PNG nor JPEG.")
-    header = _parsed(reader, data) or _parsed(reader, data + file.read(MAX_HEADER))
+    header = _parsed(data) or _parsed(data + file.read(MAX_HEADER))
     if header is None:
         raise _damaged(path)
-    return header
-
-
-def _parsed(reader: type[ImageFile.ImageFile], data: bytes) -> Header | None:
-    """The header from a file's first bytes; None if they are invalid or end before the pixels."""
-    if data.count(b"Exif\0\0") > MAX_EXIF_BLOCKS:
-        return None
-    try:
-        # Not by Image.open: its limit of pixels is not ours. Nothing is decoded before a load().
-        image = reader(BytesIO(data))
-    except Exception:  # damaged files raise many kinds
-        return None
-    if not image.tile:
-        return None
-    return Header(*image.size, _orientation(image.info.get("exif", b"")))
-
-
-def _orientation(exif: bytes) -> int:
-    """The orientation that an EXIF block gives its image; 1 if it gives none, or a wrong one."""
-    tags = Image.Exif()  # image.getexif() would also look into XMP, which OpenCV and GDAL do not
-    try:
-        tags.load(exif)
-        value = tags.get(ExifTags.Base.Orientation)
-    except Exception:  # as above
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _of_limited_size(header: Header, path: Path) -> Header:
     if header.width * header.height > MAX_PIXELS:
         raise UserError(
             f"image {str(path)!r} states {header.width}x{header.height} pixels; up to "
             f"{MAX_PIXELS:,} are read."
         )
     return header
+
+
+def _parsed(data: bytes) -> Header | None:
+    """The header from a file's first bytes; None if they are invalid or end before the pixels."""
+    if data.count(b"Exif\0\0") > MAX_EXIF_BLOCKS:
+        return None
+    try:
+        # Not by Image.open: its limit of pixels is not ours. Nothing is decoded before a load().
+        image = (PngImageFile if data.startswith(_PNG) else JpegImageFile)(BytesIO(data))
+    except Exception:  # damaged files raise many kinds
+        return None
+    if not image.tile:
+        return None
+    tags = Image.Exif()  # image.getexif() would also look into XMP, which OpenCV and GDAL do not
+    value = None
+    with suppress(Exception):  # as above
+        tags.load(image.info.get("exif", b""))
+        value = tags.get(ExifTags.Base.Orientation)
+    return Header(*image.size, value if isinstance(value, int) and 1 <= value <= 8 else 1)
 
 
 def _damaged(path: Path) -> UserError:

@@ -63,22 +63,14 @@ def _is_near(value: Any) -> bool:
     return isinstance(value, int | float) and -_FAR < value < _FAR
 
 
-def _is_polygon(points: Any) -> bool:
-    return (
-        isinstance(points, list)
-        and len(points) >= 6
-        and len(points) % 2 == 0
-        and all(map(_is_near, points))
-    )
+def _is_polygon(points: Any) -> bool:  # those of fewer than three points are left out already
+    return isinstance(points, list) and len(points) % 2 == 0 and all(map(_is_near, points))
 
 
 def _length(points: list[float]) -> float:
     """The sum over a polygon's sides, each by its longer extent, along x or along y."""
-    corners = list(zip(points[::2], points[1::2], strict=True))
-    return sum(
-        max(abs(x2 - x1), abs(y2 - y1))
-        for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True)
-    )
+    corners = np.reshape(np.array(points, float), (-1, 2))
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(1).sum())
 
 
 def _covers(counts: Any, pixels: int) -> bool:

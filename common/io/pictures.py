@@ -32,13 +32,12 @@ def colour(class_id: int) -> tuple[int, int, int]:
     return int(r), int(g), int(b)
 
 
-def paint(image: np.ndarray, mask: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+def paint(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Paint the classes of `mask` on `image`: a tint inside, a solid line around each region.
 
     Args:
         image: uint8 [H,W,3], RGB.
         mask: uint8 [H,W], class ids; 255 (ignore) is grey.
-        alpha: Share of the class's colour in the tint.
 
     Returns:
         A new uint8 [H,W,3].
@@ -49,7 +48,7 @@ def paint(image: np.ndarray, mask: np.ndarray, alpha: float = 0.5) -> np.ndarray
             continue
         region = mask == class_id
         tint = (128, 128, 128) if class_id == 255 else colour(int(class_id))
-        painted[region] = (image[region] * (1 - alpha) + np.array(tint) * alpha).astype(np.uint8)
+        painted[region] = (image[region] * 0.5 + np.array(tint) * 0.5).astype(np.uint8)
         outline, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         width = max(1, round(min(image.shape[:2]) / 500))
         cv2.drawContours(painted, outline, -1, tint, width, cv2.LINE_AA)
@@ -89,20 +88,19 @@ class Sheet:
         if not self.rows:
             return
         side, gap, head = 320, 10, 46
-        height = head + len(self.rows) * (side + gap)
-        canvas = Image.new("RGB", (3 * side + 4 * gap, height), "white")
+        step = side + gap
+        sheet = np.full((head + len(self.rows) * step, gap + 3 * step, 3), 255, np.uint8)
         for r, (image, truth, prediction) in enumerate(self.rows):
             for c, picture in enumerate((image, paint(image, truth), paint(image, prediction))):
+                y, x = head + r * step, gap + c * step
                 small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
-                corner = gap + c * (side + gap), head + r * (side + gap)
-                canvas.paste(Image.fromarray(small), corner)
-        pixels = np.asarray(canvas).copy()
+                sheet[y : y + side, x : x + side] = small
         font = cv2.FONT_HERSHEY_SIMPLEX
         for c, label in enumerate(("image", "truth", "prediction")):
-            corner = gap + c * (side + gap), head - 8
-            cv2.putText(pixels, label, corner, font, 0.5, (70, 70, 70), 1, cv2.LINE_AA)
-        cv2.putText(pixels, title, (gap, 18), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-        save(pixels, path)
+            corner = gap + c * step, head - 8
+            cv2.putText(sheet, label, corner, font, 0.5, (70, 70, 70), 1, cv2.LINE_AA)
+        cv2.putText(sheet, title, (gap, 18), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        save(sheet, path)
 
 
 def save(pixels: np.ndarray, path: Path) -> None:
@@ -115,8 +113,6 @@ def save(pixels: np.ndarray, path: Path) -> None:
     picture = Image.fromarray(pixels)
     if pixels.ndim == 2:
         picture.putpalette([channel for i in range(256) for channel in colour(i)])
+    kind = "JPEG" if path.suffix == ".jpg" else "PNG"
     with whole_file(path) as file:
-        if path.suffix == ".jpg":
-            picture.save(file, format="JPEG", quality=90)
-        else:
-            picture.save(file, format="PNG", compress_level=4)
+        picture.save(file, kind, quality=90, compress_level=4)  # each format takes its own option

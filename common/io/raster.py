@@ -186,8 +186,8 @@ def open_scene(path: Path, look: Look = AS_IT_IS) -> Iterator[Scene]:
             dataset = stack.enter_context(rasterio.open(source, driver=drivers[0]))
             _check(path, dataset, size)
             picture = drivers[0] in ("PNG", "JPEG")
-            if picture and (orientation := read_header(path).orientation) > 1:
-                dataset = _upright(dataset, orientation, stack)
+            if picture and dataset.width * dataset.height <= ALWAYS_READ:
+                dataset = _upright(dataset, read_header(path).orientation, stack)
             if look.gsd is not None:
                 dataset = stack.enter_context(_resampled(path, dataset, look.gsd))
             scene = Scene(path, dataset, look, picture)
@@ -256,8 +256,8 @@ def _palette(dataset: Any, bands: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _upright(dataset: Any, orientation: int, stack: ExitStack) -> Any:
-    """The dataset as every viewer shows it: a copy in memory that is turned."""
-    if dataset.width * dataset.height > ALWAYS_READ:
+    """The dataset as every viewer shows it: a copy in memory if it must be turned."""
+    if orientation == 1:
         return dataset
     pixels = np.moveaxis(turned(np.moveaxis(dataset.read(), 0, -1), orientation), -1, 0)
     count, height, width = pixels.shape

@@ -9,6 +9,7 @@ import hashlib
 import json
 import struct
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from common.io.files import read_file, read_json
 
 IGNORE = 255  # the class id of pixels left out of training and scores
 MAX_SIDE = 1 << 15  # of a tile, pixels
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # the start of a file; width and height follow
 INDEX = "packed.json"
 PACKED = ("images_tiled.npy", "masks_tiled.npy", INDEX)
 """Files of a packed split: uint8 [N,S,S,3], uint8 or uint16 [N,S,S], and their source."""
@@ -78,6 +80,8 @@ def _check(coco: dict[str, Any]) -> None:
         raise ValueError("a tile outside its folder")
     if not all(name.isprintable() and 0 < len(name) <= 100 for name in categories.values()):
         raise ValueError("a category without a name that can be printed")
+    if len(set(categories.values())) < len(categories):
+        raise ValueError("two categories of one name")
     numbers: dict[int, list[int]] = {image: [] for image in images}
     for annotation in coco["annotations"]:
         if not annotation["iscrowd"]:
@@ -93,23 +97,18 @@ class Pngs:
     def __init__(self, folder: Path, images: list[dict], aircraft: list[int]) -> None:
         self.folder, self.aircraft = folder, aircraft
         self.names = [image["file_name"] for image in images]
-        self._match_files()
+        # One listing per folder: `stat` per tile is slow on a network disk.
+        files = {*folder.glob("images_tiled/*.png"), *folder.glob("masks_tiled/*.png")}
+        for path in chain.from_iterable(tile_paths(folder, name) for name in self.names):
+            if path not in files:
+                raise UserError(
+                    f"{str(path)!r} is listed in instances_tiled.json but is missing; make the "
+                    "tiles again."
+                )
 
     def read(self, indices: list[int], images: np.ndarray, ids: np.ndarray) -> None:
         for row, i in enumerate(indices):
             read_tile(self.folder, self.names[i], self.aircraft[i], images[row], ids[row])
-
-    def _match_files(self) -> None:
-        """Find missing files: one listing per folder; `stat` per tile is slow on a network disk."""
-        images = {path.name for path in (self.folder / "images_tiled").glob("*.png")}
-        masks = {path.name for path in (self.folder / "masks_tiled").glob("*.png")}
-        for name in self.names:
-            image, mask = tile_paths(self.folder, name)
-            if image.name not in images or mask.name not in masks:
-                raise UserError(
-                    f"{str(image if image.name not in images else mask)!r} is listed in "
-                    "instances_tiled.json but is missing; make the tiles again."
-                )
 
 
 class Packed:
@@ -125,13 +124,13 @@ class Packed:
     """
 
     def __init__(self, folder: Path, images: list[dict], mask_dtype: np.dtype) -> None:
-        self.folder = folder
-        self.index = pack_index(folder, len(images), images[0]["width"], mask_dtype)
+        self.folder, self.mask_dtype = folder, mask_dtype
+        self.square = (len(images), images[0]["width"], images[0]["width"])
         try:
-            fits = json.loads((folder / INDEX).read_bytes()) == self.index
-        except ValueError:
-            fits = False
-        if not fits:
+            source = json.loads((folder / INDEX).read_bytes())["instances_sha256"]
+        except (ValueError, KeyError, TypeError):
+            source = None
+        if source != hash_of_index(folder):
             raise self._error(INDEX, "does not fit the instances_tiled.json beside it")
         self.arrays  # noqa: B018  opened now, so that damage is found before the training begins
 
@@ -146,17 +145,16 @@ class Packed:
     @cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Images and masks, mapped read-only: pages are read on use and shared by processes."""
-        square = (self.index["tiles"], self.index["size"], self.index["size"])
         return (
-            self._open(PACKED[0], "uint8", (*square, 3)),
-            self._open(PACKED[1], self.index["mask_dtype"], square),
+            self._open(PACKED[0], np.dtype(np.uint8), (*self.square, 3)),
+            self._open(PACKED[1], self.mask_dtype, self.square),
         )
 
     def __getstate__(self) -> dict[str, Any]:
         """A loader process maps the files itself: pickling a mapped array would copy them."""
         return {name: value for name, value in vars(self).items() if name != "arrays"}
 
-    def _open(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _open(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         try:
             array = np.lib.format.open_memmap(self.folder / name, mode="r")
         except FileNotFoundError:
@@ -174,11 +172,10 @@ class Packed:
         )
 
 
-def pack_index(folder: Path, tiles: int, size: int, mask_dtype: np.dtype) -> dict[str, Any]:
-    """The content of `INDEX`: the arrays' shape and dtype, and the hash of their COCO file."""
+def hash_of_index(folder: Path) -> str:
+    """The hash of a split's COCO file, by which `INDEX` names the tiles that were packed."""
     with (folder / "instances_tiled.json").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"tiles": tiles, "size": size, "mask_dtype": mask_dtype.name, "instances_sha256": digest}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def mask_dtype(aircraft: list[int]) -> np.dtype:
@@ -208,10 +205,9 @@ def read_tile(folder: Path, name: str, aircraft: int, image: np.ndarray, ids: np
         UserError: A file is missing, damaged or of another size, or the mask does not fit its
             number of aircraft.
     """
-    size = image.shape[1], image.shape[0]
     image_path, mask_path = tile_paths(folder, name)
-    image[...] = _decoded(image_path, cv2.IMREAD_COLOR, size)[..., ::-1]
-    mask = _decoded(mask_path, cv2.IMREAD_UNCHANGED, size)
+    image[...] = _read_png(image_path, cv2.IMREAD_COLOR_RGB, ids.shape)
+    mask = _read_png(mask_path, cv2.IMREAD_UNCHANGED, ids.shape)
     if mask.ndim != 2:
         raise UserError(f"{str(mask_path)!r} has {mask.shape[2]} channels instead of one.")
     # Adding one wraps the ignore value to 0, so that one pass finds the largest id.
@@ -224,21 +220,24 @@ def read_tile(folder: Path, name: str, aircraft: int, image: np.ndarray, ids: np
         ids[mask == np.iinfo(mask.dtype).max] = 65535
 
 
-def _decoded(path: Path, flags: int, size: tuple[int, int]) -> np.ndarray:
-    """Decode a PNG whose header states `size` (width, height) as `cv2.imdecode` does for `flags`.
+def _read_png(path: Path, flags: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Decode a PNG that must have this height and width; `flags` are those of `cv2.imdecode`.
 
-    Given bytes, OpenCV refuses a truncated file; `cv2.imread` may return it with rows missing.
+    Given bytes, OpenCV refuses a truncated file; given a path, it may return wrong rows.
     """
-    data = read_file(path, "image")
-    if not data.startswith(b"\x89PNG\r\n\x1a\n") or len(data) < 24:
-        raise UserError(f"image {str(path)!r} is not a PNG; make the tiles again.")
-    width, height = struct.unpack(">2I", data[16:24])
-    if (width, height) != size:
+    data = read_file(path, "tile")
+    if len(data) < 24 or not data.startswith(PNG):
+        raise UserError(f"tile {str(path)!r} is not a PNG; make the tiles again.")
+    width, height = struct.unpack_from(">II", data, len(PNG))
+    if (height, width) != shape:  # compared first, so that a hostile size takes no memory
         raise UserError(
-            f"image {str(path)!r} has {width}x{height} pixels, but its labels are for "
-            f"{size[0]}x{size[1]}."
+            f"tile {str(path)!r} has {width}x{height} pixels, but its labels are for "
+            f"{shape[1]}x{shape[0]}; make the tiles again."
         )
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise UserError(f"image {str(path)!r} is damaged or truncated; make the tiles again.")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None or image.shape[:2] != shape:
+        raise UserError(f"tile {str(path)!r} is damaged or truncated; make the tiles again.")
     return image

@@ -12,6 +12,7 @@ from torture.contained import contained
 
 from common.cli import UserError
 from common.io.images import MAX_PIXELS, image_size, read_image, read_rgb
+from common.io.tiles import read_tile, tile_paths
 
 SIZE = (61, 47)
 DAMAGE = ("flip", "cut", "zeros")
@@ -34,8 +35,14 @@ def hostile_image(number: int, folder: Path) -> str:
         pixels = cv2.blur(pixels, (9, 9)).reshape(pixels.shape)
     sound = cv2.imencode(suffix, pixels)[1].tobytes()
     path = folder / f"image{suffix}"
-    path.write_bytes(change(sound, kind, rng))
+    changed = change(sound, kind, rng)
     exact = pixels if suffix == ".png" and kind in DAMAGE else None
+    for name in (path, *tile_paths(folder, "a.png")):
+        name.parent.mkdir(exist_ok=True)
+        name.write_bytes(changed)
+    as_tile = contained(partial(_read_tile, folder, exact))
+    if as_tile not in ("read", "refused"):
+        return f"{kind} {as_tile}"
     return f"{kind} " + contained(partial(_read, path, exact))
 
 
@@ -89,10 +96,22 @@ def _read(path: Path, exact: np.ndarray | None) -> str:
         # Memory follows the size in the header. Labels state a size, which the file's must equal.
         size = (width, height) if width * height < 1_000_000 else SIZE
         whole = read_image(path, cv2.IMREAD_UNCHANGED, size)
-        assert read_rgb(path, size).shape == (*size[::-1], 3)
+        assert size != (width, height) or read_rgb(path).shape == (*size[::-1], 3)
     except UserError as error:
         return "refused" if str(error).isprintable() else "!a sentence with control characters"
     assert whole.shape[1::-1] == size
     if exact is not None:
         assert np.array_equal(whole.reshape(exact.shape), exact), "wrong pixels accepted"
+    return "read"
+
+
+def _read_tile(folder: Path, exact: np.ndarray | None) -> str:
+    """The same file as image and as mask of a tile."""
+    image = np.empty((*SIZE[::-1], 3), np.uint8)
+    try:
+        read_tile(folder, "a.png", 255, image, np.empty(SIZE[::-1], np.uint8))
+    except UserError as error:
+        return "refused" if str(error).isprintable() else "!a sentence with control characters"
+    if exact is not None:
+        assert np.array_equal(image, np.broadcast_to(exact, image.shape)), "wrong pixels accepted"
     return "read"
