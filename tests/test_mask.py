@@ -20,6 +20,7 @@ from torture import children
 from benchmarks.lib.synthetic import noise_tiles
 from common.cli import UserError
 from common.distributed import process_group
+from common.predict.pictures import Reduced
 from common.predict.windows import Tiling
 from common.run import checkpoint
 from common.speedups import Speedups, place
@@ -208,7 +209,9 @@ def test_an_aircraft_at_a_seam_comes_out_once_and_whole(size):
         part = scene[y : y + h, x : x + w]
         part[part == 0] = number
     pixels = np.repeat(scene[:, :, None], 3, 2)
-    found = detect(Memory(pixels), numbered, Tiling(64, 0.5, 3), 0.5).instances
+    picture = Reduced(size[1], size[0], 500)
+    found = detect(Memory(pixels), numbered, Tiling(64, 0.5, 3), 0.5, 100, picture)
+    assert np.array_equal(picture.image(), pixels)
     numbers = [n for n in np.unique(scene) if n]
     assert len(found) == len(numbers)
     painted = np.zeros_like(scene)
