@@ -29,9 +29,9 @@ from common.predict.pictures import Crops, Reduced, outline
 from common.predict.regions import Region
 from common.predict.windows import Network, Tiling
 from mask.model import NAME, from_checkpoint, from_outputs, predict
+from mask.rcnn import MaskRCNN
 from mask.scenes import Instance, detect
 
-MAX_DETECTIONS = 100  # of one window
 MOST_PIXELS = (1 << 32) - 1  # COCO's run lengths are unsigned numbers of 32 bits
 
 
@@ -44,7 +44,7 @@ def parser() -> Parser:
         "--max-detections",
         type=positive,
         metavar="N",
-        help=f"of one window; default: {MAX_DETECTIONS}, or the .onnx file's",
+        help=f"of one window; default: {MaskRCNN.most_detections}, or the .onnx file's",
     )
     return options
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         lambda content: from_checkpoint(content, args.max_detections),
         predict,
         from_outputs,
-        max_detections=MAX_DETECTIONS,
+        max_detections=MaskRCNN.most_detections,
     )
     predict_one = partial(predict_scene, network=network, classes=classes, args=args)
     images: list[str] = []

@@ -31,12 +31,7 @@ class Instance(Region):
 
 @torch.inference_mode()
 def detect(
-    scene: Scene,
-    network: Network,
-    tiling: Tiling,
-    threshold: float,
-    most: int,
-    picture: Reduced,
+    scene: Scene, network: Network, tiling: Tiling, threshold: float, most: int, picture: Reduced
 ) -> list[Instance]:
     """All instances of a whole scene, best first.
 
