@@ -92,33 +92,26 @@ def merge(instances: list[Instance]) -> list[Instance]:
     apron would become one. If another window shows both as one instance, one of the windows is
     wrong: of each such pair the instance with the lower score is left out.
     """
-    group = list(range(len(instances)))
-
-    def root(i: int) -> int:
-        while group[i] != i:
-            group[i] = group[group[i]]
-            i = group[i]
-        return i
-
+    groups = [[i] for i in range(len(instances))]  # the members of one aircraft share a list
     pairs = (
         (_overlap(instances[i], instances[j]), i, j)
         for i, j in _overlapping([instance.box for instance in instances])
     )
-    windows = [{instance.seen} for instance in instances]
     wrong: set[int] = set()
     for _, i, j in sorted((pair for pair in pairs if pair[0] > SAME), reverse=True):
-        first, second = root(i), root(j)
-        if windows[first].isdisjoint(windows[second]):
-            group[first] = second
-            windows[second] |= windows[first]
-        elif first != second and instances[i].score != instances[j].score:
+        first, second = groups[i], groups[j]
+        windows = {instances[k].seen for k in first}
+        if windows.isdisjoint(instances[k].seen for k in second):
+            first += second
+            for k in second:
+                groups[k] = first
+        elif first is not second and instances[i].score != instances[j].score:
             wrong.add(min(i, j, key=lambda k: instances[k].score))
     merged: dict[int, Instance] = {}
     for i, instance in enumerate(instances):
-        if i in wrong:
-            continue
-        key = root(i)
-        merged[key] = _union(merged[key], instance) if key in merged else instance
+        if i not in wrong:
+            key = id(groups[i])
+            merged[key] = _union(merged[key], instance) if key in merged else instance
     return sorted(merged.values(), key=lambda instance: -instance.score)
 
 
