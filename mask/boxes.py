@@ -94,27 +94,27 @@ def has_min_side(boxes: Tensor, min_side: float) -> Tensor:
     return ((boxes[..., 2:] - boxes[..., :2]) >= min_side).all(-1)
 
 
-def suppress(boxes: Tensor, exists: Tensor, threshold: float, block: int | None = None) -> Tensor:
+def suppress(boxes: Tensor, exists: Tensor, threshold: float) -> Tensor:
     """Non-maximum suppression: drop each box that overlaps a kept box of a higher rank too much.
 
-    The boxes are decided block by block. First, boxes that overlap a kept box of an earlier block
-    are dropped. Then a fixed-point iteration decides the rest: all are kept at first, and each
-    round keeps those that overlap no kept box of a higher rank. After k rounds the first k boxes of
-    any chain, in which each box overlaps the next, are final. Random boxes, up to 2,000 in one
-    block, needed at most eleven rounds; with `ROUNDS` the result is that of `torchvision.ops.nms`.
+    The boxes are decided block by block: `BLOCK` at a time in an eager step on a CPU, and all at
+    once elsewhere, where each operator is a kernel to launch or code to generate. First, boxes that
+    overlap a kept box of an earlier block are dropped. Then a fixed-point iteration decides the
+    rest: all are kept at first, and each round keeps those that overlap no kept box of a higher
+    rank. After k rounds the first k boxes of any chain, in which each box overlaps the next, are
+    final. Random boxes, up to 2,000 in one block, needed at most eleven rounds; with `ROUNDS` the
+    result is that of `torchvision.ops.nms`.
 
     Args:
         boxes: [B,N,4], sorted by falling score.
         exists: bool [B,N].
         threshold: The largest IoU of two boxes that are kept.
-        block: Boxes in a block. By default `BLOCK` in an eager step on a CPU, and all boxes
-            elsewhere, where each operator is a kernel to launch or code to generate.
 
     Returns:
         bool [B,N]: whether the box exists and is kept.
     """
     count = boxes.shape[1]
-    block = block or (BLOCK if shapes_may_vary(boxes) else max(1, count))
+    block = BLOCK if shapes_may_vary(boxes) else max(1, count)
     kept, kept_boxes = exists[:, :0], boxes[:, :0]  # dropped boxes are zeros, without an area
     for start in range(0, count, block):
         current, candidate = boxes[:, start : start + block], exists[:, start : start + block]

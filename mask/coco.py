@@ -145,7 +145,10 @@ def evaluate(results: list[Result], coco: dict[str, Any]) -> dict[str, float]:
     numbers |= {f"mask_{name}": value for name, value in masks.items()}
     if len(by_class) > 1:
         numbers |= {f"mask_AP.{name}": value for name, value in by_class.items()}
-    airports = _airports(coco["images"])
+    airports: dict[str, list[int]] = {}
+    for image in coco["images"]:
+        if (name := airport_of(image)) is not None:
+            airports.setdefault(name, []).append(image["id"])
     for name in sorted(airports) if len(airports) > 1 else []:
         part, _ = _run(truth, detected, "segm", airports[name])
         numbers[f"mask_AP.airport.{name}"] = part["AP"]
@@ -164,15 +167,6 @@ def _run(
     classes = [truth.cats[category]["name"] for category in evaluation.params.catIds]
     numbers = dict(zip(NAMES, map(float, evaluation.stats), strict=True))
     return numbers, dict(zip(classes, by_class, strict=True))
-
-
-def _airports(images: list[dict[str, Any]]) -> dict[str, list[int]]:
-    """Image ids of each known airport."""
-    airports: dict[str, list[int]] = {}
-    for image in images:
-        if (name := airport_of(image)) is not None:
-            airports.setdefault(name, []).append(image["id"])
-    return airports
 
 
 def _silent(*_words: object) -> None:

@@ -23,11 +23,7 @@ from mask.model import predict
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
-    batches: DataLoader,
-    process: Process,
-    speedups: Speedups,
-    folder: Path,
+    model: nn.Module, batches: DataLoader, process: Process, speedups: Speedups, folder: Path
 ) -> dict[str, float]:
     """COCO's scores of the bare `model` over all tiles; each tile is scored by one process.
 
@@ -43,8 +39,9 @@ def evaluate(
     results: list[dict] = []
     sheet = Sheet(list(batches.batch_sampler or []), tiles.shows_aircraft)
     extremes = Extremes(tiles.images)
-    bar = progress(total=len(batches), desc="score", enabled=process.is_main)
-    for number, batch in enumerate(prefetch(batches, process.device)):
+    delivered = prefetch(batches, process.device)
+    bar = progress(delivered, total=len(batches), desc="score", enabled=process.is_main)
+    for number, batch in enumerate(bar):
         images = normalise(batch.images).contiguous(memory_format=speedups.layout)
         with speedups.autocast(process.device):
             predictions = predict(model, images)
@@ -55,8 +52,6 @@ def evaluate(
                 sheet.add(*row(i))
             pixels = [_overlap(batch, predictions, tiles.ignore, i) for i in range(len(images))]
             extremes.offer(batch.tile.tolist(), pixels, row)
-        bar.update()
-    bar.close()
     results = coco.gather(results, process)
     if not process.is_main:
         return {}

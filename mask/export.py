@@ -14,6 +14,7 @@ from common.cli import positive
 from common.cli import run as run_main
 from common.predict.onnx_file import export, export_parser
 from mask.model import NAME, OUTPUTS, from_checkpoint, outputs
+from mask.rcnn import MaskRCNN
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--max-detections",
         type=positive,
-        default=100,
+        default=MaskRCNN.most_detections,
         metavar="N",
         help="of one window; as many masks are always computed",
     )

@@ -18,28 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from pycocotools import mask as rle
 
-from common.cli import Parser, UserError, fraction, positive, say
+from common.cli import Parser, fraction, positive
 from common.cli import run as run_main
-from common.io.files import whole_file
 from common.io.pictures import save
-from common.io.raster import Scene, no_valid_pixel
-from common.predict.crops import Crops
-from common.predict.folder import (
-    each_scene,
-    inference_parser,
-    list_images,
-    make_output_folder,
-    raise_errors,
-)
+from common.io.raster import Scene
+from common.predict.folder import inference_parser, predicted_scenes
 from common.predict.maps import feature_file
 from common.predict.network import load_network
-from common.predict.pictures import Reduced, outline
+from common.predict.pictures import Crops, Reduced, outline
 from common.predict.regions import Region
 from common.predict.windows import Network, Tiling
 from mask.model import NAME, from_checkpoint, from_outputs, predict
+from mask.rcnn import MaskRCNN
 from mask.scenes import Instance, detect
 
-MAX_DETECTIONS = 100  # of one window
 MOST_PIXELS = (1 << 32) - 1  # COCO's run lengths are unsigned numbers of 32 bits
 
 
@@ -52,7 +44,7 @@ def parser() -> Parser:
         "--max-detections",
         type=positive,
         metavar="N",
-        help=f"of one window; default: {MAX_DETECTIONS}, or the .onnx file's",
+        help=f"of one window; default: {MaskRCNN.most_detections}, or the .onnx file's",
     )
     return options
 
@@ -65,17 +57,16 @@ def main(argv: list[str] | None = None) -> None:
         lambda content: from_checkpoint(content, args.max_detections),
         predict,
         from_outputs,
-        max_detections=MAX_DETECTIONS,
+        max_detections=MaskRCNN.most_detections,
     )
-    paths = list_images(args.image_dir, args.index)
-    make_output_folder(args)
-    target = args.prediction_dir / "predictions.json"
     predict_one = partial(predict_scene, network=network, classes=classes, args=args)
-    errors: list[UserError] = []
     images: list[str] = []
     total = 0
-    with whole_file(target) as file, TemporaryFile(dir=args.prediction_dir) as annotations:
-        for entry, instances in each_scene(paths, args, predict_one, errors):
+    with (
+        predicted_scenes(args, predict_one) as (file, results),
+        TemporaryFile(dir=args.prediction_dir) as annotations,
+    ):
+        for entry, instances in results:
             image = {"id": len(images) + 1, **entry}
             images.append(json.dumps(image))
             for instance in instances:
@@ -88,11 +79,10 @@ def main(argv: list[str] | None = None) -> None:
         annotations.seek(0)
         shutil.copyfileobj(annotations, file)
         file.write(f'], "categories": {json.dumps(categories)}}}\n'.encode())
-    print(
-        f"{total} aircraft in {len(images)} images; overlays, maps and predictions.json in "
-        f"{args.prediction_dir}"
-    )
-    raise_errors(errors, len(paths))
+        print(
+            f"{total} aircraft in {len(images)} images; overlays, maps and predictions.json in "
+            f"{args.prediction_dir}"
+        )
 
 
 def predict_scene(
@@ -107,14 +97,7 @@ def predict_scene(
     tiling = Tiling(args.window, args.overlap, args.batch_size)
     most = args.max_detections
     detected = detect(scene, network, tiling, args.score_threshold, most, picture)
-    if not detected.valid:
-        raise no_valid_pixel(scene.path)
-    if detected.full:
-        say(
-            f"{scene.path.name!r}: {detected.full} windows reached --max-detections {most}; with a "
-            "higher one, or a smaller --window, there may be more"
-        )
-    instances = [instance for instance in detected.instances if instance.area >= args.min_area]
+    instances = [instance for instance in detected if instance.area >= args.min_area]
     entry = {
         "file_name": scene.path.name,
         "width": scene.width,
@@ -128,19 +111,18 @@ def predict_scene(
             crops.add(instance)
     small = [reduced(instance, picture.factor) for instance in instances]
     save(outline(picture.image(), small), args.prediction_dir / entry["overlay"])
-    if args.crops:
-        crops.write(scene, args.prediction_dir / f"{name}_crops.jpg")
+    crops.write(scene, args.prediction_dir / f"{name}_crops.jpg")
     return entry, instances
 
 
-def reduced(region: Region, factor: int) -> tuple[np.ndarray, int, int, int, float]:
-    """A mask as `outline` takes it, on a picture that is `factor` times as small."""
-    x, y = region.x // factor, region.y // factor
+def reduced(region: Region, factor: int) -> Region:
+    """The same on a picture that is `factor` times as small."""
     below, right = -region.box[3] % factor, -region.box[2] % factor
     mask = np.pad(region.mask, ((region.y % factor, below), (region.x % factor, right)))
     height, width = (side // factor for side in mask.shape)
-    blocks = mask.reshape(height, factor, width, factor)
-    return np.asarray(blocks.any((1, 3))), x, y, region.label, region.score
+    small = mask.reshape(height, factor, width, factor).any((1, 3))
+    x, y = region.x // factor, region.y // factor
+    return Region(region.label, region.score, x, y, np.asarray(small))
 
 
 def annotate(region: Region, height: int, width: int) -> dict[str, Any]:

@@ -113,7 +113,9 @@ def _anchor(side: int, ratio: float) -> list[int]:
     return [round(edge / 2) for edge in (-width, -height, width, height)]
 
 
-def from_checkpoint(content: dict[str, Any], most_detections: int = 100) -> MaskRCNN:
+def from_checkpoint(
+    content: dict[str, Any], most_detections: int = MaskRCNN.most_detections
+) -> MaskRCNN:
     """The trained network of a checkpoint that `common.run.checkpoint.load` returned.
 
     Args:

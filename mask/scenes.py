@@ -3,21 +3,21 @@
 A scene is read in strips, the rows under one row of windows: see `common.predict.windows`.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.cli import say
+from common.io.raster import Scene, no_valid_pixel
 from common.predict.pictures import Reduced
 from common.predict.regions import Region
-from common.predict.windows import Network, Rows, Strip, Tiling, predicted
+from common.predict.windows import Network, Strip, Tiling, predicted
 
 SAME = 0.5  # share of the smaller mask, in the area of both windows; above it, one aircraft
-CELL = 256  # pixels; instances are compared with those that share a square of this side
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2; the last two are exclusive
 
@@ -29,51 +29,40 @@ class Instance(Region):
     seen: Box
 
 
-@dataclass
-class Detected:
-    """All instances of a scene.
-
-    Args:
-        instances: Best first.
-        valid: Whether the scene has a valid pixel.
-        full: Number of windows with as many detections as the network reports at most.
-    """
-
-    instances: list[Instance]
-    valid: bool = False
-    full: int = 0
-
-
 @torch.inference_mode()
 def detect(
-    scene: Rows,
-    network: Network,
-    tiling: Tiling,
-    threshold: float,
-    most: int = 100,
-    picture: Reduced | None = None,
-) -> Detected:
-    """All instances of a whole scene.
+    scene: Scene, network: Network, tiling: Tiling, threshold: float, most: int, picture: Reduced
+) -> list[Instance]:
+    """All instances of a whole scene, best first.
 
     Args:
         network: Its results are dicts as `mask.model.predict` returns them.
         threshold: Detections that score less are left out.
-        most: The number of detections that the network reports at most.
+        most: The number of detections that the network reports at most; a line says how many
+            windows reached it.
         picture: Gets all rows of the scene.
+
+    Raises:
+        UserError: The scene has no valid pixel.
     """
-    detected = Detected([])
-    last: Strip | None = None
+    instances: list[Instance] = []
+    computed = full = 0
     for strip, x, result in predicted(scene, network, tiling):
-        if picture is not None and strip is not last:
+        if x == 0:
             picture.add(strip.pixels[-strip.new :])
-        last = strip
         if result is not None:
-            instances = list(_instances(result, strip, x, tiling.side, threshold))
-            detected.valid = True
-            detected.full += len(instances) >= most
-            detected.instances += instances
-    detected.instances = merge(detected.instances)
-    return detected
+            detections = list(_instances(result, strip, x, tiling.side, threshold))
+            instances += detections
+            computed += 1
+            full += len(detections) >= most
+    if not computed:
+        raise no_valid_pixel(scene.path)
+    if full:
+        say(
+            f"{scene.path.name!r}: {full} windows reached --max-detections {most}; with a higher "
+            "one, or a smaller --window, there may be more"
+        )
+    return merge(instances)
 
 
 def _instances(
@@ -87,13 +76,11 @@ def _instances(
         masks = masks & strip.valid[:, x : x + side]
     labels, scores = result["labels"][kept].tolist(), result["scores"][kept].tolist()
     for mask, label, score in zip(masks, labels, scores, strict=True):
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if len(rows) == 0:
-            continue
-        top, left = int(rows[0]), int(columns[0])
-        cut = mask[top : rows[-1] + 1, left : columns[-1] + 1].copy()
-        seen = (x, strip.y, x + side, strip.y + side)
-        yield Instance(label, score, x + left, strip.y + top, cut, seen)
+        left, top, cut_width, cut_height = cv2.boundingRect(mask.view(np.uint8))
+        if cut_width:
+            cut = mask[top : top + cut_height, left : left + cut_width].copy()
+            seen = (x, strip.y, x + side, strip.y + side)
+            yield Instance(label, score, x + left, strip.y + top, cut, seen)
 
 
 def merge(instances: list[Instance]) -> list[Instance]:
@@ -105,52 +92,41 @@ def merge(instances: list[Instance]) -> list[Instance]:
     apron would become one. If another window shows both as one instance, one of the windows is
     wrong: of each such pair the instance with the lower score is left out.
     """
-    group = list(range(len(instances)))
-
-    def root(i: int) -> int:
-        while group[i] != i:
-            group[i] = group[group[i]]
-            i = group[i]
-        return i
-
+    groups = [[i] for i in range(len(instances))]  # the members of one aircraft share a list
     pairs = (
         (_overlap(instances[i], instances[j]), i, j)
         for i, j in _overlapping([instance.box for instance in instances])
     )
-    windows = [{instance.seen} for instance in instances]
     wrong: set[int] = set()
     for _, i, j in sorted((pair for pair in pairs if pair[0] > SAME), reverse=True):
-        first, second = root(i), root(j)
-        if windows[first].isdisjoint(windows[second]):
-            group[first] = second
-            windows[second] |= windows[first]
-        elif first != second and instances[i].score != instances[j].score:
+        first, second = groups[i], groups[j]
+        windows = {instances[k].seen for k in first}
+        if windows.isdisjoint(instances[k].seen for k in second):
+            first += second
+            for k in second:
+                groups[k] = first
+        elif first is not second and instances[i].score != instances[j].score:
             wrong.add(min(i, j, key=lambda k: instances[k].score))
     merged: dict[int, Instance] = {}
     for i, instance in enumerate(instances):
-        if i in wrong:
-            continue
-        key = root(i)
-        merged[key] = _union(merged[key], instance) if key in merged else instance
+        if i not in wrong:
+            key = id(groups[i])
+            merged[key] = _union(merged[key], instance) if key in merged else instance
     return sorted(merged.values(), key=lambda instance: -instance.score)
 
 
 def _overlapping(boxes: list[Box]) -> Iterator[tuple[int, int]]:
-    """Each pair of boxes with common pixels; the time is linear in the area at one density."""
-    cells: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, (x1, y1, x2, y2) in enumerate(boxes):
-        columns = range(x1 // CELL, (x2 - 1) // CELL + 1)
-        for cell in product(columns, range(y1 // CELL, (y2 - 1) // CELL + 1)):
-            cells[cell].append(i)
-    for cell, members in cells.items():
-        corners = np.array([boxes[i] for i in members])
-        for n, i in enumerate(members[:-1]):
-            low = np.maximum(corners[n, :2], corners[n + 1 :, :2])
-            high = np.minimum(corners[n, 2:], corners[n + 1 :, 2:])
-            # Several cells may hold the same pair: it counts where its shared box begins.
-            together = (low < high).all(1) & (low // CELL == cell).all(1)
-            for j in np.flatnonzero(together).tolist():
-                yield i, members[n + 1 + j]
+    """Each pair of boxes with common pixels, the lower index first."""
+    corners = np.array(boxes).reshape(-1, 4)
+    from_the_top = corners[:, 1].argsort(kind="stable")
+    x1, y1, x2, y2 = corners[from_the_top].T
+    # Only the boxes that begin above the lower end of a box can overlap it.
+    ends = np.searchsorted(y1, y2).tolist()
+    for n, end in enumerate(ends):
+        below = slice(n + 1, end)
+        beside = (x1[below] < x2[n]) & (x1[n] < x2[below])
+        for j in from_the_top[below][beside].tolist():
+            yield min(j, int(from_the_top[n])), max(j, int(from_the_top[n]))
 
 
 def _overlap(a: Instance, b: Instance) -> float:

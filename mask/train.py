@@ -21,15 +21,7 @@ from common.predict.score import score_checkpoint
 from common.session import session
 from common.speedups import make_step, place
 from mask.evaluate import SCORING
-from mask.model import (
-    BACKBONES,
-    MASK_ROIS,
-    NAME,
-    STRIDE,
-    build_model,
-    from_checkpoint,
-    loss_fn,
-)
+from mask.model import BACKBONES, MASK_ROIS, NAME, STRIDE, build_model, from_checkpoint, loss_fn
 from mask.targets import MAX_AIRCRAFT, training_views, warn_of_crowds
 
 

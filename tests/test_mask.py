@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from argparse import Namespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from torture import children
 from benchmarks.lib.synthetic import noise_tiles
 from common.cli import UserError
 from common.distributed import process_group
+from common.predict.pictures import Reduced
 from common.predict.windows import Tiling
 from common.run import checkpoint
 from common.speedups import Speedups, place
@@ -74,8 +77,9 @@ def test_masks_return_to_where_they_were_seen():
 def test_every_seed_can_train():
     """A large one, shifted to the left, would leave int64."""
     batch = noise_tiles(2, 64, CPU)
+    options = partial(Namespace, crop_size=64, scale_jitter=0, max_aircraft=9)
     keys = [
-        training_views(64, seed)(batch, epoch)[1].key
+        training_views(options(seed=seed))(batch, epoch)[1].key
         for seed in (0, 1, 2**19 - 1, 2**19 + 2, 20261128, 2**64)
         for epoch in (0, 1)
     ]
@@ -208,7 +212,9 @@ def test_an_aircraft_at_a_seam_comes_out_once_and_whole(size):
         part = scene[y : y + h, x : x + w]
         part[part == 0] = number
     pixels = np.repeat(scene[:, :, None], 3, 2)
-    found = detect(Memory(pixels), numbered, Tiling(64, 0.5, 3), 0.5).instances
+    picture = Reduced(size[1], size[0], 500)
+    found = detect(Memory(pixels), numbered, Tiling(64, 0.5, 3), 0.5, 100, picture)
+    assert np.array_equal(picture.image(), pixels)
     numbers = [n for n in np.unique(scene) if n]
     assert len(found) == len(numbers)
     painted = np.zeros_like(scene)

@@ -70,11 +70,11 @@ def images_of(few, count):
 def test_the_file_computes_what_pytorch_does(exported, few):
     content = checkpoint.load(exported.checkpoint)
     model = checkpoint.rebuild(content, exported.module("model").from_checkpoint).eval()
-    network = onnx_file.OnnxNetwork(exported.file.read_bytes())
-    facts = {"model": exported.model, "classes": content["classes"], "mean": list(MEAN)}
-    facts |= {"std": list(STD), "stride": 32, "window": SIDE}
-    facts |= {"max_detections": 20} if exported.model == "mask" else {}
-    assert network.facts == facts
+    network, facts = onnx_file.open_network(exported.file.read_bytes())
+    expected = {"model": exported.model, "classes": content["classes"], "mean": list(MEAN)}
+    expected |= {"std": list(STD), "stride": 32, "window": SIDE}
+    expected |= {"max_detections": 20} if exported.model == "mask" else {}
+    assert facts == expected
     for count in (1, 20):
         images = images_of(few, count)
         found = network(images)

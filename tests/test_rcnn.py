@@ -2,14 +2,7 @@
 
 import pytest
 import torch
-from helpers.instances import (
-    CPU,
-    FINEST,
-    as_dicts,
-    batch_of,
-    detect_with,
-    torchvisions,
-)
+from helpers.instances import CPU, FINEST, as_dicts, batch_of, detect_with, torchvisions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException
@@ -26,7 +19,7 @@ from common.augment import uniform
 from common.distributed import Process
 from mask import align, losses, rcnn
 from mask import model as mask
-from mask.boxes import ROUNDS, apply_where, as_rois, fill_index, ignored, sample, suppress
+from mask.boxes import BLOCK, ROUNDS, apply_where, as_rois, fill_index, ignored, sample, suppress
 from mask.losses import ANCHORS, POSITIVE_ANCHORS, label_anchors, label_boxes
 from mask.model import BACKBONES, build_model, loss_fn, predict
 
@@ -201,12 +194,17 @@ def clusters(seed, count, spread):
     count=st.integers(0, 300),
     spread=st.sampled_from([0.5, 3, 20]),
     threshold=st.sampled_from([0.5, 0.7]),
-    block=st.sampled_from([None, 16, 1000]),
+    block=st.sampled_from([BLOCK, 16, 1000, "all"]),
 )
 def test_suppression_is_torchvisions(seed, count, spread, threshold, block):
     boxes = clusters(seed, count, spread)
     exists = torch.rand(count) < 0.9
-    kept = suppress(boxes[None], exists[None], threshold, block)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        if block == "all":
+            patch.setattr("mask.boxes.shapes_may_vary", lambda values: False)
+        else:
+            patch.setattr("mask.boxes.BLOCK", block)
+        kept = suppress(boxes[None], exists[None], threshold)[0]
     ranks = torch.arange(count)[exists]
     expected = ranks[nms(boxes[exists], -ranks.float(), threshold)]
     assert torch.equal(kept.nonzero()[:, 0], expected)

@@ -4,12 +4,14 @@ import argparse
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from common import args as arguments
 from common.cli import OF_THE_DISK, Parser, UserError, number, positive, say, whole
-from common.io.raster import SUFFIXES, Scene, add_look_options, look_from, open_scene
+from common.io.files import whole_file
+from common.io.raster import SUFFIXES, Look, Scene, add_look_options, look_from, open_scene
 
 T = TypeVar("T")
 STRIDE = 32  # a multiple of the stride of every network
@@ -119,17 +121,40 @@ def make_output_folder(args: argparse.Namespace) -> None:
     args.prediction_dir.mkdir(parents=True, exist_ok=True)
 
 
-def each_scene(
-    images: list[Path],
-    args: argparse.Namespace,
-    predict: Callable[[Scene, str], T],
-    errors: list[UserError],
-) -> Iterator[T]:
-    """Yield `predict(scene, name of its outputs)` for each raster.
+@contextmanager
+def predicted_scenes(
+    args: argparse.Namespace, predict: Callable[[Scene, str], T]
+) -> Iterator[tuple[BinaryIO, Iterator[T]]]:
+    """Predict each scene of `args.image_dir`; the error of one does not stop the others.
 
-    An error of one scene is appended to `errors` and does not stop the others.
+    Args:
+        args: From `inference_parser`.
+        predict: (scene, name of its outputs) → its result.
+
+    Yields:
+        `predictions.json`, to be written, and the results.
+
+    Raises:
+        UserError: There is no scene; or some could not be read, when the block has ended.
     """
-    look = look_from(args)
+    images = list_images(args.image_dir, args.index)
+    errors: list[UserError] = []
+    make_output_folder(args)
+    with whole_file(args.prediction_dir / "predictions.json") as file:
+        yield file, _each_scene(images, look_from(args), predict, errors)
+    if len(images) == 1 and errors:
+        raise errors[0]
+    if errors:
+        raise UserError(
+            f"{len(errors)} of {len(images)} images could not be read and are not among the "
+            f"predictions: {' '.join(map(str, errors[:3]))}{' …' if len(errors) > 3 else ''}"
+        )
+
+
+def _each_scene(
+    images: list[Path], look: Look, predict: Callable[[Scene, str], T], errors: list[UserError]
+) -> Iterator[T]:
+    """Yield `predict` of each scene; append to `errors` what went wrong."""
     for path, name in output_names(images):
         try:
             with open_scene(path, look) as scene:
@@ -145,17 +170,6 @@ def each_scene(
             errors.append(UserError(f"{str(path)!r}: {error.strerror}: {str(what)!r}."))
         else:
             yield result
-
-
-def raise_errors(errors: list[UserError], count: int) -> None:
-    """Raise what went wrong in `count` images; to be called when everything else is written."""
-    if count == 1 and errors:
-        raise errors[0]
-    if errors:
-        raise UserError(
-            f"{len(errors)} of {count} images could not be read and are not among the "
-            f"predictions: {' '.join(map(str, errors[:3]))}{' …' if len(errors) > 3 else ''}"
-        )
 
 
 def output_names(images: list[Path]) -> list[tuple[Path, str]]:

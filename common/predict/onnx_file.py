@@ -152,6 +152,8 @@ def load(
             that `export` wrote for this model.
     """
     _require("onnxruntime")
+    import onnxruntime
+
     given = [option for option in PYTORCH_OPTIONS if getattr(args, option)]
     useless = [f"--{option.replace('_', '-')}" for option in given]
     if args.device not in ("auto", "cpu"):
@@ -163,13 +165,11 @@ def load(
         )
     data = read_file(args.model, "ONNX file")
     try:
-        network = OnnxNetwork(data)
-        facts = network.facts
+        network, facts = open_network(data)
         check_model({"model_name": facts["model"]}, args.model, name)
         classes, decided = facts["classes"], {option: facts[option] for option in options}
         if not (
             all(isinstance(value, int) for value in decided.values())
-            and network.side == decided["window"]
             and isinstance(classes, list)
             and 0 < len(classes) <= MAX_CLASSES
             and all(isinstance(label, str) for label in classes)
@@ -191,34 +191,34 @@ def load(
                 f"use `python {name}/export.py CHECKPOINT OUTPUT {flag} {wanted}`."
             )
         setattr(args, option, value)
-    say(f"{args.model.name!r}: {network.version}, cpu, windows of {args.window} pixels")
+    runner = f"onnxruntime {onnxruntime.__version__}"
+    say(f"{args.model.name!r}: {runner}, cpu, windows of {args.window} pixels")
     return network, classes
 
 
-class OnnxNetwork:
-    """uint8 [B,side,side,3] → the tensors of an ONNX file, run by onnxruntime on the CPU.
+def open_network(data: bytes) -> tuple[Callable[[Tensor], tuple[Tensor, ...]], dict[str, Any]]:
+    """Load an ONNX file into onnxruntime, on the CPU.
 
-    Attributes:
-        facts: The metadata.
-        side: Of the windows that the graph takes, pixels.
+    Returns:
+        uint8 [B,window,window,3] → the tensors of the file; and the metadata.
     """
+    import onnxruntime
 
-    def __init__(self, data: bytes) -> None:
-        import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors; warnings are about the graph's form
+    session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
+    stored = session.get_modelmeta().custom_metadata_map
+    facts = {key: json.loads(value) for key, value in stored.items()}
+    (images,) = session.get_inputs()
+    if images.shape[1] != facts["window"]:
+        raise ValueError("its metadata is invalid")
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors; warnings are about the graph's form
-        self.session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
-        self.version = f"onnxruntime {onnxruntime.__version__}"
-        stored = self.session.get_modelmeta().custom_metadata_map
-        self.facts = {key: json.loads(value) for key, value in stored.items()}
-        (images,) = self.session.get_inputs()
-        _, self.side, _, _ = images.shape
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        arrays = self.session.run(None, {"images": images.contiguous().numpy()})
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        arrays = session.run(None, {"images": images.contiguous().numpy()})
         return tuple(map(torch.from_numpy, arrays))
+
+    return run, facts
 
 
 def _require(*packages: str) -> None:

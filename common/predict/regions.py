@@ -85,7 +85,7 @@ class Regions:
 
     def __init__(self, min_area: int) -> None:
         self.min_area = max(1, min_area)
-        self._edge: np.ndarray | None = None  # in the last row: 1 + index in `_open`, else 0
+        self._edge = np.zeros(0, np.int64)  # in the last row: 1 + index in `_open`, else 0
         self._open: list[_Open] = []
 
     def add(self, y: int, mask: np.ndarray, confidence: np.ndarray) -> Iterator[Region]:
@@ -138,7 +138,7 @@ class Regions:
 
     def _touching(self, label: int, row: np.ndarray) -> set[tuple[int, int]]:
         """Pairs of an index in `_open` and a part's id in the new band's first row that touch."""
-        if self._edge is None or not self._open:
+        if not self._open:
             return set()
         of_class = np.array([False] + [region.label == label for region in self._open])
         old = np.pad(np.where(of_class[self._edge], self._edge, 0), 1)

@@ -15,21 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.cli import Parser, UserError
-from common.io.files import whole_file
+from common.cli import Parser
 from common.io.pictures import paint, save
 from common.io.raster import Scene, no_valid_pixel
-from common.predict.crops import Crops
-from common.predict.folder import (
-    each_scene,
-    inference_parser,
-    list_images,
-    make_output_folder,
-    raise_errors,
-)
+from common.predict.folder import inference_parser, predicted_scenes
 from common.predict.maps import Features, feature_file, raster_file
 from common.predict.network import load_network
-from common.predict.pictures import Reduced
+from common.predict.pictures import Crops, Reduced
 from common.predict.regions import Region, Regions
 from common.predict.windows import Band, Network, Tiling, blend
 
@@ -61,22 +53,18 @@ def predict_folder(
     )
     if args.tta:
         network = symmetric(network)
-    images = list_images(args.image_dir, args.index)
-    make_output_folder(args)
-    target = args.prediction_dir / "predictions.json"
     predict = partial(predict_scene, network=network, classes=classes, args=args)
-    errors: list[UserError] = []
     scenes = total = 0
-    with whole_file(target) as file:
+    with predicted_scenes(args, predict) as (file, results):
         file.write(f'{{"classes": {json.dumps(classes)}, "images": ['.encode())
-        for entry, regions in each_scene(images, args, predict, errors):
+        for entry, regions in results:
             head = json.dumps(entry)[:-1]
             between = "," if scenes else ""
             file.write(f'{between}\n{head}, "regions": [{", ".join(regions)}]}}'.encode())
             scenes, total = scenes + 1, total + len(regions)
         file.write(b"\n]}\n")
-    print(f"{total} regions in {scenes} images; overlays, masks and JSON in {target.parent}")
-    raise_errors(errors, len(images))
+        folder = args.prediction_dir
+        print(f"{total} regions in {scenes} images; overlays, masks and JSON in {folder}")
 
 
 def predict_scene(
@@ -122,8 +110,7 @@ def predict_scene(
         if not any_valid:
             raise no_valid_pixel(scene.path)
     save(paint(picture.image(), painted.image()), folder / entry["overlay"])
-    if args.crops:
-        crops.write(scene, folder / f"{name}_crops.jpg")
+    crops.write(scene, folder / f"{name}_crops.jpg")
     return entry, [text for _, text in sorted(described, key=lambda item: -item[0])]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import compress, islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,22 +17,11 @@ from torch import Tensor
 
 from common.augment import MEAN
 from common.cli import progress
+from common.io.raster import Scene
 
 T = TypeVar("T")
 Network = Callable[[Tensor], Any]
 """uint8 [B,side,side,3] on the CPU → one result for each of the B windows."""
-
-
-class Rows(Protocol):
-    """What is read of a scene; `common.io.raster.Scene` is one."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    def read(
-        self, x: int, y: int, width: int, height: int
-    ) -> tuple[np.ndarray, np.ndarray | None]: ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +69,7 @@ class Band:
     valid: np.ndarray | None  # bool [n,W]; None: all
 
 
-def strips(scene: Rows, tiling: Tiling) -> Iterator[Strip]:
+def strips(scene: Scene, tiling: Tiling) -> Iterator[Strip]:
     """The rows under each row of windows; each pixel is read once."""
     last: Strip | None = None
     for y in progress(tiling.starts(scene.height), desc="predict", unit="row of windows"):
@@ -120,7 +109,7 @@ def filled(crops: Tensor, side: int) -> Tensor:
     return extended
 
 
-def predicted(scene: Rows, network: Network, tiling: Tiling) -> Iterator[tuple[Strip, int, Any]]:
+def predicted(scene: Scene, network: Network, tiling: Tiling) -> Iterator[tuple[Strip, int, Any]]:
     """Each window's strip, its left edge and the network's result, row by row.
 
     A window without a valid pixel is not computed; its result is None. A thread reads the next
@@ -144,7 +133,7 @@ def predicted(scene: Rows, network: Network, tiling: Tiling) -> Iterator[tuple[S
 
 
 @torch.inference_mode()
-def blend(scene: Rows, network: Network, tiling: Tiling) -> Iterator[Band]:
+def blend(scene: Scene, network: Network, tiling: Tiling) -> Iterator[Band]:
     """Class probabilities of a whole scene, blended from those of its windows, from the top down.
 
     Args:
