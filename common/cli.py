@@ -103,9 +103,9 @@ class Parser(argparse.ArgumentParser):
                 options.append(flag if value else f"--no-{flag[2:]}")
             elif isinstance(value, list):
                 options += [flag, *map(str, value)]
-            elif value is True and action.nargs == "?":
+            elif value is True and action.nargs in ("?", 0):
                 options.append(flag)
-            elif value is not None and (value is not False or action.nargs != "?"):
+            elif value is not None and (value is not False or action.nargs not in ("?", 0)):
                 options.append(f"{flag}={value}")  # null is the default, as are `resume: false` …
         return options
 

@@ -1,12 +1,12 @@
 """What every script does before its own work."""
 
-import argparse
 import json
 import os
 import re
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from torture import children
 
 from common import distributed
 from common.args import train_parser
-from common.cli import Parser, UserError, positive
+from common.cli import UserError
 
 FAULTS = """
 import resource, sys
@@ -46,20 +46,9 @@ def test_large_blocks_are_faulted_in_once():
     assert page_faults("kept") < page_faults("returned") / 3
 
 
-def parser():
-    made = Parser()
-    made.add_argument("--config")
-    made.add_argument("-b", "--batch-size", type=positive, default=8)
-    made.add_argument("--max-steps", type=positive)
-    made.add_argument("--resume", nargs="?", const="auto")
-    made.add_argument("--channels", type=positive, nargs=2, default=[1, 2])
-    made.add_argument("--amp", action=argparse.BooleanOptionalAction, default=False)
-    return made
-
-
 def configured(folder, text):
     (folder / "c.yaml").write_text(text)
-    return parser().parse(["--config", str(folder / "c.yaml")])
+    return train_parser("").parse(["--config", str(folder / "c.yaml")])
 
 
 @pytest.mark.parametrize("key", ["b", "-b", "batch", "batch_sise", "Batch-size"])
@@ -68,18 +57,37 @@ def test_a_key_of_a_config_file_is_answered_by_a_key(tmp_path, key):
         configured(tmp_path, f"{key}: 2\n")
 
 
-def test_null_in_a_config_file_is_the_default(tmp_path):
-    for name in ("max-steps", "batch-size", "resume", "channels", "amp"):
-        args = configured(tmp_path, f"{name}: null\n")
-        assert vars(args) | {"config": None} == vars(parser().parse([]))
+ACTIONS = {
+    next(option for option in action.option_strings if option.startswith("--"))[2:]: action
+    for action in train_parser("")._actions
+}
+NAMES = sorted(ACTIONS.keys() - {"help", "config"})
 
 
-def test_values_of_a_config_file(tmp_path):
-    args = configured(tmp_path, "resume: true\namp: true\nchannels: [3, 4]\nbatch-size: 2\n")
-    assert (args.resume, args.amp, args.channels, args.batch_size) == ("auto", True, [3, 4], 2)
-    args = configured(tmp_path, "resume: false\namp: false\n")
-    assert (args.resume, args.amp) == (None, False)
-    assert configured(tmp_path, "resume: --odd name\n").resume == "--odd name"
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_can_be_set_in_a_file(tmp_path, name):
+    """To what it is on the command line; null is the default."""
+    assert vars(configured(tmp_path, f"{name}: null\n")) == vars(defaults(tmp_path))
+    action = ACTIONS[name]
+    if action.nargs == 0:  # a switch
+        given, text = [f"--{name}"], "true"
+        assert vars(configured(tmp_path, f"{name}: false\n")) == vars(defaults(tmp_path))
+    else:
+        text = action.choices[-1] if action.choices else "0.5" if name == "ema" else "1"
+        given = [f"--{name}", text]
+    expected = train_parser("").parse(["--config", str(tmp_path / "c.yaml"), *given])
+    assert vars(configured(tmp_path, f"{name}: {text}\n")) == vars(expected)
+
+
+def defaults(folder):
+    (folder / "c.yaml").write_text("")
+    return train_parser("").parse(["--config", str(folder / "c.yaml")])
+
+
+def test_an_option_that_may_lack_its_value_is_a_switch_in_a_file(tmp_path):
+    assert configured(tmp_path, "resume: true\namp: true\n").resume == Path("auto")
+    assert configured(tmp_path, "resume: false\namp: false\n").resume is None
+    assert configured(tmp_path, "resume: --odd name\n").resume == Path("--odd name")
 
 
 simple_values = st.none() | st.booleans() | st.integers() | st.text("a-: ", max_size=4)
@@ -87,8 +95,9 @@ simple_values = st.none() | st.booleans() | st.integers() | st.text("a-: ", max_
 
 @given(
     st.dictionaries(
-        st.sampled_from(["batch-size", "max_steps", "resume", "channels", "amp", "b", "", "-"]),
+        st.sampled_from([*NAMES, "max_steps", "b", "", "-", "config"]),
         simple_values | st.lists(simple_values, max_size=3) | st.just({"a": 1}),
+        max_size=5,
     )
 )
 def test_any_config_file_is_read_or_answered(tmp_path_factory, settings):
