@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from common.cli import UserError
 from common.io.images import image_size, read_image, read_rgb, turned
@@ -147,6 +147,15 @@ def test_a_jpeg_may_have_many_scans_many_segments_and_a_film_behind_it(tmp_path,
     assert decoded is not None
     assert np.array_equal(read_image(tmp_path / "a.jpg", cv2.IMREAD_COLOR), decoded)
     assert image_size(tmp_path / "a.jpg") == decoded.shape[1::-1]
+
+
+def test_a_png_may_hold_a_long_text(tmp_path):
+    """Programs write XMP there. Pillow's own limit is 1 MB, unpacked."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("XML:com.adobe.xmp", "x" * 2_000_000, zip=True)
+    Image.fromarray(np.full((4, 6, 3), 7, np.uint8)).save(tmp_path / "a.png", pnginfo=info)
+    assert image_size(tmp_path / "a.png") == (6, 4)
+    assert (read_rgb(tmp_path / "a.png") == 7).all()
 
 
 @pytest.mark.parametrize(("width", "height"), [(9_700, 9_900), (20_000, 20_000)])

@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
@@ -24,6 +24,8 @@ MAX_EXIF_BLOCKS = 1000  # there is one; Pillow copies all blocks that it has for
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e]")  # the start of a scan, and its header's size
 
+# Pillow unpacks texts and colour profiles, which are not used, and refuses more than 1 MB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 4 * MAX_HEADER
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about EXIF tags, which are not used
 
 
