@@ -84,7 +84,7 @@ def validate(s: Session, scoring: Scoring, log: Log) -> None:
     """Score the model, save it, and renew the curves and the page."""
     average_buffers(s.model)
     s.scores, s.scored_at = {}, s.step
-    if s.val_batches:
+    if s.val_batches is not None:  # a rank without a tile takes part, too
         model = s.scored_model()
         s.scores = scoring.evaluate(model, s.val_batches, s.process, s.speedups, s.output_dir)
     if s.scores:
@@ -94,7 +94,7 @@ def validate(s: Session, scoring: Scoring, log: Log) -> None:
     unscored = scoring.select not in s.scores and s.step >= s.total_steps
     better = torch.tensor(selected > s.best or unscored)
     s.best = max(selected, s.best)
-    better = gather(s.process, better)[0]  # only rank 0 may know the scores
+    better = gather(s.process, better)[0]  # other ranks may not have the scores
     s.save(s.output_dir, bool(better))
     if s.process.is_main:
         report.refresh(s.output_dir)

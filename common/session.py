@@ -75,7 +75,8 @@ class Session(State):
 
     def facts(self) -> dict[str, Any]:
         """What the training is made of, as plain values for `run.json`."""
-        sets = [batches.dataset for batches in (self.batches, self.val_batches) if batches]
+        loaders = (self.batches, self.val_batches)
+        sets = [loader.dataset for loader in loaders if loader is not None]
         return {
             "model": self.name,
             "classes": self.classes,
@@ -135,7 +136,7 @@ def session(
             args=options,
             settings=resume.settings(options, process, train_tiles.folder),
             process=process,
-            speedups=arguments.speedups(args, process),
+            speedups=arguments.resolve_speedups(args, process),
             batches=batches,
             val_batches=val_batches,
             output_dir=args.output_dir,
