@@ -178,14 +178,6 @@ def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int 
             f"network, and one value has no variance; use -b {min_batch} or --norm group."
         )
     check_speedups(args, pick_device(args.device))
-    is_new = not args.resume or (
-        args.resume.name != "auto" and args.resume.parent != args.output_dir
-    )
-    if is_new and (args.output_dir / "checkpoint.pth").exists():
-        raise UserError(
-            f"{str(args.output_dir)!r} holds a run already; continue it with --resume auto or "
-            "choose another --output-dir."
-        )
 
 
 def check_speedups(args: argparse.Namespace, device: torch.device) -> None:
@@ -259,8 +251,8 @@ def amp_dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype | N
     return torch.bfloat16 if name == "bf16" else torch.float16
 
 
-def speedups(args: argparse.Namespace, process: Process) -> Speedups:
-    """Resolve the speed-up flags for the device of `process`."""
+def resolve_speedups(args: argparse.Namespace, process: Process) -> Speedups:
+    """What the speed-up flags mean on the device of `process`."""
     device, dtype = process.device, amp_dtype(args, process.device)
     if dtype and device.type == "cpu" and (dtype == torch.float16 or not has_native_bf16(device)):
         process.print(
@@ -306,6 +298,6 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_the_model(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of `options` that a model's own train.py adds, and `norm`: they shape the network."""
+    """Those of `options` that a model's own train.py adds, and `norm`; they make the network."""
     shared = vars(train_parser("").parse([])).keys() - {"norm"}
     return {name: value for name, value in options.items() if name not in shared}

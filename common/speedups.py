@@ -106,12 +106,12 @@ def make_step(objective: nn.Module, s: Session) -> Step:
         optimizer.zero_grad()  # to None: the first part's gradients are then not added to zeros
         losses = []
         for i, part in enumerate(zip(split(images), split(targets), strict=True)):
+            s.clock.mark("forward")
             with _sync_gradients_if(i == parts - 1, objective):
                 with s.speedups.autocast(device):
                     loss = objective(*part) / parts
                 s.clock.mark("backward")
                 scaler.scale(poisoned(loss)).backward()
-                s.clock.mark("forward")
             losses.append(loss.detach())
         s.clock.mark("optimizer")
         total = torch.stack(losses).sum()
@@ -126,7 +126,7 @@ def make_step(objective: nn.Module, s: Session) -> Step:
             # Halved at every skipped step, it would reach 0, and 0 · inf would reach the weights.
             scaler._scale.clamp_(min=1.0)  # type: ignore[union-attr]
         else:
-            total = guarded_step(optimizer, parameters, total, norm)
+            total = step_if_finite(optimizer, parameters, total, norm)
         if s.average:
             s.average.update()
         return total
@@ -152,7 +152,7 @@ def poisoned(loss: Tensor) -> Tensor:
     return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
 
 
-def guarded_step(
+def step_if_finite(
     optimizer: Optimizer, parameters: list[Tensor], loss: Tensor, norm: Tensor | None = None
 ) -> Tensor:
     """Step `optimizer`, but change nothing if a gradient is not finite; waits for nothing.
@@ -178,7 +178,7 @@ def guarded_step(
         )
     skipped = ~norm.isfinite()
     optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-    optimizer.step()
+    optimizer.step()  # the weights change here
     return torch.where(skipped, torch.nan, loss)
 
 

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from common.data import Tiles
 from common.distributed import Process
-from common.io.coco import read_coco
 from common.io.files import write_atomic
-from common.io.tiles import airport_of
+from common.io.tiles import airport_of, read_index
 
 DEFINITION = (
     "AP = precision averaged over recalls 0, 0.01 … 1, IoUs 0.5, 0.55 … 0.95 and the classes that "
@@ -110,7 +109,7 @@ def score(results: list[Result], data: Tiles) -> dict[str, float]:
         As `evaluate`. A set without aircraft has no AP; then `false_alarms_per_tile`, the number of
         detections with a score of at least 0.5.
     """
-    coco = read_coco(data.folder / "instances_tiled.json")
+    coco = read_index(data.folder)
     ids = {image["id"] for image in data.images}  # fewer than the file's after `Tiles.spread`
     coco["images"] = [image for image in coco["images"] if image["id"] in ids]
     coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in ids]
@@ -185,5 +184,5 @@ def write(results: list[Result], path: Path) -> None:
 @lru_cache(maxsize=8)
 def _category_ids(path: Path) -> dict[int, int]:
     """The file's category id of each class 1…C, cached because every batch needs them."""
-    ids = sorted(category["id"] for category in read_coco(path)["categories"])
+    ids = sorted(category["id"] for category in read_index(path.parent)["categories"])
     return dict(enumerate(ids, start=1))

@@ -98,7 +98,7 @@ def test_group_norm_leaves_channels_last_on_cuda_and_a_run_says_so(on_cuda, caps
         ("--norm group", False),
         ("--channels-last --norm group --compile", False),  # Inductor writes its own kernels
     ):
-        arguments.speedups(parser.parse(words.split()), GPU)
+        arguments.resolve_speedups(parser.parse(words.split()), GPU)
         assert ("GroupNorm" in capsys.readouterr().out) == warned
 
 

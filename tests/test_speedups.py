@@ -377,11 +377,11 @@ def test_graphs_end_before_the_process_group(monkeypatch):
 def test_a_processor_without_bf16_is_told_what_amp_costs(monkeypatch, capsys):
     monkeypatch.setattr(arguments, "has_native_bf16", lambda device: False)
     parser = arguments.train_parser("")
-    settings = arguments.speedups(parser.parse(["--amp"]), CPU)
+    settings = arguments.resolve_speedups(parser.parse(["--amp"]), CPU)
     assert settings.amp_dtype == torch.bfloat16
     assert "slower than float32; leave out --amp" in capsys.readouterr().out
     monkeypatch.setattr(arguments, "has_native_bf16", lambda device: True)
-    arguments.speedups(parser.parse(["--amp"]), CPU)
+    arguments.resolve_speedups(parser.parse(["--amp"]), CPU)
     assert capsys.readouterr().out == ""
 
 

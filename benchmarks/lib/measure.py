@@ -32,9 +32,9 @@ def measure(
 ) -> tuple[Path, list[str]]:
     """Add the missing rows to the mode's file; returns it, and what there was no time for.
 
-    A round measures each cell once, but none that failed in an earlier round. The first round
-    leaves out cells for which there is not enough time. A later round begins only if there is
-    enough time for all of it.
+    A round measures each cell once, but none that failed in an earlier round: for the time to a
+    quality that is another seed. The first round leaves out cells for which there is not enough
+    time. A later round begins only if all of it should take less time than is left.
     """
     path = args.output.with_name(args.output.name.replace("speed", mode.name))
     conditions |= {name: getattr(args, name) for name in mode.settings}

@@ -84,7 +84,7 @@ def _check(coco: dict[str, Any]) -> None:
         raise ValueError("two categories of one name")
     numbers: dict[int, list[int]] = {image: [] for image in images}
     for annotation in coco["annotations"]:
-        if not annotation["iscrowd"]:
+        if not annotation.get("iscrowd", 0):
             numbers[annotation["image_id"]].append(annotation["instance"])
             categories[annotation["category_id"]]
     if any(sorted(ids) != list(range(1, len(ids) + 1)) for ids in numbers.values()):

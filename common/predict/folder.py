@@ -60,7 +60,7 @@ def inference_parser(description: str) -> Parser:
     )
     add_look_options(parser)
     arguments.add_precision(parser.add_argument_group("speed-ups"))
-    # What else `common.args.speedups` reads is for training only.
+    # What else `common.args.resolve_speedups` reads is for training only.
     parser.set_defaults(channels_last=None, cuda_graphs=False, grad_accum=1)
     return parser
 

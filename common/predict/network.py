@@ -51,7 +51,7 @@ def load_network(
     if args.channels_last is None:
         args.channels_last = device.type == "cpu"  # there it is faster for every network
     process = Process(0, 1, device)
-    speedups = arguments.speedups(args, process)
+    speedups = arguments.resolve_speedups(args, process)
     model = checkpoint.rebuild(saved, from_checkpoint).to(device).eval()
     model = model.to(memory_format=speedups.layout)  # type: ignore[call-overload]
     if args.compile:

@@ -40,7 +40,7 @@ def score_checkpoint(
         heartbeat.watched(process, args.dist_timeout, lambda: 0),
         loader_deaths(),
     ):
-        speedups = arguments.speedups(args, process)
+        speedups = arguments.resolve_speedups(args, process)
         model = checkpoint.rebuild(saved, from_checkpoint).to(process.device)
         model = model.to(memory_format=speedups.layout).eval()  # type: ignore[call-overload]
         batches = scoring_loader(tiles, args.batch_size, args.workers, process)
@@ -49,7 +49,8 @@ def score_checkpoint(
         if process.is_main:
             (folder / f"{split}_scores.json").write_text(json.dumps(scores, indent=1) + "\n")
             scored = {"checkpoint": args.resume.name, "step": saved.get("step")}
-            if report.tested(folder, split, scored | {"when": machine.now()}):
+            scored |= {"when": machine.now()}
+            if report.tested(folder, split, scored, scoring):
                 report.refresh(folder)
             process.print(f"{split}: {describe(scores)}\n({scoring.definition})")
             process.print(f"wrote {split}_scores.json and {split}_sheet.jpg into {str(folder)!r}")

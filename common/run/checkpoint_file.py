@@ -2,7 +2,8 @@
 
 A file is a zip archive of uncompressed members around a pickle, and it is untrusted input. Nothing
 is unpacked before the sizes in its table of contents add up. torch loads tensors and plain values
-only, and runs no code. Nothing is used before the checksum is right.
+only, and runs no code. Nothing is used before the checksum is right. A file that somebody made on
+purpose, with a right checksum, can still cost memory and time.
 """
 
 import hashlib
@@ -119,6 +120,9 @@ def read(path: Path) -> dict[str, Any]:
             "copy."
         )
     wrong = [key for key, kind in FORM.items() if not isinstance(content.get(key), kind)]
+    names = content.get("classes", [])
+    if not wrong and not (len(names) <= MAX_CLASSES and all(isinstance(n, str) for n in names)):
+        wrong = ["classes"]
     if wrong:
         raise _damaged(path, f"its {wrong[0]} is missing or invalid")
     return content

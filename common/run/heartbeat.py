@@ -127,7 +127,7 @@ class _Heart(threading.Thread):
     def named(self, since: Mapping[int, tuple[Any, float]], seconds: float, what: str) -> str:
         """A sentence about the ranks whose entry is older than `seconds`; '' if there are none."""
         now, names = time.monotonic(), []
-        for rank, (_, when) in since.items():
+        for rank, (_, when) in list(since.items()):  # the thread may change it
             if now - when > seconds:
                 _, step, where = self.beats[rank][0].split("|", 2)
                 names.append(f"rank {rank} ({where}) {what} since step {step}")

@@ -158,15 +158,16 @@ def begin(folder: Path, facts: dict[str, Any]) -> None:
     _write(folder / FACTS, {"tests": before.get("tests", {}), **facts})
 
 
-def tested(folder: Path, split: str, facts: dict[str, Any]) -> bool:
-    """Note in `run.json` with which checkpoint a split was scored.
+def tested(folder: Path, split: str, facts: dict[str, Any], scoring: Scoring) -> bool:
+    """Note in `run.json` with which checkpoint a split was scored, and what the scores are.
 
     Returns:
         Whether the folder has a `run.json`. A checkpoint that was copied elsewhere is without it.
     """
     known = _read_object(folder / FACTS)
     if known:
-        _write(folder / FACTS, known | {"tests": known.get("tests", {}) | {split: facts}})
+        tests = known.get("tests", {}) | {split: facts}
+        _write(folder / FACTS, scoring.facts() | known | {"tests": tests})
     return bool(known)
 
 

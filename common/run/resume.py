@@ -58,8 +58,15 @@ def find(wanted: Path | None, output_dir: Path, model_name: str) -> dict[str, An
         What `checkpoint.load` returns; None for None, and for `AUTO` if there is no checkpoint.
 
     Raises:
-        UserError: Neither file can be read, or it is of another model.
+        UserError: The folder holds a run that is not continued, neither file can be read, or the
+            checkpoint is of another model.
     """
+    continued = wanted is not None and (wanted == AUTO or wanted.parent == output_dir)
+    if not continued and (output_dir / checkpoint.LATEST).exists():
+        raise UserError(
+            f"{str(output_dir)!r} holds a run already; continue it with --resume auto or "
+            "choose another --output-dir."
+        )
     if wanted is None:
         return None
     latest = output_dir / checkpoint.LATEST if wanted == AUTO else wanted
@@ -75,7 +82,7 @@ def find(wanted: Path | None, output_dir: Path, model_name: str) -> dict[str, An
         source, saved = previous, checkpoint_file.read(previous)
         if int(os.environ.get("RANK", 0)) == 0:
             print(
-                f"{error} Continuing from {str(previous)!r}, step {saved.get('step')}.",
+                f"{error} Continuing from {str(previous)!r}, step {saved.get('step')!r:.20}.",
                 flush=True,
             )
     checkpoint_file.check_model(saved, source, model_name)
@@ -137,7 +144,7 @@ def restore(state: checkpoint.State, saved: dict[str, Any], total_steps: int) ->
     kept = before.get("lr_encoder", 1.0)  # earlier checkpoints do not name it
     if kept != now.get("lr_encoder", 1.0):
         raise UserError(
-            f"the run had --lr-encoder {kept} and keeps it; to change it, "
+            f"the run had --lr-encoder {kept!r:.20} and keeps it; to change it, "
             "start a new run with --init-from this checkpoint."
         )
     state.restore(saved)
