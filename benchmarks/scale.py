@@ -27,9 +27,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.lib import flops
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import METHOD, add_output, markdown, publish
+from common.args import Speedups
 from common.cli import Parser, number, positive, progress, run
 from common.distributed import Process
-from common.speedups import Speedups, place
+from common.speedups import place
 
 NAMES = (  # folder-backbone
     *("unet-resnet34", "fcn-resnet50", "fcn-resnet101"),

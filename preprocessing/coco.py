@@ -21,8 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.cli import Parser, UserError, run
-from common.io.coco import read_coco
 from common.io.files import read_json
+from preprocessing.coco_file import read_coco
 from preprocessing.coco_images import CocoImage, Reading, read_dataset
 from preprocessing.splits import LeftOut, add_tiling_options, tile_splits
 from preprocessing.tiles import OTHER_DATASET

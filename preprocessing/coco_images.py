@@ -12,10 +12,10 @@ import numpy as np
 from pycocotools import mask as rle
 
 from common.cli import UserError
-from common.io.coco import Id, read_coco
 from common.io.images import image_size, read_image
-from common.io.outlines import box_run_lengths, run_lengths
 from common.io.tiles import IGNORE
+from preprocessing.coco_file import Id, read_coco
+from preprocessing.outlines import box_run_lengths, run_lengths
 from preprocessing.tiles import MAX_OBJECTS, Labels, Thing, scene_name
 
 CROWD = "with iscrowd 1, regions to ignore (--no-crowds takes each for one object)"
@@ -138,7 +138,7 @@ def read_dataset(
         UserError: no such file, not a COCO instance file, an entry that contradicts another, only
             boxes, or a class that is not among `classes`.
     """
-    data = read_coco(path, lenient=True)
+    data = read_coco(path)
     annotations = data["annotations"]
     if annotations and not any(a.get("segmentation") for a in annotations):
         raise UserError(

@@ -13,9 +13,9 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from common.cli import UserError
-from common.io.coco import MAX_SIDE
 from common.io.files import read_file
 from common.io.images import image_size, read_image
+from common.io.tiles import MAX_SIDE
 
 MAX_XML_BYTES = 5 << 20  # RarePlanes' files have 30 kB
 MAX_TAGS = 100_000  # RarePlanes' files have 2,000; each costs 200 bytes of memory

@@ -15,8 +15,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from common.cli import UserError
-from common.io.outlines import run_lengths
 from preprocessing.coco import main
+from preprocessing.outlines import run_lengths
 
 NWPU = EXAMPLE.parent / "nwpu_airplane"
 

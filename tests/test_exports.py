@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.cli import UserError
-from common.io.coco import as_id
 from preprocessing.coco import main
+from preprocessing.coco_file import as_id
 from preprocessing.coco_images import Reading, read_dataset
 from preprocessing.tiles import Settings, cut, not_shown
 

@@ -16,9 +16,10 @@ from benchmarks.lib.standins import THIN, thin_fcn
 from benchmarks.lib.synthetic import noise_tiles, training_step
 from common import args as arguments
 from common import augment
+from common.args import Speedups
 from common.distributed import Process
 from common.run import nonfinite
-from common.speedups import Speedups, make_step, place
+from common.speedups import make_step, place
 from fcn import model as fcn
 from mask import model as mask
 

@@ -19,7 +19,7 @@ from torture.xmls import hostile_xml
 from common.cli import UserError
 from common.io.files import temporary_name, whole_file, write_atomic
 from common.io.images import image_size, read_rgb
-from common.io.outlines import run_lengths
+from preprocessing.outlines import run_lengths
 from rareplanes.scene import read_xml
 from unet import inference
 

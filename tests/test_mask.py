@@ -20,12 +20,13 @@ from torchvision.models.detection import roi_heads
 from torture import children
 
 from benchmarks.lib.synthetic import noise_tiles
+from common.args import Speedups
 from common.cli import UserError
 from common.distributed import process_group
 from common.predict.pictures import Reduced
 from common.predict.windows import Tiling
 from common.run import checkpoint
-from common.speedups import Speedups, place
+from common.speedups import place
 from mask import inference, scenes, train
 from mask.boxes import Detections, paste
 from mask.coco import DEFINITION

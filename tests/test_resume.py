@@ -21,10 +21,11 @@ from torch.utils.data import get_worker_info
 from torture import children, kills
 
 from common import data, distributed, loader, semantic
+from common.args import Speedups
 from common.cli import UserError, interval, run
 from common.distributed import Process
 from common.run import checkpoint, checkpoint_file, nonfinite, resume, signals
-from common.speedups import Speedups, make_step, place
+from common.speedups import make_step, place
 from unet import train
 
 ALONE = Process(0, 1, torch.device("cpu"))

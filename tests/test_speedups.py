@@ -19,10 +19,11 @@ from benchmarks.lib.synthetic import noise_tiles, training_step
 from benchmarks.syncs import census
 from common import args as arguments
 from common import augment, distributed, graphs
+from common.args import Speedups
 from common.cli import UserError
 from common.distributed import Process, process_group
 from common.run.checkpoint import restore_optimizer
-from common.speedups import Speedups, make_step, place
+from common.speedups import make_step, place
 from fcn import model as fcn
 from mask import model as mask
 

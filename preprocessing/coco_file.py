@@ -2,33 +2,27 @@
 
 import re
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
 from common.io.files import read_json
+from common.io.tiles import MAX_SIDE
 
-MAX_SIDE = 1 << 15
 _EXACT = 1 << 53  # up to here a floating-point number is one whole number
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,99}")
 
 Id = int | str
 
 
-def read_coco(path: Path, lenient: bool = False) -> dict[str, Any]:
+def read_coco(path: Path) -> dict[str, Any]:
     """The `images`, `annotations` and `categories` of a COCO file, lists of dicts.
 
     The ids of images and categories are as `as_id` gives them and occur once; sides are 1 to
-    `MAX_SIDE`; an annotation's image and category are in the file, and its `iscrowd` is 0 or 1;
-    names can be printed, and each category has its own. The ids of annotations and their outlines
-    are not checked, see `common.io.outlines`.
-
-    Args:
-        path: The file.
-        lenient: Leave out annotations for which this does not hold; `left_out` counts them by the
-            reason. An image may lack `width` and `height`, which are None then. Categories may
-            have the same name.
+    `MAX_SIDE`, or None where an image lacks them; names can be printed. An annotation whose image
+    or category is not in the file, or whose `iscrowd` is neither 0 nor 1, is left out; `left_out`
+    counts them by the reason. The ids of annotations and their outlines are not checked, see
+    `preprocessing.outlines`.
 
     Raises:
         UserError: As `read_json`, or one of these does not hold.
@@ -45,7 +39,7 @@ def read_coco(path: Path, lenient: bool = False) -> dict[str, Any]:
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
             raise fail(f"{name!r} is not a list of objects")
     ids: dict[str, set[Id]] = {}
-    for name, check in (("images", partial(_image, lenient)), ("categories", _category)):
+    for name, check in (("images", _image), ("categories", _category)):
         for entry in coco[name]:
             entry["id"] = as_id(entry.get("id"))
             if wrong := "'id'" if entry["id"] is None else check(entry):
@@ -53,8 +47,6 @@ def read_coco(path: Path, lenient: bool = False) -> dict[str, Any]:
         ids[name] = {entry["id"] for entry in coco[name]}
         if len(ids[name]) < len(coco[name]):
             raise fail(f"{name} has the same id twice")
-    if not lenient and len({c["name"] for c in coco["categories"]}) < len(coco["categories"]):
-        raise fail("categories has the same name twice")
     kept = []
     left_out: Counter[str] = Counter()
     for annotation in coco["annotations"]:
@@ -69,8 +61,6 @@ def read_coco(path: Path, lenient: bool = False) -> dict[str, Any]:
         else:
             annotation |= {"image_id": image, "category_id": category, "iscrowd": int(crowd)}
             kept.append(annotation)
-    if left_out and not lenient:
-        raise fail(f"it has annotations {next(iter(left_out))}")
     return coco | {"annotations": kept, "left_out": left_out}
 
 
@@ -85,19 +75,14 @@ def as_id(value: Any) -> Id | None:
     return None
 
 
-def is_id(value: Any) -> bool:
-    """Whether a value is a whole number, and not a boolean."""
-    return type(value) is int
-
-
-def _image(lenient: bool, entry: dict[str, Any]) -> str:
+def _image(entry: dict[str, Any]) -> str:
     """What is missing or invalid in an image; empty if nothing is."""
     sides = entry.get("width"), entry.get("height")
     entry["width"], entry["height"] = map(as_id, sides)
-    if lenient and not any(sides):  # VIA has 0 for a picture that it never showed
+    if not any(sides):  # VIA has 0 for a picture that it never showed
         entry["width"] = entry["height"] = None
     elif not all(
-        is_id(entry[side]) and 0 < entry[side] <= MAX_SIDE for side in ("width", "height")
+        type(entry[side]) is int and 0 < entry[side] <= MAX_SIDE for side in ("width", "height")
     ):
         return f"'width' or 'height', whole numbers up to {MAX_SIDE},"
     return "" if isinstance(entry.get("file_name"), str) else "'file_name'"
