@@ -107,7 +107,7 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
         type=Path,
         metavar="CHECKPOINT",
         help="start from the weights of this file; if the number of classes differs, the layers "
-        "that depend on it start anew",
+        "that depend on it are re-initialised",
     )
     add(
         "--lr-encoder",
