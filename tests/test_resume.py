@@ -154,6 +154,16 @@ def test_a_run_that_is_ended_while_it_is_scored_is_scored_when_it_goes_on(
     assert kills.outcome(tmp_path / "cut") == kills.outcome(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("model", ["unet", "mask"])
+def test_a_process_without_a_validation_tile_takes_part_in_the_validation(tiled, tmp_path, model):
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    words = ["-b", 2, "--max-steps", 1, "--eval-tiles", 1, "--dist-timeout", 60]
+    words = training(tiled, tmp_path / "run", *words, model=model)
+    ranks = children.start_ranks(partial(train_thin, model, words), logs)
+    assert [children.end(rank) for rank in ranks] == [0, 0], logs[0].read_text()
+    assert "step 1: " in logs[0].read_text()
+
+
 def test_two_processes_end_together_and_go_on_to_the_bit(tiled, tmp_path):
     """DeepLabV3: each process has its own dropout and BatchNorm statistics."""
 
@@ -256,6 +266,18 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiled, trained, tmp_p
     (folder / "checkpoint.previous.pth").write_bytes(b"")
     with pytest.raises(UserError, match=r"previous.*is damaged"):
         train.main(training(tiled, folder, "--max-steps", 8, "--resume"))
+
+
+def test_settings_of_a_checkpoint_are_printed_escaped(tiled, trained, tmp_path, capsys):
+    content = checkpoint.load(trained / "checkpoint.pth")
+    content["settings"]["norm"] = "\x1b[2J"
+    checkpoint_file.write(content, tmp_path / "odd.pth")
+    train.main(
+        training(tiled, tmp_path / "run", "--max-steps", 9, "--resume", tmp_path / "odd.pth")
+    )
+    said = capsys.readouterr().out
+    assert "norm was '\\x1b[2J' and is 'batch'" in said
+    assert said.replace("\n", "").isprintable()
 
 
 def test_a_checkpoint_of_another_model_is_named_itself(tiled, trained, tmp_path):

@@ -31,7 +31,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """The COCO file of a tiled split, with all that `common.data.Tiles` relies on.
 
     Raises:
-        UserError: There is none, it is invalid, or it lists no tiles.
+        UserError: The file is missing or invalid, or it lists no tiles.
     """
     index = folder / "instances_tiled.json"
     command = (

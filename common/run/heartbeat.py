@@ -125,7 +125,7 @@ class _Heart(threading.Thread):
         )
 
     def named(self, since: Mapping[int, tuple[Any, float]], seconds: float, what: str) -> str:
-        """A sentence about the ranks whose entry is older than `seconds`; '' if there are none."""
+        """A sentence that names the ranks with an entry older than `seconds`; else ''."""
         now, names = time.monotonic(), []
         for rank, (_, when) in list(since.items()):  # the thread may change it
             if now - when > seconds:

@@ -168,4 +168,4 @@ def restore(state: checkpoint.State, saved: dict[str, Any], total_steps: int) ->
 def _difference(name: str, before: Any, now: Any) -> str:
     if name == "training tiles":
         return "the training tiles have changed (the current epoch starts again)"
-    return f"{name} was {before} and is {now}"
+    return f"{name} was {before!r:.80} and is {now!r:.80}"  # `before` is untrusted
