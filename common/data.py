@@ -54,7 +54,7 @@ class Tiles(Dataset):
             raise UserError(
                 f"{str(self.folder)!r} has {len(names)} categories and a mask holds at most "
                 f"{IGNORE - 1}; tile again with another --attribute (preprocess.py) or with "
-                "--rename (coco.py)."
+                "--rename (coco.py, geojson.py)."
             )
         index = {category: i for i, category in enumerate(sorted(names), start=1)}
         aircraft = [a for a in coco["annotations"] if not a.get("iscrowd", 0)]
@@ -179,6 +179,6 @@ def training_splits(root: Path) -> tuple[Tiles, Tiles | None]:
     if val.classes != train.classes:
         raise UserError(
             f"{str(train.folder)!r} has the classes {train.classes[1:]} and {str(val.folder)!r} "
-            f"has {val.classes[1:]}; tile both in one run, or give coco.py --rename OLD=NEW."
+            f"has {val.classes[1:]}; tile both in one run, or with --rename (coco.py, geojson.py)."
         )
     return train, val

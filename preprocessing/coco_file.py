@@ -8,6 +8,7 @@ from typing import Any
 from common.cli import UserError
 from common.io.files import read_json
 from common.io.tiles import MAX_SIDE
+from preprocessing.own_data import class_name
 
 _EXACT = 1 << 53  # up to here a floating-point number is one whole number
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,99}")
@@ -19,10 +20,10 @@ def read_coco(path: Path) -> dict[str, Any]:
     """The `images`, `annotations` and `categories` of a COCO file, lists of dicts.
 
     The ids of images and categories are as `as_id` gives them and occur once; sides are 1 to
-    `MAX_SIDE`, or None where an image lacks them; names can be printed. An annotation whose image
-    or category is not in the file, or whose `iscrowd` is neither 0 nor 1, is left out; `left_out`
-    counts them by the reason. The ids of annotations and their outlines are not checked, see
-    `preprocessing.outlines`.
+    `MAX_SIDE`, or None where an image lacks them; the names of categories are as `class_name` gives
+    them. An annotation whose image or category is not in the file, or whose `iscrowd` is neither 0
+    nor 1, is left out; `left_out` counts them by the reason. The ids of annotations and their
+    outlines are not checked, see `preprocessing.outlines`.
 
     Raises:
         UserError: As `read_json`, or one of these does not hold.
@@ -90,6 +91,5 @@ def _image(entry: dict[str, Any]) -> str:
 
 def _category(entry: dict[str, Any]) -> str:
     """What is missing or invalid in a category; empty if nothing is."""
-    name = entry.get("name")
-    fine = isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable()
-    return "" if fine else "'name', up to 100 letters that can be printed,"
+    entry["name"] = class_name(entry.get("name"))
+    return "" if entry["name"] else "'name', up to 100 letters that can be printed,"

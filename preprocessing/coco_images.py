@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 from pycocotools import mask as rle
 
 from common.cli import UserError
+from common.io.folders import Names, names_in
 from common.io.images import image_size, read_image
-from common.io.tiles import IGNORE
 from preprocessing.coco_file import Id, read_coco
 from preprocessing.outlines import box_run_lengths, run_lengths
-from preprocessing.tiles import MAX_OBJECTS, Labels, Thing, scene_name
+from preprocessing.own_data import Classes, class_name, scene_names
+from preprocessing.tiles import MAX_OBJECTS, Labels, Thing
 
 CROWD = "with iscrowd 1, regions to ignore (--no-crowds takes each for one object)"
 UNREADABLE = "without an outline that can be read (their boxes, if they have any, are ignored)"
@@ -27,12 +29,11 @@ NOWHERE = "without a pixel in their image"
 class Reading:
     """How a file is to be understood.
 
-    `rename` maps categories to new names. With `crowds`, an outline with iscrowd 1 is a region to
-    ignore, otherwise one object. With `as_stored`, outlines are on the stored pixels, otherwise on
-    the image as its EXIF orientation shows it.
+    With `crowds`, an outline with iscrowd 1 is a region to ignore, otherwise one object. With
+    `as_stored`, outlines are on the stored pixels, otherwise on the image as its EXIF orientation
+    shows it.
     """
 
-    rename: Mapping[str, str]
     crowds: bool = True
     as_stored: bool = False
 
@@ -121,22 +122,22 @@ class CocoImage:
 
 
 def read_dataset(
-    path: Path, folder: Path, reading: Reading, classes: list[str] | None
-) -> tuple[dict[str, CocoImage], list[str], Counter[str]]:
-    """The images of a COCO file by file name, and the names of its classes.
+    path: Path, folder: Path, reading: Reading, number: Callable[[list[str], list[str]], Classes]
+) -> tuple[dict[str, CocoImage], Classes, Counter[str]]:
+    """The images of a COCO file by file name, and its classes.
 
     Args:
         path: The COCO file.
         folder: The folder that its file names are relative to.
         reading: How it is to be understood.
-        classes: Those of the other splits; None for the file's categories in its order.
+        number: Numbers its classes, from their names and from those of all its categories.
 
     Returns:
         Also the numbers of annotations that are left out, by the reason.
 
     Raises:
-        UserError: no such file, not a COCO instance file, an entry that contradicts another, only
-            boxes, or a class that is not among `classes`.
+        UserError: No such file, not a COCO instance file, an entry that contradicts another, only
+            boxes, or `number` raised it.
     """
     data = read_coco(path)
     annotations = data["annotations"]
@@ -145,91 +146,70 @@ def read_dataset(
             f"{str(path)!r} has boxes but no outlines, and training needs outlines (polygons or "
             "run lengths); mask/README.md says how boxes are scored against such a file."
         )
-    names = _classes(data, path, reading.rename)
-    if classes is not None and (extra := [name for name in names if name not in classes]):
-        raise UserError(
-            f"{str(path)!r} has the class {extra[0]!r} and the other splits have {classes}; add "
-            "--rename OLD=NEW, or tile the file with the most classes first, into another folder."
-        )
-    if classes is not None and names != classes:
-        print(f"the classes are those of the other splits: {', '.join(map(repr, classes))}")
-    names = classes or names
-    number = {name: n for n, name in enumerate(names, start=1)}
-    name_of = {c["id"]: reading.rename.get(c["name"], c["name"]) for c in data["categories"]}
-    categories = {i: (number[name], name) for i, name in name_of.items() if name in number}
-    outlined: dict[Id, list[dict[str, Any]]] = defaultdict(list)
+    classes = number(*_class_names(data, path))
+    categories = {
+        c["id"]: classes.of[c["name"]] for c in data["categories"] if c["name"] in classes.of
+    }
+    # An image may be listed under several ids, as in a merge of two files.
+    sizes: dict[str, tuple[int, int]] = {}
+    name_of: dict[Id, str] = {}
+    for entry in data["images"]:
+        name = name_of[entry["id"]] = entry["file_name"]
+        size = entry["width"], entry["height"]
+        if entry["width"] and sizes.setdefault(name, size) != size:
+            raise UserError(f"{str(path)!r} states two sizes of the image {name!r}.")
+    if not name_of:
+        raise UserError(f"{str(path)!r} lists no image.")
+    outlined: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for item in annotations:
-        outlined[item["image_id"]].append(item)
+        outlined[name_of[item["image_id"]]].append(item)
     # Label Studio and labelme write the folder's own name before each file name.
     prefix = folder.resolve().name
     prefix = "" if (folder / prefix).is_dir() else prefix
-    images: dict[str, CocoImage] = {}
-    paths = {
-        entry["file_name"]: _relative(entry["file_name"], path, folder, prefix)
-        for entry in data["images"]
+    listed = cache(names_in)
+    inside = {
+        name: _relative(name, path, folder, prefix) for name in dict.fromkeys(name_of.values())
     }
-    stem_count = Counter(inside.with_suffix("") for inside in paths.values())
-    for entry in data["images"]:
-        name = entry["file_name"]
-        size = (entry["width"], entry["height"]) if entry["width"] else None
-        if name in images:  # a merge of two files lists it under two ids
-            if size not in (None, images[name].size):
-                raise UserError(f"{str(path)!r} states two sizes of the image {name!r}.")
-            images[name].annotations.extend(outlined[entry["id"]])
-            continue
-        inside = paths[name]
-        images[name] = CocoImage(
-            folder / inside,
-            scene_name(inside, whole=stem_count[inside.with_suffix("")] > 1),
-            size,
-            outlined[entry["id"]],
+    stems = scene_names(inside)
+    images = {
+        name: CocoImage(
+            _on_disk(folder, inside[name], listed),
+            stems[name],
+            sizes.get(name),
+            outlined[name],
             categories,
             reading,
         )
-    if not images:
-        raise UserError(f"{str(path)!r} lists no image.")
-    stems = {image.stem.casefold() for image in images.values()}
-    if len(stems) < len(images):
-        raise UserError(
-            f"{str(path)!r} lists images that differ only in case or folder; rename them."
-        )
-    return images, names, data["left_out"]
+        for name in inside
+    }
+    return images, classes, data["left_out"]
 
 
-def _classes(data: dict[str, Any], path: Path, rename: Mapping[str, str]) -> list[str]:
-    """The names of the classes, renamed, in the file's order; categories of one name are one class.
+def _class_names(data: dict[str, Any], path: Path) -> tuple[list[str], list[str]]:
+    """The names of the classes, in the file's order, and those of all categories.
 
     Two kinds of categories are not classes if they have no annotations: a heading, the
     supercategory of others (Roboflow's exports begin with one), and a background (labelme).
     """
     above: dict[str, Any] = {}  # name → supercategory
     for category in data["categories"]:
-        above.setdefault(category["name"], category.get("supercategory"))
+        above.setdefault(category["name"], class_name(category.get("supercategory")))
     if len(above) < len(data["categories"]):
         print(f"{str(path)!r} has categories of the same name; they are one class")
-    if unknown := [name for name in rename if name not in above]:
-        raise UserError(
-            f"--rename: {unknown[0]!r} is not in {str(path)!r}, which has {list(above)}."
-        )
     used = {a["category_id"] for a in data["annotations"]}
     kept = {category["name"] for category in data["categories"] if category["id"] in used}
     headings = [heading for name, heading in above.items() if heading != name]
     headings += [name for name in above if name.strip("_").casefold() == "background"]
-    names = [rename.get(n, n) for n in above if n in kept or n not in headings]
-    names = list(dict.fromkeys(names))
-    if not names:
-        raise UserError(f"{str(path)!r} lists no category.")
-    if "ground" in names:
-        raise UserError(
-            f"{str(path)!r} has a category 'ground', which is our name of pixels outside of all "
-            "outlines; add --rename ground=NEW."
-        )
-    if len(names) >= IGNORE:
-        raise UserError(
-            f"{str(path)!r} has {len(names)} categories and a mask holds at most {IGNORE - 1}; "
-            "make one of several with --rename A=NEW B=NEW."
-        )
-    return names
+    return [name for name in above if name in kept or name not in headings], list(above)
+
+
+def _on_disk(folder: Path, inside: PurePosixPath, listed: Callable[[Path], Names]) -> Path:
+    """The path of an image, whose name may be on the disk in another Unicode form."""
+    if str(inside).isascii():
+        return folder / inside
+    for part in inside.parts:
+        folder /= listed(folder).find(part, folder) or part
+    return folder
 
 
 def _relative(name: str, path: Path, folder: Path, prefix: str) -> PurePosixPath:

@@ -1,33 +1,36 @@
 """Cut georeferenced scenes and polygons drawn on them into tiles, ready for every train.py.
 
     python preprocessing/geojson.py scene.tif labels.geojson -o data/mine
-    python preprocessing/geojson.py scenes/ labels.geojson -o data/mine --class-property type
+    python preprocessing/geojson.py scenes/ labels/ -o data/mine --class-property type
     python preprocessing/geojson.py other.tif labels.geojson -o data/mine --as val
 
-The polygons may be in any reference system that the file names; without a name they are longitude
-and latitude (RFC 7946). Where objects overlap, the smaller one is on top.
+A folder of labels has a file for each scene, `<scene>.geojson`. The polygons may be in any
+reference system that the file names; without a name they are longitude and latitude (RFC 7946).
+Where objects overlap, the smaller one is on top.
 """
 
-import os
 import sys
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from rasterio import Affine
-from rasterio.crs import CRS
 from rasterio.features import rasterize
 
 from common.cli import Parser, UserError, run
-from common.io.raster import SUFFIXES, Look, add_look_options, look_from, open_scene
-from preprocessing.shapes import Shape, in_pixels, read_labels
-from preprocessing.splits import add_tiling_options, tile_splits
-from preprocessing.tiles import MAX_OBJECTS, OTHER_DATASET, Labels, Thing
+from common.io.folders import names_in, rasters_in
+from common.io.raster import Look, add_look_options, look_from, open_scene
+from preprocessing.own_data import Destination, add_own_data_options, scene_names
+from preprocessing.shapes import Drawn, Shape, counted, in_pixels, read_labels
+from preprocessing.tiles import MAX_OBJECTS, Labels, Thing
 
 BLOCK = 16  # tiles along a side of the part of a scene that is in memory
+ELSEWHERE = "on no scene that was read"
+NO_CLASS = "without a class of up to 100 letters (regions to ignore)"
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,23 @@ class Block:
 
     path: Path
     labelled: Path
+    class_property: str | None
     stem: str
     airport: str
     """The scene's name: all its parts count as one airport."""
     window: tuple[int, int, int, int]
     """x, y, width, height in the scene."""
     look: Look
-    categories: tuple[str, ...]
-    shapes: list[Shape] = field(repr=False)
+    classes: dict[str, tuple[int, str]]
+    """As `Classes.of`."""
+    shapes: list[Shape] = field(default_factory=list, repr=False)
     """In pixels of the scene, large ones first. Records depend on the file, not on these."""
+    problem: str = ""
+    """Why the scene cannot be read; empty if it can."""
 
     def files(self) -> list[Path]:
+        if self.problem:
+            raise UserError(self.problem)
         return [self.path, self.labelled]
 
     def labels(self) -> Labels:
@@ -61,7 +70,9 @@ class Block:
             rasterize(outlines, out=ids, transform=Affine.translation(x, y))
         shown = np.bincount(ids.ravel(), minlength=len(outlines) + 1)[1:].tolist()
         things = [
-            Thing(self.categories.index(shape.name) + 1, shape.name, max(n, round(shape.area)))
+            Thing(*self.classes[shape.name], max(n, round(shape.area)))
+            if shape.name
+            else Thing(1, "", n, NO_CLASS)
             for shape, n in zip(self.shapes, shown, strict=True)
         ]
         return Labels(ids, things)
@@ -74,61 +85,109 @@ class Block:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("scenes", type=Path, help="a georeferenced raster, or a folder of them")
-    add("labels", type=Path, help="GeoJSON with polygons")
-    add("-o", "--output-dir", type=Path, required=True, help="where the split is written")
-    add(
-        "--as",
-        dest="split",
-        default="train",
-        choices=("train", "val", "test"),
-        help="the split that these tiles become",
-    )
-    add("--class-property", metavar="NAME", help="the property that holds the class")
-    add_tiling_options(parser)
-    add_look_options(parser)
-    args = parser.parse(argv)
+    args = _parser().parse(argv)
     look = look_from(args)
-    shapes, crs = read_labels(args.labels, args.class_property)
-    categories = sorted({shape.name for shape in shapes})
-    blocks = []
-    for path in _scenes(args.scenes):
-        blocks += cut_into_blocks(path, args.labels, look, shapes, crs, categories, args.tile_size)
-    if len({block.stem for block in blocks}) < len(blocks):
-        raise UserError(
-            f"{str(args.scenes)!r} has two scenes of the same name; rename one of them."
-        )
-    if not any(block.shapes for block in blocks):
+    to = Destination(args, args.scenes, args.labels)
+    paths = {path.name: path for path in rasters_in(args.scenes)}
+    stems = scene_names({name: PurePath(name) for name in paths})
+    splits = to.divide(paths, args.scenes)
+    chosen = [name for names in splits.values() for name in names]
+    files = _label_files(args.labels, {name: paths[name] for name in chosen})
+    drawn = {file: read_labels(file, args.class_property) for file in dict.fromkeys(files.values())}
+    shapes = [shape for labels in drawn.values() for shape in labels.shapes]
+    found = {shape.name for shape in shapes if shape.name}
+    names = sorted(found) if args.class_property else ["aircraft"]
+    classes = to.number(names, names)
+    blocks: dict[str, list[Block]] = {}
+    for name in chosen:
+        whole = Block(
+            paths[name], files[name], args.class_property, stems[name], stems[name], (0, 0, 0, 0),
+            look, classes.of,
+        )  # fmt: skip
+        try:
+            alone = len(chosen) == 1 or args.labels.is_dir()
+            blocks[name] = cut_into_blocks(whole, drawn[files[name]], args.tile_size, alone)
+        except UserError as error:
+            blocks[name] = [replace(whole, problem=str(error))]
+    parts = [block for some in blocks.values() for block in some]
+    placed = {(block.labelled, shape.number) for block in parts for shape in block.shapes}
+    if shapes and not placed and not any(block.problem for block in parts):
         raise UserError(
             f"no polygon of {str(args.labels)!r} lies on {str(args.scenes)!r}; check the reference "
             "systems of both in QGIS."
         )
-    return tile_splits(
-        {args.output_dir / args.split: blocks},
-        categories,
-        args,
-        OTHER_DATASET,
-        source=[os.path.relpath(path, args.output_dir) for path in (args.scenes, args.labels)],
+    left_out: dict[str, list[str]] = defaultdict(list)
+    for labels in drawn.values():
+        for reason, features in labels.left_out.items():
+            left_out[reason] += features
+        left_out[ELSEWHERE] += [
+            f"feature {shape.number} of {labels.path.name!r}"
+            for shape in labels.shapes
+            if (labels.path, shape.number) not in placed
+        ]
+    return to.tile(
+        {split: [b for name in names for b in blocks[name]] for split, names in splits.items()},
+        classes,
+        counted(left_out),
     )
 
 
-def cut_into_blocks(
-    path: Path,
-    labelled: Path,
-    look: Look,
-    shapes: list[Shape],
-    crs: CRS,
-    categories: list[str],
-    tile: int,
-) -> list[Block]:
-    """The parts of a scene, each with the polygons that lie on it, in pixels of the scene."""
-    with open_scene(path, look) as scene:
+def _parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("scenes", type=Path, help="a georeferenced raster, or a folder of them")
+    add("labels", type=Path, help="GeoJSON with polygons, or a folder with a file for each scene")
+    add("--class-property", metavar="NAME", help="the property that holds the class")
+    add_own_data_options(parser, "scenes")
+    add_look_options(parser)
+    return parser
+
+
+def _label_files(labels: Path, scenes: dict[str, Path]) -> dict[str, Path]:
+    """The label file of each scene, by the scene's name.
+
+    Raises:
+        UserError: A scene has none.
+    """
+    if not labels.is_dir():
+        return dict.fromkeys(scenes, labels)
+    present = names_in(labels)
+    files = {}
+    for name, path in scenes.items():
+        candidates = (f"{path.stem}.geojson", f"{name}.geojson")
+        found = [file for c in candidates if (file := present.find(c, labels))]
+        if not found:
+            raise UserError(
+                f"there is no {candidates[0]!r} in {str(labels)!r}; draw the labels of that scene, "
+                "or name the scenes to tile in a --split file."
+            )
+        files[name] = labels / found[0]
+    return files
+
+
+def cut_into_blocks(whole: Block, drawn: Drawn, tile: int, alone: bool = True) -> list[Block]:
+    """The parts of a scene, each with the polygons that lie on it, in pixels of the scene.
+
+    Args:
+        whole: The scene, without its size and polygons.
+        drawn: Its labels.
+        tile: The side of a tile, pixels.
+        alone: No other scene has the same labels.
+
+    Raises:
+        UserError: The scene cannot be read, or a part has too many polygons.
+    """
+    with open_scene(whole.path, whole.look) as scene:
         width, height = scene.width, scene.height
+        if scene.metres is None and not alone:
+            raise UserError(
+                f"{str(whole.path)!r} is not georeferenced, so its labels are in pixels and need a "
+                "file of their own; give a folder of label files."
+            )
         # If a scene is not georeferenced, its labels are in pixels, as in our own maps of it.
-        shapes = in_pixels(shapes, crs, scene) if scene.metres else shapes
-    shapes = sorted(shapes, key=lambda shape: -shape.area)
+        shapes = in_pixels(drawn.shapes, drawn.crs, scene) if scene.metres else drawn.shapes
+    # As in COCO's files, what is ignored lies below all others.
+    shapes = sorted(shapes, key=lambda shape: (shape.name != "", -shape.area))
     columns, rows = (_parts(length, BLOCK * tile) for length in (width, height))
     blocks = []
     for y, y_end in rows:
@@ -143,24 +202,14 @@ def cut_into_blocks(
             ]
             if len(inside) > MAX_OBJECTS:
                 raise UserError(
-                    f"{str(labelled)!r} has over {MAX_OBJECTS} objects on one part of the scene "
-                    f"{path.name!r}; use a smaller --tile-size."
+                    f"{str(drawn.path)!r} has over {MAX_OBJECTS} objects on one part of the scene "
+                    f"{whole.path.name!r}; use a smaller --tile-size."
                 )
             single = len(rows) == len(columns) == 1
-            stem = path.stem if single else f"{path.stem}_y{y}_x{x}"
+            stem = whole.stem if single else f"{whole.stem}_y{y}_x{x}"
             window = (x, y, x_end - x, y_end - y)
-            blocks.append(
-                Block(path, labelled, stem, path.stem, window, look, tuple(categories), inside)
-            )
+            blocks.append(replace(whole, stem=stem, window=window, shapes=inside))
     return blocks
-
-
-def _scenes(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    if scenes := sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES):
-        return scenes
-    raise UserError(f"{str(path)!r} holds no {', '.join(SUFFIXES)} files.")
 
 
 def _parts(length: int, largest: int) -> list[tuple[int, int]]:

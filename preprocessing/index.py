@@ -64,8 +64,8 @@ def refuse_replacing(folder: Path, source: list[str] | None) -> None:
     if before != source:
         raise UserError(
             f"{str(folder)!r} holds tiles of {before or 'RarePlanes scenes'}, which this run would "
-            "replace; choose another --output-dir, another split with coco.py --as, or remove that "
-            "folder."
+            "replace; choose another --output-dir, another split (coco.py and geojson.py have "
+            "--as), or remove that folder."
         )
 
 

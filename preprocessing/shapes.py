@@ -1,6 +1,8 @@
 """Polygons of a GeoJSON file from any source, checked before anything relies on them."""
 
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,16 @@ import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
+from rasterio.warp import transform as reproject
 
 from common.cli import UserError
 from common.io.files import read_json
 from common.io.raster import Scene, crs_to_pixels
+from preprocessing.own_data import class_name
+
+EMPTY = "without a geometry"
+OTHER = "that are no Polygon or MultiPolygon"
+INVALID = "with an invalid outline"
 
 Polygon = list[np.ndarray]
 """An outer ring and its holes, float [N,2] each."""
@@ -24,7 +32,10 @@ class Shape:
     """One object: its class and its polygons, several for a MultiPolygon."""
 
     name: str
+    """Of the class in the file; empty if the feature has none."""
     polygons: list[Polygon]
+    number: int = 0
+    """Of the feature in the file."""
 
     @cached_property
     def box(self) -> tuple[float, float, float, float]:
@@ -42,38 +53,64 @@ class Shape:
         )
 
 
-def read_labels(path: Path, class_property: str | None) -> tuple[list[Shape], CRS]:
+@dataclass(frozen=True)
+class Drawn:
     """The polygons of a GeoJSON file in its own coordinates, and their reference system.
 
+    `left_out` names the features that have no polygon or an invalid one, by the reason.
+    """
+
+    path: Path
+    shapes: list[Shape]
+    crs: CRS
+    left_out: dict[str, list[str]]
+
+
+def read_labels(path: Path, class_property: str | None) -> Drawn:
+    """The polygons of a GeoJSON file, in the order of its features.
+
     Raises:
-        UserError: It is not GeoJSON, or a feature has no valid polygon or no class.
+        UserError: It is not GeoJSON, or of all its features none has a valid polygon or none a
+            class.
     """
     content = read_json(path)
     features = content.get("features") if isinstance(content, dict) else None
-    if not isinstance(features, list) or not features:
+    if not isinstance(features, list):
         raise UserError(f"{str(path)!r} is not a GeoJSON file with features.")
     shapes = []
+    left_out: dict[str, list[str]] = defaultdict(list)
+    properties: set[str] = set()
     for number, feature in enumerate(features, start=1):
-        try:
-            geometry, properties = feature["geometry"], feature.get("properties") or {}
-            name = properties.get(class_property) if class_property else "aircraft"
-            parts = geometry["coordinates"]
-            kinds = {"Polygon": [parts], "MultiPolygon": parts}
-            polygons = [[_ring(ring) for ring in polygon] for polygon in kinds[geometry["type"]]]
-            if not polygons or not all(polygons):
-                raise ValueError
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            raise UserError(
-                f"{str(path)!r}: feature {number} is not a valid Polygon or MultiPolygon; remove "
-                "it, or repair it with QGIS's tool `Fix geometries`."
-            ) from None
-        if not isinstance(name, str | int) or not 0 < len(str(name)) <= 100:
-            raise UserError(
-                f"{str(path)!r}: feature {number} has {_short(name)} as its {class_property!r}; "
-                "give every feature a class of up to 100 letters."
-            )
-        shapes.append(Shape(str(name), polygons))
-    return shapes, _crs(path, content)
+        feature = feature if isinstance(feature, dict) else {}
+        polygons = _polygons(feature.get("geometry"))
+        if isinstance(polygons, str):
+            left_out[polygons].append(f"feature {number} of {path.name!r}")
+            continue
+        values = feature.get("properties")
+        values = values if isinstance(values, dict) else {}
+        properties.update(values)
+        name = class_name(values.get(class_property)) if class_property else "aircraft"
+        shapes.append(Shape(name or "", polygons, number))
+    if features and not shapes:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in counted(left_out).items())
+        raise UserError(f"{str(path)!r} has no valid polygon: of its features are {reasons}.")
+    if shapes and not any(shape.name for shape in shapes):
+        raise UserError(
+            f"no feature of {str(path)!r} has a class of up to 100 letters as its "
+            f"{class_property!r}; the properties are {sorted(properties)[:20]}, see "
+            "--class-property."
+        )
+    return Drawn(path, shapes, _crs(path, content), left_out)
+
+
+def counted(left_out: Mapping[str, list[str]]) -> Counter[str]:
+    """The numbers of what is left out, by the reason and the first three names."""
+    return Counter(
+        {
+            f"{reason} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})": len(names)
+            for reason, names in left_out.items()
+        }
+    )
 
 
 def in_pixels(shapes: list[Shape], crs: CRS, scene: Scene) -> list[Shape]:
@@ -83,23 +120,38 @@ def in_pixels(shapes: list[Shape], crs: CRS, scene: Scene) -> list[Shape]:
         UserError: One reference system cannot be converted to the other.
     """
     rings = [ring for shape in shapes for polygon in shape.polygons for ring in polygon]
+    if not rings:
+        return []
+    sides = np.array([len(ring) for ring in rings])
     try:
-        points = crs_to_pixels(np.concatenate(rings), crs, scene.crs, scene.transform)
+        x, y = (np.array(v) for v in reproject(crs, scene.crs, *np.concatenate(rings).T))
     except (RasterioError, CPLE_BaseError):
         raise UserError(
             f"cannot convert the labels' reference system to that of {str(scene.path)!r}; save the "
             "labels in WGS 84 (EPSG:4326)."
         ) from None
-    converted = iter(np.split(points, np.cumsum([len(ring) for ring in rings])[:-1]))
+    points = np.stack(crs_to_pixels(scene.transform, x, y), 1)
+    converted = iter(np.split(points, np.cumsum(sides)[:-1]))
     moved = [
-        Shape(shape.name, [[next(converted) for _ in polygon] for polygon in shape.polygons])
+        replace(shape, polygons=[[next(converted) for _ in polygon] for polygon in shape.polygons])
         for shape in shapes
     ]
     return [shape for shape in moved if np.isfinite((*shape.box, shape.area)).all()]
 
 
-def _short(value: Any) -> str:
-    return ascii(value)[:40] if isinstance(value, int | float | None) else ascii(str(value)[:40])
+def _polygons(geometry: Any) -> list[Polygon] | str:
+    """The polygons of a feature's geometry, or why there are none."""
+    if geometry is None:
+        return EMPTY
+    if not isinstance(geometry, dict) or geometry.get("type") not in ("Polygon", "MultiPolygon"):
+        return OTHER
+    parts = geometry.get("coordinates")
+    try:
+        parts = [parts] if geometry["type"] == "Polygon" else parts
+        polygons = [[_ring(ring) for ring in polygon] for polygon in parts or () if polygon]
+    except (TypeError, ValueError, OverflowError):
+        return INVALID
+    return polygons or EMPTY
 
 
 def _ring(points: Any) -> np.ndarray:

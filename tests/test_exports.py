@@ -18,6 +18,7 @@ from common.cli import UserError
 from preprocessing.coco import main
 from preprocessing.coco_file import as_id
 from preprocessing.coco_images import Reading, read_dataset
+from preprocessing.own_data import number_classes
 from preprocessing.tiles import Settings, cut, not_shown
 
 
@@ -140,7 +141,8 @@ def test_every_annotation_is_learnt_from_or_counted(tmp_path_factory, kinds, siz
     root = tmp_path_factory.getbasetemp() / "counted"
     annotations = [annotation(n, **KINDS[kind]) for n, kind in enumerate(kinds)]
     folder, file = simple(root, [*annotations, annotation(segmentation=[[70, 70, 99, 70, 99, 99]])])
-    images, _, left_out = read_dataset(file, folder, Reading({}, crowds), None)
+    number = partial(number_classes, path=file)
+    images, _, left_out = read_dataset(file, folder, Reading(crowds), number)
     labels = images["a.png"].labels()
     tiles = [entry for entry, _ in cut(labels, Settings(tile_size=size))]
     left_out.update(not_shown(labels.things, tiles))
@@ -187,8 +189,9 @@ def test_ids_of_any_kind_belong_together(tmp_path_factory, numbers, kind):
     file = write(
         root / "a.json", images, annotations, [{"id": n, "name": repr(n)} for n in numbers]
     )
-    read, names, _ = read_dataset(file, root / "images", Reading({}), None)
-    assert names == [repr(n) for n in numbers]
+    number = partial(number_classes, path=file)
+    read, classes, _ = read_dataset(file, root / "images", Reading(), number)
+    assert classes.names == [repr(n) for n in numbers]
     for k in range(3):
         things = read[f"{k}.png"].labels().things
         assert [thing.category_id for thing in things] == [k + 1] * (k + 1)
@@ -286,7 +289,7 @@ def test_renamed_categories(tmp_path):
 def test_more_classes_than_a_mask_holds_are_answered_with_an_option_of_this_command(tmp_path):
     many = categories(*map(str, range(255)))
     words = simple(tmp_path, [annotation()], categories=many)
-    with pytest.raises(UserError, match=r"255 categories.*at most 254.*--rename"):
+    with pytest.raises(UserError, match=r"255 classes.*at most 254.*--rename"):
         tile(*words, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert tile(*words, "--rename", "254=0", out=tmp_path / "out") == 0

@@ -12,6 +12,9 @@ from rasterio import Affine
 from rasterio.warp import transform
 
 from common.cli import UserError
+from common.io.raster import open_scene
+from common.predict.maps import feature_file
+from common.predict.regions import Region
 from preprocessing import geojson
 
 PLACE = Affine.translation(448_000, 5_411_000) @ Affine.rotation(20) @ Affine.scale(0.5, -0.5)
@@ -128,22 +131,8 @@ def test_a_folder_of_scenes_and_one_class(tmp_path):
     [
         ("{", "is not JSON"),
         ("[]", "not a GeoJSON file"),
-        ('{"features": []}', "not a GeoJSON file"),
-        ('{"features": [3]}', "feature 1 is not a valid"),
-        (
-            '{"features": [{"geometry": {"type": "Point", "coordinates": [1, 2]}}]}',
-            "feature 1 is not",
-        ),
-        (
-            '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[0, 0]]]}}]}',
-            "not a valid",
-        ),
-        ('{"features": [{"geometry": {"type": "Polygon", "coordinates": []}}]}', "not a valid"),
-        (
-            '{"features": [{"geometry": {"type": "Polygon", "coordinates": '
-            "[[[0, 0], [0, 1e999], [1, 1], [0, 0]]]}}]}",
-            "not a valid",
-        ),
+        ('{"features": {}}', "not a GeoJSON file"),
+        ('{"features": [3]}', "no valid polygon"),
         (None, "no polygon of"),
         ("crs", "unknown reference system"),
         ("kind", "as its 'colour'"),
@@ -167,10 +156,6 @@ def test_bad_labels_are_answered_by_one_sentence(tmp_path, content, sentence):
 
 def test_a_map_that_was_predicted_can_be_corrected_and_learnt_from(tmp_path):
     """What inference.py writes is what this command reads."""
-    from common.io.raster import open_scene
-    from common.predict.maps import feature_file
-    from common.predict.regions import Region
-
     path, _ = scene(tmp_path / "a.tif")
     with (
         open_scene(path) as opened,

@@ -325,13 +325,12 @@ def _resampled(path: Path, dataset: Any, gsd: float) -> Any:
     )
 
 
-def crs_to_pixels(points: np.ndarray, source: CRS, target: CRS, transform: Any) -> np.ndarray:
-    """Convert points [N,2] in `source` to pixels of an image whose reference system is `target`."""
-    x, y = (np.array(v) for v in reproject(source, target, *points.T))
+def crs_to_pixels(transform: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    """The inverse of `pixels_to_crs`."""
     scale = transform.a * transform.e - transform.b * transform.d
     x, y = x - transform.c, y - transform.f
     across = (transform.e * x - transform.b * y) / scale
-    return np.stack([across, (transform.a * y - transform.d * x) / scale], 1)
+    return across, (transform.a * y - transform.d * x) / scale
 
 
 def add_look_options(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,8 @@ from typing import BinaryIO, TypeVar
 from common import args as arguments
 from common.cli import OF_THE_DISK, Parser, UserError, number, positive, say, whole
 from common.io.files import whole_file
-from common.io.raster import SUFFIXES, Look, Scene, add_look_options, look_from, open_scene
+from common.io.folders import rasters_in
+from common.io.raster import Look, Scene, add_look_options, look_from, open_scene
 
 T = TypeVar("T")
 STRIDE = 32  # a multiple of the stride of every network
@@ -82,18 +83,8 @@ def list_images(path: Path, index: int | None) -> list[Path]:
     Raises:
         UserError: Nothing is there, or `index` is beyond the last one.
     """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"there is no image or folder {str(path)!r}.")
-    files = sorted(p for p in path.iterdir() if not p.is_dir() and not p.name.startswith("."))
-    images = [p for p in files if p.suffix.lower() in SUFFIXES]
-    if not images:
-        raise UserError(f"{str(path)!r} holds no {', '.join(SUFFIXES)} files.")
-    if index is None:
-        if others := [p.name for p in files if p.suffix.lower() not in SUFFIXES]:
-            names = ", ".join(map(repr, others[:3])) + (" …" if len(others) > 3 else "")
-            say(f"left out {len(others)} files that are no {', '.join(SUFFIXES)}: {names}")
+    images = rasters_in(path, say)
+    if index is None or path.is_file():
         return images
     if index >= len(images):
         raise UserError(f"--index {index}: {str(path)!r} holds images 0 to {len(images) - 1}.")

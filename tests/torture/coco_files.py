@@ -15,6 +15,7 @@ from torture.contained import contained
 from common.cli import UserError
 from common.data import Tiles
 from preprocessing.coco_images import Reading, read_dataset
+from preprocessing.own_data import number_classes
 
 SIDE = 40
 NAMES = [
@@ -92,7 +93,8 @@ def _sentence(error: UserError) -> str:
 def _tile(folder: Path) -> str:
     root = folder / "images"
     try:
-        images, *_ = read_dataset(folder / "truth.json", root, Reading({}), None)
+        number = partial(number_classes, path=folder / "truth.json")
+        images, *_ = read_dataset(folder / "truth.json", root, Reading(), number)
     except UserError as error:
         return _sentence(error)
     for image in images.values():

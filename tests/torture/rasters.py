@@ -14,7 +14,8 @@ from torture.contained import contained
 
 from common.cli import UserError
 from common.io.raster import Look, open_scene
-from preprocessing.geojson import cut_into_blocks
+from preprocessing.geojson import Block, cut_into_blocks
+from preprocessing.own_data import number_classes
 from preprocessing.shapes import read_labels
 
 KINDS: list[dict[str, Any]] = [
@@ -97,9 +98,11 @@ def _labels(rng: random.Random, folder: Path) -> str:
     path = folder / "labels.geojson"
     path.write_text(text)
     try:
-        shapes, crs = read_labels(path, rng.choice([None, "kind"]))
-        blocks = cut_into_blocks(scene, path, Look(), shapes, crs, ["a", "3", "aircraft"], 64)
-        for block in blocks:
+        drawn = read_labels(path, rng.choice([None, "kind"]))
+        names = sorted({shape.name for shape in drawn.shapes if shape.name})
+        classes = number_classes(names, names, path)
+        whole = Block(scene, path, None, "a", "a", (0, 0, 0, 0), Look(), classes.of)
+        for block in cut_into_blocks(whole, drawn, 64):
             assert block.labels().ids.shape == (90, 90)
     except UserError as error:
         return "refused" if str(error).isprintable() else "!a sentence with control characters"
