@@ -1,5 +1,6 @@
 """Polygons of a GeoJSON file from any source, checked before anything relies on them."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,9 +17,10 @@ from rasterio.warp import transform as reproject
 
 from common.cli import UserError
 from common.io.files import read_json
-from common.io.raster import Scene, crs_to_pixels
+from common.io.raster import Scene, crs_to_pixels, pixels_to_crs
 from preprocessing.own_data import class_name
 
+WEB_MERCATOR_RADIUS = 6_378_137.0  # metres (EPSG:3857)
 EMPTY = "without a geometry"
 OTHER = "that are no Polygon or MultiPolygon"
 INVALID = "with an invalid outline"
@@ -116,6 +118,8 @@ def counted(left_out: Mapping[str, list[str]]) -> Counter[str]:
 def in_pixels(shapes: list[Shape], crs: CRS, scene: Scene) -> list[Shape]:
     """The shapes in pixels of a scene, without those outside the area of its reference system.
 
+    Across 180 degrees of longitude, a ring may continue in either way, or be cut there.
+
     Raises:
         UserError: One reference system cannot be converted to the other.
     """
@@ -125,11 +129,15 @@ def in_pixels(shapes: list[Shape], crs: CRS, scene: Scene) -> list[Shape]:
     sides = np.array([len(ring) for ring in rings])
     try:
         x, y = (np.array(v) for v in reproject(crs, scene.crs, *np.concatenate(rings).T))
+        around = _around(scene.crs)
     except (RasterioError, CPLE_BaseError):
         raise UserError(
             f"cannot convert the labels' reference system to that of {str(scene.path)!r}; save the "
             "labels in WGS 84 (EPSG:4326)."
         ) from None
+    if around:
+        centre, _ = pixels_to_crs(scene.transform, scene.width / 2, scene.height / 2)
+        x = _beside(x, sides, centre, around)
     points = np.stack(crs_to_pixels(scene.transform, x, y), 1)
     converted = iter(np.split(points, np.cumsum(sides)[:-1]))
     moved = [
@@ -137,6 +145,29 @@ def in_pixels(shapes: list[Shape], crs: CRS, scene: Scene) -> list[Shape]:
         for shape in shapes
     ]
     return [shape for shape in moved if np.isfinite((*shape.box, shape.area)).all()]
+
+
+def _around(crs: CRS) -> float | None:
+    """How far it is around the earth along x; None if x does not go around it."""
+    if crs.is_geographic:
+        return 360.0
+    return 2 * math.pi * WEB_MERCATOR_RADIUS if crs.to_epsg() == 3857 else None
+
+
+def _beside(x: np.ndarray, sides: np.ndarray, centre: float, around: float) -> np.ndarray:
+    """Move points by whole turns around the earth, so that no ring jumps and each is near a centre.
+
+    Args:
+        x: Of the points of all rings [N].
+        sides: The number of points of each ring [R].
+        centre: Where the first point of each ring shall be near.
+        around: The length of a turn.
+    """
+    finite = np.where(np.isfinite(x), x, 0)
+    first = np.cumsum(sides) - sides
+    jumps = np.cumsum(np.rint(np.diff(finite, prepend=finite[0]) / around))
+    turns = jumps[first] - np.rint((finite[first] - centre) / around)
+    return x - (jumps - np.repeat(turns, sides)) * around
 
 
 def _polygons(geometry: Any) -> list[Polygon] | str:

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import rasterio
@@ -12,10 +13,12 @@ from rasterio import Affine
 from rasterio.warp import transform
 
 from common.cli import UserError
-from common.io.raster import open_scene
+from common.io.raster import Look, open_scene
 from common.predict.maps import feature_file
 from common.predict.regions import Region
 from preprocessing import geojson
+from preprocessing.geojson import Block, cut_into_blocks
+from preprocessing.shapes import read_labels
 
 PLACE = Affine.translation(448_000, 5_411_000) @ Affine.rotation(20) @ Affine.scale(0.5, -0.5)
 SQUARES = {"plane": [(10, 10, 40), (90, 20, 30)], "ship": [(60, 90, 50)]}
@@ -169,3 +172,172 @@ def test_a_map_that_was_predicted_can_be_corrected_and_learnt_from(tmp_path):
     assert (tiled_kinds(tmp_path / "out/train")[0] != truth()).mean() < 0.01
     with rasterio.open(path) as file:
         assert file.crs == "EPSG:32631"
+
+
+# --- Across 180 degrees of longitude --------------------------------------------------------------
+
+STEP = 3e-6  # degrees of longitude for a pixel, about 0.3 m
+MERCATOR = transform("EPSG:4326", "EPSG:3857", [STEP], [0])[0][0]
+TURN = {"EPSG:4326": 360.0, "EPSG:3857": 2 * np.pi * 6378137}
+TOP = {"EPSG:4326": -16.7, "EPSG:3857": -1.9e6}
+
+
+def across(crs, left):
+    """The place of a scene of 256 x 256 pixels whose column `left` begins at 180 degrees."""
+    step = {"EPSG:4326": STEP, "EPSG:3857": MERCATOR}[crs]
+    return Affine(step, 0, TURN[crs] / 2 - left * step, 0, -step, TOP[crs])
+
+
+def wrapped(lon):
+    return (np.asarray(lon) + 180) % 360 - 180
+
+
+OUTLINE = np.array([(100, 50), (160, 50), (160, 90), (100, 90), (100, 50)])
+
+
+def forms(place, crs):
+    """An outline as lists of rings, as tools write it that crosses 180 degrees."""
+
+    def lon_lat(points):
+        x, y = place @ np.array(points, float).T
+        lon, lat = transform(crs, "EPSG:4326", np.minimum(x, TURN[crs] / 2), y)
+        return np.stack(
+            [np.array(lon) + (x - np.minimum(x, TURN[crs] / 2)) * 360 / TURN[crs], lat], 1
+        )
+
+    beyond = lon_lat(OUTLINE)
+    cut = np.clip(beyond[:, 0], None, 180), np.clip(beyond[:, 0], 180, None) - 360
+    return {
+        "beyond 180": [beyond],
+        "beyond -180": [beyond - (360, 0)],
+        "torn": [np.stack([wrapped(beyond[:, 0]), beyond[:, 1]], 1)],
+        "cut": [np.stack([half, beyond[:, 1]], 1) for half in cut],
+    }
+
+
+@pytest.mark.parametrize("form", ["beyond 180", "beyond -180", "torn", "cut"])
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857"])
+# The outline is crossed, or lies on one side, as the scene may.
+@pytest.mark.parametrize("left", [128, 20, 230, 0, 256, 100, 160])
+@pytest.mark.parametrize("turns", [0, -1])
+def test_labels_across_the_antimeridian_fall_on_their_pixels(tmp_path, form, crs, left, turns):
+    place = across(crs, left)
+    rings = forms(place, crs)[form]
+    moved = Affine.translation(turns * TURN[crs], 0) @ place
+    path = raster(tmp_path / "a.tif", np.zeros((1, 256, 256), np.uint8), crs=crs, transform=moved)
+    # A neighbour on the other side of the earth, across the line where longitudes jump from here.
+    far = [(rings[0] + (180, 0)).tolist()]
+    polygons = [[[ring.tolist() for ring in rings if np.ptp(ring[:, 0])]], [far]]
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "MultiPolygon", "coordinates": [[ring] for ring in parts]},
+        }
+        for (parts,) in polygons
+    ]
+    content = {"type": "FeatureCollection", "features": features}
+    (tmp_path / "l.geojson").write_text(json.dumps(content))
+    drawn = read_labels(tmp_path / "l.geojson", None)
+    whole = Block(
+        path, drawn.path, None, "a", "a", (0, 0, 0, 0), Look(), {"aircraft": (1, "aircraft")}
+    )
+    (block,) = cut_into_blocks(whole, drawn, 64)
+    assert [shape.number for shape in block.shapes] == [1]
+    labels = block.labels()
+    expected = np.zeros((256, 256), np.uint8)
+    expected[50:90, 100:160] = 1
+    assert np.array_equal(labels.ids, expected)
+    assert labels.things[0].pixels == 60 * 40
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857"])
+@pytest.mark.parametrize("gap", [0, 3])
+def test_a_label_that_crosses_the_edge_of_a_scene_at_180_degrees_keeps_its_shape(
+    tmp_path, crs, gap
+):
+    """Its part beyond would otherwise span the earth, and so the scene."""
+    place = across(crs, 256 + gap)
+    path = raster(tmp_path / "a.tif", np.zeros((1, 256, 256), np.uint8), crs=crs, transform=place)
+    points = OUTLINE + (140, 0)  # columns 240 to 300
+    x, y = place @ points.T.astype(float)
+    lon, lat = transform(crs, "EPSG:4326", x, y)
+    ring = np.stack([wrapped(lon), lat], 1)
+    geometry = {"type": "Polygon", "coordinates": [ring.tolist()]}
+    content = {"features": [{"type": "Feature", "geometry": geometry}]}
+    (tmp_path / "l.geojson").write_text(json.dumps(content))
+    drawn = read_labels(tmp_path / "l.geojson", None)
+    whole = Block(
+        path, drawn.path, None, "a", "a", (0, 0, 0, 0), Look(), {"aircraft": (1, "aircraft")}
+    )
+    ids = cut_into_blocks(whole, drawn, 64)[0].labels().ids
+    expected = np.zeros((256, 256), np.uint8)
+    expected[50:90, 240:] = 1
+    assert np.array_equal(ids, expected)
+
+
+UTM = Affine.translation(*(v[0] for v in transform("EPSG:4326", "EPSG:32660", [180], [-16.7])))
+PLACES = {
+    "EPSG:4326": across("EPSG:4326", 60),
+    "within a pixel": across("EPSG:4326", 60.3),
+    "EPSG:3857": across("EPSG:3857", 60.7),
+    "west": Affine.translation(-360, 0) @ across("EPSG:4326", 60.5),
+    "EPSG:32660": UTM @ Affine.scale(0.5, -0.5) @ Affine.translation(-60, -40),
+    "rotated": UTM @ Affine.rotation(20) @ Affine.scale(0.5, -0.5) @ Affine.translation(-60, -40),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("seed", range(3))
+def test_our_own_map_across_the_antimeridian_falls_on_the_same_pixels(tmp_path, name, seed):
+    crs = name if name.startswith("EPSG") else "EPSG:32660" if name == "rotated" else "EPSG:4326"
+    shape = (80, 120)
+    path = raster(
+        tmp_path / "a.tif", np.zeros((1, *shape), np.uint8), crs=crs, transform=PLACES[name]
+    )
+    rng = np.random.default_rng(seed)
+    mask = np.kron(rng.random((20, 30)) < 0.5, np.ones((4, 4))).astype(np.uint8)
+    mask[30:34] = 1  # one of them crosses for sure
+    count, ids = cv2.connectedComponents(mask, connectivity=8)
+    regions = []
+    for i in range(1, count):
+        rows, columns = np.nonzero(ids == i)
+        box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        regions.append(Region(1, 0.9, int(columns.min()), int(rows.min()), ids[box] == i))
+
+    def written(regions):
+        with (
+            open_scene(path) as opened,
+            feature_file(tmp_path / "p.geojson", opened, ["", "aircraft"]) as file,
+        ):
+            for region in regions:
+                file.add(region)
+        return json.loads((tmp_path / "p.geojson").read_text())["features"]
+
+    alone = [feature for region in regions for feature in written([region])]
+    together = written(regions)
+    assert together == alone
+    signs = set()
+    for feature in together:
+        geometry = feature["geometry"]
+        parts = geometry["coordinates"]
+        for polygon in parts if geometry["type"] == "MultiPolygon" else [parts]:
+            for ring in polygon:
+                lon = np.array(ring)[:, 0]
+                assert np.abs(lon).max() <= 180
+                assert np.ptp(lon) < 1
+                signs.add(bool(lon[0] > 0))
+    assert signs == {True, False}
+    drawn = read_labels(tmp_path / "p.geojson", None)
+    whole = Block(
+        path, drawn.path, None, "a", "a", (0, 0, 0, 0), Look(), {"aircraft": (1, "aircraft")}
+    )
+    (block,) = cut_into_blocks(whole, drawn, 64)
+    assert len(block.shapes) == len(regions)
+    wrong = (block.labels().ids > 0) != (mask > 0)
+    if name == "rotated":  # there the line cuts corners of pixels
+        assert wrong.sum() < 10
+        x, y = PLACES[name] @ (np.argwhere(wrong)[:, ::-1].T + 0.5)
+        lon, _ = transform(crs, "EPSG:4326", x, y)
+        assert all(180 - abs(value) < 1e-5 for value in lon)
+    else:
+        assert not wrong.any()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
@@ -85,8 +86,8 @@ class Features:
     """Writes regions as GeoJSON features (RFC 7946), one a line.
 
     If the scene is georeferenced: longitude and latitude in WGS 84 to 8 decimals (a millimetre),
-    outer rings anticlockwise, the area in square metres, and length and width of the smallest
-    rotated rectangle in metres. If not: all in pixels, x to the right and y down.
+    cut at 180 degrees, outer rings anticlockwise, the area in square metres, and length and width
+    of the smallest rotated rectangle in metres. If not: all in pixels, x to the right and y down.
 
     Args:
         file: Where they are written.
@@ -109,13 +110,12 @@ class Features:
         if not self._waiting:
             return
         shapes = polygons(self._waiting)
-        rings = [ring for shape in shapes for polygon in shape for ring in polygon]
-        ends = np.cumsum([len(ring) for ring in rings])[:-1]
-        written = iter(np.split(self._lon_lat(np.concatenate(rings)), ends))
-        sizes = self._sizes(shapes)
-        for region, shape, size in zip(self._waiting, shapes, sizes, strict=True):
+        sizes, placed = self._sizes(shapes), self._placed(shapes)
+        for region, size, shape in zip(self._waiting, sizes, placed, strict=True):
+            if self.scene.metres and any(_jumps(polygon[0]) for polygon in shape):
+                shape = self._halves(region)
             coordinates = [
-                [_turned(next(written), inner=i > 0).tolist() for i in range(len(polygon))]
+                [_turned(ring, inner=i > 0).tolist() for i, ring in enumerate(polygon)]
                 for polygon in shape
             ]
             single = len(coordinates) == 1
@@ -132,15 +132,36 @@ class Features:
             self._between = b",\n"
         self._waiting.clear()
 
-    def _lon_lat(self, corners: np.ndarray) -> np.ndarray:
-        """Corners in pixels [N,2] as longitude and latitude; unchanged if not georeferenced."""
+    def _placed(self, shapes: list[list[Polygon]]) -> list[list[Polygon]]:
+        """Outlines in pixels as longitude and latitude; unchanged if not georeferenced."""
+        rings = [ring for shape in shapes for polygon in shape for ring in polygon]
+        ends = np.cumsum([len(ring) for ring in rings])[:-1]
+        written = iter(np.split(self._lon_lat(np.concatenate(rings)), ends))
+        return [[[next(written) for _ in polygon] for polygon in shape] for shape in shapes]
+
+    def _lon_lat(self, points: np.ndarray) -> np.ndarray:
+        """Points in pixels [N,2] as longitude, from -180 to 180, and latitude."""
         if self.scene.metres is None:
-            return corners
-        x, y = pixels_to_crs(self.scene.transform, *corners.T)
+            return points
+        x, y = pixels_to_crs(self.scene.transform, *points.T)
         lon, lat = (np.array(v) for v in reproject(self.scene.crs, "EPSG:4326", x, y))
-        # Longitudes continue beyond 180 degrees across the antimeridian: no outline is torn there.
-        lon = np.where((np.ptp(lon) > 180) & (lon < 0), lon + 360, lon)
+        lon = np.where(np.abs(lon) > 180, (lon + 180) % 360 - 180, lon)
         return np.stack([lon, lat], 1).round(8)
+
+    def _halves(self, region: Region) -> list[Polygon]:
+        """The outline of a region that crosses 180 degrees, cut there (RFC 7946, 3.1.9)."""
+        height, width = region.mask.shape
+        columns = np.arange(width) + region.x + 0.5
+        rows = (np.full(width, region.y + y + 0.5) for y in range(height))
+        east = np.stack([self._lon_lat(np.stack([columns, row], 1))[:, 0] > 0 for row in rows])
+        halves: list[Polygon] = []
+        for side, edge in ((east, 180.0), (~east, -180.0)):
+            half = replace(region, mask=region.mask & side)
+            outline = self._placed(polygons([half]))[0] if half.mask.any() else []
+            for lon in (ring[:, 0] for polygon in outline for ring in polygon):
+                lon[lon * np.sign(edge) < -90] = edge  # the rest of a pixel that lies across
+            halves += outline
+        return halves
 
     def _sizes(self, shapes: list[list[Polygon]]) -> list[dict[str, float]]:
         """Area, length and width of the kept regions, by the size of the pixel at each centre."""
@@ -206,6 +227,10 @@ def _side_by_side(regions: list[Region]) -> Iterator[list[int]]:
         width += w
     if group:
         yield group
+
+
+def _jumps(ring: np.ndarray) -> bool:
+    return bool((np.abs(np.diff(ring[:, 0])) > 180).any())
 
 
 def _turned(ring: np.ndarray, inner: bool) -> np.ndarray:
