@@ -153,7 +153,13 @@ def scene_names(paths: Mapping[str, PurePath]) -> dict[str, str]:
 
     Args:
         paths: The path of each scene, relative to the data set.
+
+    Raises:
+        UserError: One is not UTF-8.
     """
+    for name in paths:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise UserError(f"the name {name!r} is not UTF-8; rename the file.")
     plain = {name: PurePath(composed(str(path))) for name, path in paths.items()}
     count = Counter(path.with_suffix("") for path in plain.values())
     return {

@@ -1,7 +1,11 @@
 """coco.py and geojson.py check labels in one way, and a training accepts what they write."""
 
 import json
+import os
+import re
 import unicodedata
+from contextlib import redirect_stdout
+from io import StringIO
 from itertools import count
 
 import numpy as np
@@ -301,6 +305,9 @@ def test_a_scene_that_cannot_be_read_can_be_left_out(tmp_path, capsys):
     (tmp_path / "scenes/c.tif").unlink()
     assert tile("geojson", *words, "--negatives", 100, out=tmp_path / "out") == 0
     assert "2 of 2 scenes" in capsys.readouterr().out
+    scene(tmp_path / "odd/a.tif").rename(tmp_path / os.fsdecode(b"odd/\xff.tif"))
+    with pytest.raises(UserError, match=r"'\\udcff\.tif' is not UTF-8; rename"):
+        tile("geojson", tmp_path / "odd", words[1], out=tmp_path / "odd/out")
     with pytest.raises(UserError, match="no image or folder"):
         tile("geojson", tmp_path / "nowhere.tif", words[1], out=tmp_path / "out")
 
@@ -357,6 +364,43 @@ def test_what_lies_on_no_scene_and_what_has_no_class_is_counted(tmp_path, capsys
     assert [(mask == value).sum() for value in (1, 2, 255)] == [36, 36, 72]
     with pytest.raises(UserError, match=r"'colour'; the properties are \['kind'\]"):
         tile("geojson", path, file, "--class-property", "colour", out=tmp_path / "out")
+
+
+KINDS = {
+    "good": {},
+    "none": {"geometry": LEFT_OUT["without a geometry"][1]},
+    "point": {"geometry": LEFT_OUT["that are no Polygon or MultiPolygon"][0]},
+    "invalid": {"geometry": LEFT_OUT["with an invalid outline"][0]},
+    "no class": {"value": None},
+    "elsewhere": {"number": 17 * 999},
+    "small": {
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [[PLACE["transform"] @ p for p in [(99, 99), (103, 99), (99, 103)]] * 2],
+        }
+    },
+    "nothing": {"properties": 3, "geometry": "?"},
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(kinds=st.lists(st.sampled_from(sorted(KINDS)), max_size=12))
+def test_every_feature_is_learnt_from_or_counted(tmp_path_factory, kinds):
+    root = tmp_path_factory.getbasetemp() / f"counted{next(numbered)}"
+    features = [feature(**{"number": n} | KINDS[kind]) for n, kind in enumerate(["good", *kinds])]
+    words = [scene(root / "a.tif"), labels(root / "l.geojson", features)]
+    with redirect_stdout(StringIO()) as said:
+        assert tile("geojson", *words, "--class-property", "kind", out=root / "out") == 0
+    line = said.getvalue().splitlines()[-1]
+    learnt = 1 + kinds.count("good")
+    assert line.startswith(
+        f"1 of 1 scenes and {learnt} of {len(features)} objects are in the tiles"
+    )
+    reasons = re.sub(r" \(.*?\)", "", line.partition("; objects left out: ")[2])
+    counts = [reason.split(" ")[0] for reason in reasons.split(", ") if reason]
+    assert sum(map(int, counts)) == len(features) - learnt
+    shown = [a for a in read_tiles(root / "out/train")[0]["annotations"] if not a["iscrowd"]]
+    assert len(shown) == learnt
 
 
 def test_a_scene_without_aircraft_can_be_scored(tmp_path):
