@@ -38,7 +38,6 @@ def add_own_data_options(parser: argparse.ArgumentParser, scenes: str) -> None:
     add(
         "--as",
         dest="split_name",
-        type=_split_name,
         metavar="SPLIT",
         help=f"make one split of all {scenes}: train (the default), val or test",
     )
@@ -62,7 +61,7 @@ class Destination:
         labels: Where their labels are.
 
     Raises:
-        UserError: The split file or an earlier split is invalid.
+        UserError: The split file, the name of a split or an earlier split is invalid.
     """
 
     def __init__(self, args: argparse.Namespace, scenes: Path, labels: Path) -> None:
@@ -73,6 +72,12 @@ class Destination:
         self.wanted: Mapping[str, list[str] | None] = (
             read_split(args.split) if args.split else {args.split_name or "train": None}
         )
+        for name in self.wanted:
+            if not SPLIT_NAME.fullmatch(name):
+                raise UserError(
+                    f"{str(args.split or '--as')!r}: a split cannot be called {name!r}; use "
+                    "letters, digits, _ and -."
+                )
         self.skipped = 0
         folders = sorted(p.parent for p in args.output_dir.glob("*/instances_tiled.json"))
         self.others = {f: read_index(f) for f in folders if f.name not in self.wanted}
@@ -237,7 +242,7 @@ def read_split(path: Path) -> dict[str, list[str]]:
     """The names of the scenes of each split; keys without a list of names count as notes.
 
     Raises:
-        UserError: There is no split, or one has no valid name.
+        UserError: There is no split.
     """
     content = read_json(path)
     if not isinstance(content, dict):
@@ -249,11 +254,6 @@ def read_split(path: Path) -> dict[str, list[str]]:
     }
     if not split:
         raise UserError(f"{str(path)!r} has no split such as {{'train': ['a.jpg']}}.")
-    for key in split:
-        if not SPLIT_NAME.fullmatch(key):
-            raise UserError(
-                f"{str(path)!r}: a split cannot be called {key!r}; use letters, digits, _ and -."
-            )
     return split
 
 
@@ -268,9 +268,3 @@ def _renamed(text: str) -> tuple[str, str]:
     if old_name is None or new_name is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form airplane=aircraft")
     return old_name, new_name
-
-
-def _split_name(text: str) -> str:
-    if not SPLIT_NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, _ and -")
-    return text

@@ -177,6 +177,8 @@ def test_a_scene_is_in_one_split_only(tmp_path, command):
     assert tile(command, *words, out=tmp_path / "out") == 0
     with pytest.raises(UserError, match=r"earlier run from the same images, such as 'a'"):
         tile(command, *words, "--as", "val", out=tmp_path / "out")
+    with pytest.raises(UserError, match=r"'--as': a split cannot be called '\.\./b'"):
+        tile(command, *words, "--as", "../b", out=tmp_path / "out")
     if command == "geojson":  # the same scene by its folder
         with pytest.raises(UserError, match=r"earlier run from the same images, such as 'a'"):
             tile(command, tmp_path, *words[1:], "--as", "val", out=tmp_path / "out")
