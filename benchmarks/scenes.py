@@ -3,6 +3,8 @@
     python benchmarks/scenes.py --data-path sample_data
     python benchmarks/scenes.py --parts memory --sides 2000 10000
 
+reading:  a compressed scene of eight bands with 8 and with 16 bits, in tiles and in strips, as it
+          is and resampled, read in the windows of a prediction.
 memory:   peak memory and time of scenes of growing size, each in a new process, with a network of
           one layer: a real one takes most of the time, and the same memory for every size.
 overhead: a scene through UNet and through Mask R-CNN, from file to files, against the bare
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import rasterio
 import torch
 from torch import Tensor
 
@@ -35,10 +38,11 @@ from benchmarks.lib.readme import README, add_output, markdown, read_rows, write
 from benchmarks.lib.turns import in_turns
 from common.augment import normalise
 from common.cli import Parser, UserError, positive, run
+from common.io.look import Look
 from common.io.raster import open_scene
 from common.predict import semantic
 from common.predict.maps import feature_file
-from common.predict.windows import Tiling
+from common.predict.windows import Tiling, strips
 from mask import inference as instances
 from mask.model import build_model as build_mask
 from mask.model import predict
@@ -53,6 +57,10 @@ LEAST_PIXELS = 16  # of an aircraft that a window shows
 EMPTY = dict.fromkeys(("part", "case", "seconds", "per_mpx", "memory_mb", "ratio"), "")
 # Part → the head of its table's first column, and its other columns.
 TABLES = {
+    "reading": (
+        "scene of 8 bands, deflate",
+        {"per_mpx": "s of CPU per Mpx", "ratio": "of uint8's"},
+    ),
     "memory": ("scene", {"seconds": "s of CPU", "per_mpx": "per Mpx", "memory_mb": "MB more"}),
     "overhead": ("model", {"seconds": "s of CPU", "ratio": "of the bare network's"}),
     "join": ("detections", {"seconds": "s of CPU"}),
@@ -64,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = read_rows(args.output) if args.output.exists() else []
     for part in args.parts:
         rows = [row for row in rows if row["part"] != part]
-        for values in {"memory": memory, "overhead": overhead, "join": join}[part](args):
+        for values in PARTS[part](args):
             row = EMPTY | {"part": part} | values | hardware(CPU) | provenance(__file__, argv)
             rows.append({key: str(value) for key, value in row.items()})
             print(", ".join(f"{k} {v}" for k, v in row.items() if k in EMPTY and v != ""))
@@ -87,6 +95,47 @@ def table(rows: list[dict[str, str]]) -> str:
         lines = [[row["case"], *(row[column] for column in columns)] for row in of_part]
         blocks.append(markdown([first, *columns.values()], lines))
     return "\n\n".join(blocks)
+
+
+def reading(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Seconds of CPU for each million pixels of the file, with the percentiles of 16 bits."""
+    side = args.scene
+    with TemporaryDirectory() as folder:
+        mosaic(args.data_path, Path(folder, "scene.tif"), side)
+        with open_scene(Path(folder, "scene.tif")) as scene:
+            place = {"crs": scene.crs, "transform": scene.transform}
+            colours = scene.read(0, 0, side, side)[0]
+        bands = np.stack([np.roll(colours[..., i % 3], i, 0) for i in range(8)])
+        profile: dict[str, Any] = {"driver": "GTiff", "compress": "deflate", "count": 8} | place
+        profile |= {"width": side, "height": side, "nodata": 0, "blockxsize": 256}
+        for tiled, gsd in product((True, False), (None, 0.5)):
+            for dtype in ("uint8", "uint16"):
+                values = bands.astype(dtype) * (8 if dtype == "uint16" else 1)
+                layout = {"tiled": True, "blockysize": 256} if tiled else {"blockysize": 1}
+                path = Path(folder, f"{dtype}.tif")
+                with rasterio.open(path, "w", dtype=dtype, **profile | layout) as file:
+                    file.write(values)
+
+            def read(dtype: str, folder: str = folder, gsd: float | None = gsd) -> float:
+                since = time.process_time()
+                with open_scene(Path(folder, f"{dtype}.tif"), Look(gsd=gsd)) as scene:
+                    for _ in strips(scene, TILING):
+                        pass
+                return (time.process_time() - since) / (side**2 / 1e6)
+
+            jobs = {dtype: partial(read, dtype) for dtype in ("uint8", "uint16")}
+            measured = in_turns(jobs, args.rounds)
+            ratios = np.divide(measured["uint16"], measured["uint8"])
+            low, middle, high = np.percentile(ratios, [0, 50, 100])
+            for dtype, seconds in measured.items():
+                stored = "tiles of 256 pixels" if tiled else "strips of 1 row"
+                yield {
+                    "case": f"{dtype}, {stored}" + (f", --gsd {gsd}" if gsd else ""),
+                    "per_mpx": f"{np.median(seconds):.3f}",
+                    "ratio": f"{middle:.2f} ({low:.2f} to {high:.2f})"
+                    if dtype == "uint16"
+                    else "1",
+                }
 
 
 def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -202,14 +251,22 @@ def as_seen(count: int, side: int) -> list[Instance]:
     return detections[:count]
 
 
+PARTS = {"reading": reading, "memory": memory, "overhead": overhead, "join": join}
+
+
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--parts", nargs="+", choices=TABLES, default=list(TABLES))
     add("--data-path", type=Path, default=ROOT / "sample_data", help="rendered scenes")
     add("--sides", type=positive, nargs="+", default=[2000, 10_000, 30_000], help="of memory")
-    add("--scene", type=positive, default=1500, help="side of overhead's scene, pixels")
-    add("--rounds", type=positive, default=3, help="of overhead, after one for warm-up")
+    add(
+        "--scene",
+        type=positive,
+        default=1500,
+        help="side of the scene of reading and overhead, pixels",
+    )
+    add("--rounds", type=positive, default=3, help="of reading and overhead, after one for warm-up")
     add("--counts", type=positive, nargs="+", default=[10_000, 100_000], help="of join")
     add_output(parser, "scenes", README)
     args = parser.parse(argv)

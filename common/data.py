@@ -48,6 +48,7 @@ class Tiles(Dataset):
         self.folder = Path(folder)
         coco = read_index(self.folder)
         self.images: list[dict] = coco["images"]
+        self.look = coco.get("info", {}).get("look")  # see common.io.look.options_of
         names = {category["id"]: category["name"] for category in coco["categories"]}
         self.classes = ["ground", *(names[i] for i in sorted(names))]
         if len(self.classes) > IGNORE:

@@ -133,7 +133,7 @@ def session(
         s = Session(
             name=name,
             classes=train_tiles.classes,
-            args=options,
+            args=options | {"look": train_tiles.look},
             settings=resume.settings(options, process, train_tiles.folder),
             process=process,
             speedups=arguments.resolve_speedups(args, process),

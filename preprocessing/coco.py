@@ -10,11 +10,13 @@ top.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.cli import Parser, UserError, run
+from common.io.look import add_look_options, look_from
 from preprocessing.coco_images import Reading, read_dataset
 from preprocessing.own_data import Destination, add_own_data_options
 
@@ -27,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
             "names are relative to."
         )
     to = Destination(args, args.images, args.annotations)
-    reading = Reading(not args.no_crowds, args.ignore_exif)
+    reading = Reading(not args.no_crowds, replace(look_from(args), upright=not args.ignore_exif))
     images, classes, left_out = read_dataset(args.annotations, args.images, reading, to.number)
     splits = {
         split: [images[name] for name in names]
@@ -53,6 +55,7 @@ def _parser() -> Parser:
         help="the outlines were drawn on the pixels as stored, not as viewers show them",
     )
     add_own_data_options(parser, "images")
+    add_look_options(parser, gsd=False)
     return parser
 
 

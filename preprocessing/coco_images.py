@@ -3,23 +3,25 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import cv2
 import numpy as np
 from pycocotools import mask as rle
 
 from common.cli import UserError
 from common.io.folders import Names, names_in
-from common.io.images import image_size, read_image
+from common.io.look import AS_IT_IS, Look
+from common.io.raster import Scene, open_scene
 from preprocessing.coco_file import Id, read_coco
 from preprocessing.outlines import box_run_lengths, run_lengths
 from preprocessing.own_data import Classes, class_name, scene_names
 from preprocessing.tiles import MAX_OBJECTS, Labels, Thing
 
+MAX_PIXELS = 500_000_000  # of an image: its labels and its pixels are in memory, 4 to 5 bytes each
 CROWD = "with iscrowd 1, regions to ignore (--no-crowds takes each for one object)"
 UNREADABLE = "without an outline that can be read (their boxes, if they have any, are ignored)"
 NOWHERE = "without a pixel in their image"
@@ -29,13 +31,13 @@ NOWHERE = "without a pixel in their image"
 class Reading:
     """How a file is to be understood.
 
-    With `crowds`, an outline with iscrowd 1 is a region to ignore, otherwise one object. With
-    `as_stored`, outlines are on the stored pixels, otherwise on the image as its EXIF orientation
-    shows it.
+    With `crowds`, an outline with iscrowd 1 is a region to ignore, otherwise one object. `look` is
+    how the images become RGB; unless it is `upright`, outlines are on the stored pixels, otherwise
+    on the image as its EXIF orientation shows it.
     """
 
     crowds: bool = True
-    as_stored: bool = False
+    look: Look = AS_IT_IS
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,11 @@ class CocoImage:
 
         If an object's outline cannot be read, its box is ignored, because it is not ground either.
         """
-        size = image_size(self.path, self.reading.as_stored)
-        if self.size not in (None, size):
-            raise self._mismatch(size)
+        with self._open() as scene:
+            size, look = (scene.width, scene.height), scene.record()
+            if self.size not in (None, size):
+                raise self._mismatch(size)
+            valid = None if scene.all_valid else scene.read(0, 0, *size)[1]
         if len(self.annotations) > MAX_OBJECTS:
             raise UserError(
                 f"image {str(self.path)!r} has {len(self.annotations)} outlines; at most "
@@ -92,24 +96,35 @@ class CocoImage:
                 x, y, w, h = (int(v) for v in rle.toBbox(runs[i]))
                 inside = rle.decode(runs[i])[y : y + h, x : x + w].astype(bool)
                 ids[y : y + h, x : x + w][inside] = i + 1
+        if valid is not None:
+            ids[~valid] = 0
         pixels = np.bincount(ids[ids > 0], minlength=len(runs) + 1)[1:].tolist()
         things = [
             Thing(*self.categories[item["category_id"]], n, reason or ("" if a else NOWHERE))
             for item, n, a, reason in zip(self.annotations, pixels, area, ignored, strict=True)
         ]
-        return Labels(ids, things)
+        return Labels(ids, things, valid, look)
 
     def image(self, size: tuple[int, int]) -> np.ndarray:
-        return read_image(self.path, cv2.IMREAD_COLOR, size, self.reading.as_stored)
+        """The image as uint8 [H,W,3]: blue, green, red."""
+        with self._open() as scene:
+            pixels, _ = scene.read(0, 0, *size)
+        return np.ascontiguousarray(pixels[:, :, ::-1])
+
+    def _open(self) -> AbstractContextManager[Scene]:
+        return open_scene(self.path, self.reading.look, MAX_PIXELS)
 
     def _mismatch(self, size: tuple[int, int]) -> UserError:
         assert self.size is not None
         actual, stated = (f"{w}x{h}" for w, h in (size, self.size))
-        if image_size(self.path, not self.reading.as_stored) != self.size:
+        upright = self.reading.look.upright
+        with open_scene(self.path, replace(self.reading.look, upright=not upright)) as scene:
+            other = scene.width, scene.height
+        if other != self.size:
             return UserError(
                 f"image {str(self.path)!r} has {actual} pixels, but the annotations state {stated}."
             )
-        if self.reading.as_stored:
+        if not upright:
             return UserError(
                 f"image {str(self.path)!r} is stored as {actual} and shown as {stated}, as its "
                 "EXIF orientation says; its outlines fit what is shown: leave out --ignore-exif."

@@ -23,7 +23,8 @@ from rasterio.features import rasterize
 
 from common.cli import Parser, UserError, run
 from common.io.folders import names_in, rasters_in
-from common.io.raster import Look, add_look_options, look_from, open_scene
+from common.io.look import Look, add_look_options, look_from
+from common.io.raster import open_scene
 from preprocessing.own_data import Destination, add_own_data_options, scene_names
 from preprocessing.shapes import Drawn, Shape, counted, in_pixels, read_labels
 from preprocessing.tiles import MAX_OBJECTS, Labels, Thing
@@ -68,6 +69,11 @@ class Block:
         ids = np.zeros((height, width), np.uint8 if len(outlines) < 256 else np.uint16)
         if outlines:
             rasterize(outlines, out=ids, transform=Affine.translation(x, y))
+        with open_scene(self.path, self.look) as scene:
+            valid = None if scene.all_valid else scene.read(*self.window)[1]
+            look = scene.record()
+        if valid is not None:
+            ids[~valid] = 0
         shown = np.bincount(ids.ravel(), minlength=len(outlines) + 1)[1:].tolist()
         things = [
             Thing(*self.classes[shape.name], max(n, round(shape.area)))
@@ -75,7 +81,7 @@ class Block:
             else Thing(1, "", n, NO_CLASS)
             for shape, n in zip(self.shapes, shown, strict=True)
         ]
-        return Labels(ids, things)
+        return Labels(ids, things, valid, look)
 
     def image(self, size: tuple[int, int]) -> np.ndarray:
         """The block as uint8 [H,W,3]: blue, green, red."""
@@ -184,6 +190,9 @@ def cut_into_blocks(whole: Block, drawn: Drawn, tile: int, alone: bool = True) -
                 f"{str(whole.path)!r} is not georeferenced, so its labels are in pixels and need a "
                 "file of their own; give a folder of label files."
             )
+        # The percentiles are those of the whole scene; a process with a part need not take them.
+        limits = None if scene.limits is None else scene.limits.tolist()
+        look = replace(whole.look, bands=scene.bands, stretch=None, limits=limits)
         # If a scene is not georeferenced, its labels are in pixels, as in our own maps of it.
         shapes = in_pixels(drawn.shapes, drawn.crs, scene) if scene.metres else drawn.shapes
     # As in COCO's files, what is ignored lies below all others.
@@ -208,7 +217,7 @@ def cut_into_blocks(whole: Block, drawn: Drawn, tile: int, alone: bool = True) -
             single = len(rows) == len(columns) == 1
             stem = whole.stem if single else f"{whole.stem}_y{y}_x{x}"
             window = (x, y, x_end - x, y_end - y)
-            blocks.append(replace(whole, stem=stem, window=window, shapes=inside))
+            blocks.append(replace(whole, stem=stem, window=window, look=look, shapes=inside))
     return blocks
 
 

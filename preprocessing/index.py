@@ -26,6 +26,7 @@ def write_index(
     airports: dict[str, str],
     categories: list[str],
     settings: Settings,
+    look: dict[str, Any],
     source: list[str] | None,
 ) -> None:
     """Write `instances_tiled.json` into `stage`, one scene at a time.
@@ -36,9 +37,11 @@ def write_index(
         airports: Stem of a scene → its airport.
         categories: Names of the categories 1…N.
         settings: With which the tiles were cut.
+        look: The options with which rasters became RGB; inference then does the same.
         source: The files that the scenes come from, if not from RarePlanes.
     """
     info = {"description": "Tiles of aerial scenes", "min_pixels": MIN_PIXELS} | asdict(settings)
+    info |= {"look": look} if look else {}
     info |= {"source": source} if source else {}
     classes = [{"id": i, "name": name} for i, name in enumerate(categories, start=1)]
     with (stage / "instances_tiled.json").open("w", encoding="utf-8") as file:
@@ -86,6 +89,7 @@ def _images(
     stage: Path, tiles: list[Tile], airports: dict[str, str], size: int
 ) -> Iterator[dict[str, Any]]:
     for number, (tile, content) in enumerate(contents(stage, tiles), start=1):
+        more = {name: content[name] for name in ("padded", "look") if any(content[name])}
         yield {
             "id": number,
             "file_name": tile.name,
@@ -95,7 +99,7 @@ def _images(
             "airport": airports[tile.stem],
             "x": content["x"],
             "y": content["y"],
-        } | ({"padded": content["padded"]} if any(content["padded"]) else {})
+        } | more
 
 
 def _annotations(stage: Path, tiles: list[Tile]) -> Iterator[dict[str, Any]]:
@@ -107,13 +111,16 @@ def _annotations(stage: Path, tiles: list[Tile]) -> Iterator[dict[str, Any]]:
 
 
 def contents(stage: Path, tiles: list[Tile]) -> Iterator[tuple[Tile, dict[str, Any]]]:
-    """Each tile with its record, one scene at a time: a set may have millions of aircraft."""
+    """Each tile with its record, one scene at a time: a set may have millions of aircraft.
+
+    `look` in the record is that of its scene.
+    """
     stem = ""
     record: dict[str, Any] = {}
     for tile in tiles:
         if tile.stem != stem:
             stem, record = tile.stem, read_record(stage, tile.stem)
-        yield tile, record["tiles"][tile.n]
+        yield tile, record["tiles"][tile.n] | {"look": record["look"]}
 
 
 def aircraft_of(stage: Path, tiles: list[Tile]) -> list[tuple[str, int]]:

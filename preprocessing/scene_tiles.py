@@ -39,11 +39,12 @@ def read_record(stage: Path, stem: str) -> dict[str, Any]:
 class Shown(NamedTuple):
     """What a scene's tiles show.
 
-    `positive` has for each tile whether it shows an aircraft. `things` is the number of objects in
-    the scene; `left_out` counts those that no tile shows, by the reason.
+    `positive` has for each tile whether it shows an aircraft; None if it has no valid pixel.
+    `things` is the number of objects in the scene; `left_out` counts those that no tile shows, by
+    the reason.
     """
 
-    positive: list[bool]
+    positive: list[bool | None]
     things: int
     left_out: dict[str, int]
 
@@ -72,9 +73,13 @@ def write_labels(source: Source, stage: Path, settings: Settings) -> Shown:
             write_atomic(mask_path, png)
             tiles.append(tile)
         record = {"key": key, "width": width, "height": height, "tiles": tiles}
+        record |= {"look": labels.look}
         record |= {"things": len(labels.things), "left_out": not_shown(labels.things, tiles)}
         write_atomic(record_path(stage, source.stem), json.dumps(record).encode())
-    positive = [any(not a["iscrowd"] for a in tile["annotations"]) for tile in record["tiles"]]
+    positive = [
+        None if tile.get("blank") else any(not a["iscrowd"] for a in tile["annotations"])
+        for tile in record["tiles"]
+    ]
     return Shown(positive, record["things"], record["left_out"])
 
 
@@ -109,7 +114,7 @@ def _ground(settings: Settings) -> memoryview:
 
 def _key(source: Source, settings: Settings) -> str:
     """A hash of the settings and of the sizes and times of the scene's files."""
-    state = asdict(settings) | {"source": repr(source), "record": 2}
+    state = asdict(settings) | {"source": repr(source), "record": 3}
     digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
     for path in source.files():
         try:

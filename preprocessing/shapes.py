@@ -17,7 +17,7 @@ from rasterio.warp import transform as reproject
 
 from common.cli import UserError
 from common.io.files import read_json
-from common.io.raster import Scene, crs_to_pixels, pixels_to_crs
+from common.io.raster import Scene, pixels_to_crs
 from preprocessing.own_data import class_name
 
 WEB_MERCATOR_RADIUS = 6_378_137.0  # metres (EPSG:3857)
@@ -138,13 +138,21 @@ def in_pixels(shapes: list[Shape], crs: CRS, scene: Scene) -> list[Shape]:
     if around:
         centre, _ = pixels_to_crs(scene.transform, scene.width / 2, scene.height / 2)
         x = _beside(x, sides, centre, around)
-    points = np.stack(crs_to_pixels(scene.transform, x, y), 1)
+    points = np.stack(_crs_to_pixels(scene.transform, x, y), 1)
     converted = iter(np.split(points, np.cumsum(sides)[:-1]))
     moved = [
         replace(shape, polygons=[[next(converted) for _ in polygon] for polygon in shape.polygons])
         for shape in shapes
     ]
     return [shape for shape in moved if np.isfinite((*shape.box, shape.area)).all()]
+
+
+def _crs_to_pixels(transform: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    """The inverse of `pixels_to_crs`."""
+    scale = transform.a * transform.e - transform.b * transform.d
+    x, y = x - transform.c, y - transform.f
+    across = (transform.e * x - transform.b * y) / scale
+    return across, (transform.a * y - transform.d * x) / scale
 
 
 def _around(crs: CRS) -> float | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from common.cli import UserError, number, progress
+from common.io.look import options_of
 from common.io.tiles import PACKED, tile_paths
 from preprocessing.index import Tile, aircraft_of, contents, refuse_replacing, write_index
 from preprocessing.pack import pack_splits
@@ -140,7 +141,15 @@ def tile_splits(
             for folder, part in tiled.items():
                 airports = {scene.stem: scene.airport for scene in splits[folder]}
                 _remove_others(folder / STAGE, part.kept)
-                write_index(folder / STAGE, part.kept, airports, categories, settings, source)
+                write_index(
+                    folder / STAGE,
+                    part.kept,
+                    airports,
+                    categories,
+                    settings,
+                    options_of(args),
+                    source,
+                )
                 _report(folder, part.kept, len(part.shown))
             if args.pack:
                 named = {f / STAGE: aircraft_of(f / STAGE, p.kept) for f, p in tiled.items()}
@@ -201,8 +210,10 @@ def _refuse_empty(tiled: Mapping[Path, Tiled], settings: Settings, summary: str)
             )
 
 
-def select(positive: dict[str, list[bool]], settings: Settings) -> list[Tile]:
+def select(positive: dict[str, list[bool | None]], settings: Settings) -> list[Tile]:
     """All positive tiles of a split and `negatives` times as many others, sorted by name.
+
+    Tiles without a valid pixel are left out.
 
     From `ALL` on all others are kept, so that a split without aircraft can be scored, too.
 
@@ -213,6 +224,7 @@ def select(positive: dict[str, list[bool]], settings: Settings) -> list[Tile]:
         Tile(tile_name(stem, n), stem, n, shows)
         for stem, flags in positive.items()
         for n, shows in enumerate(flags)
+        if shows is not None
     ]
     positives = [tile for tile in tiles if tile.positive]
     others = [tile for tile in tiles if not tile.positive]

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePath
 from typing import Any, Protocol
@@ -50,10 +50,17 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """`ids` `[H,W]` uint8 or uint16: 0 ground, k the k-th of `things`."""
+    """What a scene shows where.
+
+    `ids` `[H,W]` uint8 or uint16: 0 ground, k the k-th of `things`. `valid` bool `[H,W]`: the other
+    pixels have no data, so they are neither ground nor aircraft; None if all are valid. `look` is
+    how the scene became RGB, see `common.io.raster.Scene.record`.
+    """
 
     ids: np.ndarray
     things: list[Thing]
+    valid: np.ndarray | None = None
+    look: dict[str, Any] = field(default_factory=dict)
 
 
 def scene_name(path: PurePath, whole: bool) -> str:
@@ -103,15 +110,16 @@ def cut(labels: Labels, settings: Settings) -> Iterator[tuple[dict[str, Any], np
 
     If a tile shows less than `min_visible` of an aircraft's visible pixels, or fewer than
     `MIN_PIXELS`, the aircraft becomes the ignore value and a crowd annotation: it counts neither in
-    training nor in a score.
+    training nor in a score. So do pixels without data and beyond the scene.
 
     Yields:
-        The tile's entries in the COCO file (`x`, `y`, `padded`, `annotations`) and its mask, uint8
+        The tile's entries in the COCO file (`x`, `y`, `padded`, `annotations`; `blank` if it has no
+        valid pixel) and its mask, uint8
         (uint16 beyond 254 aircraft) of the tile's size: 0 ground, 1…N aircraft in the scene's
         order, the type's maximum ignore.
     """
     size = settings.tile_size
-    ids, things = labels.ids, labels.things
+    ids, things, valid = labels.ids, labels.things, labels.valid
     height, width = ids.shape
     least = [0.0] + [
         math.inf if thing.ignored else max(settings.min_visible * thing.pixels, MIN_PIXELS)
@@ -120,13 +128,17 @@ def cut(labels: Labels, settings: Settings) -> Iterator[tuple[dict[str, Any], np
     padded = [max(0, size - width), max(0, size - height)]
     for y, x in product(grid(height, size), grid(width, size)):
         part = ids[y : y + size, x : x + size]
+        known = None if valid is None else valid[y : y + size, x : x + size]
         if any(padded):
-            part = np.pad(part, ((0, padded[1]), (0, padded[0])))
+            known = np.ones(part.shape, bool) if known is None else known
+            around = ((0, padded[1]), (0, padded[0]))
+            part, known = np.pad(part, around), np.pad(known, around)
         mask, annotations = _label(part, things, least)
-        if any(padded):
-            mask[height:] = ignore_value(mask.dtype)
-            mask[:, width:] = ignore_value(mask.dtype)
-        yield {"x": x, "y": y, "padded": padded, "annotations": annotations}, mask
+        tile = {"x": x, "y": y, "padded": padded, "annotations": annotations}
+        if known is not None:
+            mask[~known] = ignore_value(mask.dtype)
+            tile |= {} if known.any() else {"blank": True}
+        yield tile, mask
 
 
 def _label(

@@ -14,12 +14,12 @@ from defusedxml.ElementTree import fromstring
 
 from common.cli import UserError
 from common.io.files import read_file
-from common.io.images import image_size, read_image
-from common.io.tiles import MAX_SIDE
+from common.io.tiles import MAX_SIDE, read_png
 
 MAX_XML_BYTES = 5 << 20  # RarePlanes' files have 30 kB
 MAX_TAGS = 100_000  # RarePlanes' files have 2,000; each costs 200 bytes of memory
 MAX_AIRCRAFT = (1 << 16) - 2
+FETCH = "fetch the scene again"
 
 # Stricter than float() and int(), which accept nan, inf, 1e309, 1_000 and digits of other scripts.
 _INTEGER = re.compile(r"-?[0-9]{1,6}")
@@ -78,18 +78,13 @@ def scene_files(folder: Path, stem: str) -> tuple[Path, Path, Path]:
 
 
 def read_scene(folder: Path, stem: str) -> Scene:
-    """Read the XML and the mask of a scene, and check that its image has their size.
+    """Read the XML and the mask of a scene.
 
     Raises:
         UserError: a file is missing, damaged or contradicts another one.
     """
-    image, mask, xml = scene_files(folder, stem)
+    _, mask, xml = scene_files(folder, stem)
     width, height, aircraft = read_xml(xml)
-    if (actual := image_size(image)) != (width, height):
-        raise UserError(
-            f"image {str(image)!r} has {actual[0]}x{actual[1]} pixels, but {str(xml)!r} states "
-            f"{width}x{height}."
-        )
     ids = instance_ids(mask, (width, height), [plane.colour for plane in aircraft])
     pixels = np.bincount(ids[ids > 0], minlength=len(aircraft) + 1)[1:].tolist()
     seen = [replace(plane, pixels=n) for plane, n in zip(aircraft, pixels, strict=True)]
@@ -97,8 +92,21 @@ def read_scene(folder: Path, stem: str) -> Scene:
 
 
 def read_scene_image(folder: Path, stem: str, size: tuple[int, int]) -> np.ndarray:
-    """The image of a scene as `[H,W,3]` uint8 in OpenCV's order: blue, green, red."""
-    return read_image(scene_files(folder, stem)[0], cv2.IMREAD_COLOR, size)
+    """The image of a scene as `[H,W,3]` uint8 in OpenCV's order: blue, green, red.
+
+    Args:
+        folder: Of the split.
+        stem: The scene's name.
+        size: Width and height that the XML states.
+
+    Raises:
+        UserError: The file is missing, damaged, of another size, or not of 8 bits.
+    """
+    path = scene_files(folder, stem)[0]
+    image = read_png(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, size[::-1], "image", FETCH)
+    if image.dtype != np.uint8:
+        raise UserError(f"image {str(path)!r} does not have 8 bits, as RarePlanes' have.")
+    return image
 
 
 def instance_ids(
@@ -113,7 +121,7 @@ def instance_ids(
     Returns:
         `[H,W]` uint8, or uint16 for more than 255 colours.
     """
-    mask = read_image(path, cv2.IMREAD_UNCHANGED, size)
+    mask = read_png(path, cv2.IMREAD_UNCHANGED, size[::-1], "mask", FETCH)
     if mask.dtype != np.uint8 or mask.ndim != 3:
         raise UserError(f"mask {str(path)!r} is not an 8-bit RGB or RGBA image.")
     if mask.shape[2] == 3:

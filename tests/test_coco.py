@@ -4,10 +4,10 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from helpers.coco import make_coco, save, tile_args
+from helpers.rasters import pixels_of
 from helpers.scenes import EXAMPLE, read_tiles, tree
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,10 +22,6 @@ NWPU = EXAMPLE.parent / "nwpu_airplane"
 
 
 @lru_cache(maxsize=2)
-def decoded(path):
-    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-
-
 @lru_cache(maxsize=1)
 def painted(path):
     """From the source file: the annotation id of each pixel of each image, smaller ones on top."""
@@ -62,7 +58,7 @@ def check(root, source, out, tile):
         assert (mask[:, width:] == ignore).all()
         inner = mask[:height, :width]
         np.testing.assert_array_equal(inner == 0, part == -1)
-        image = decoded(root / name)
+        image = pixels_of(root / name)
         np.testing.assert_array_equal(rgb[:height, :width], image[y : y + tile, x : x + tile])
         own = coco.imgToAnns[
             next(e["id"] for e in coco.dataset["images"] if e["file_name"] == name)

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import rasterio
+from helpers.commands import training
 from helpers.rasters import raster
 from helpers.scenes import read_tiles
 from PIL import Image
@@ -13,12 +14,14 @@ from rasterio import Affine
 from rasterio.warp import transform
 
 from common.cli import UserError
-from common.io.raster import Look, open_scene
+from common.io.look import Look
+from common.io.raster import open_scene
 from common.predict.maps import feature_file
 from common.predict.regions import Region
 from preprocessing import geojson
 from preprocessing.geojson import Block, cut_into_blocks
 from preprocessing.shapes import read_labels
+from unet import export, inference, train
 
 PLACE = Affine.translation(448_000, 5_411_000) @ Affine.rotation(20) @ Affine.scale(0.5, -0.5)
 SQUARES = {"plane": [(10, 10, 40), (90, 20, 30)], "ship": [(60, 90, 50)]}
@@ -341,3 +344,67 @@ def test_our_own_map_across_the_antimeridian_falls_on_the_same_pixels(tmp_path, 
         assert all(180 - abs(value) < 1e-5 for value in lon)
     else:
         assert not wrong.any()
+
+
+def test_pixels_without_data_are_neither_ground_nor_aircraft(tmp_path):
+    """Also under a polygon; a tile that shows nothing else is left out."""
+    values = np.full((3, 128, 256), 90, np.uint8)
+    values[:, :, 96:] = 0
+    path = raster(tmp_path / "a.tif", values, nodata=0, crs="EPSG:32631", transform=PLACE)
+    features = [("plane", "Polygon", [[ring(60, 40, 50)]])]
+    labels = labels_of(tmp_path / "a.geojson", "EPSG:32631", features)
+    words = [path, labels, "-o", tmp_path / "out", "-n", 1, "-s", 64, "--negatives", 100]
+    assert geojson.main(list(map(str, words))) == 0
+    _, tiles = read_tiles(tmp_path / "out/train")
+    assert {(entry["x"], entry["y"]) for entry, *_ in tiles} == {
+        (x, y) for x in (0, 64) for y in (0, 64)
+    }
+    for entry, annotations, rgb, mask in tiles:
+        y, x = np.mgrid[:64, :64] + [[[entry["y"]]], [[entry["x"]]]]
+        on_the_plane = (abs(x - 84.5) < 25) & (abs(y - 64.5) < 25)
+        assert (mask[x >= 96] == 255).all()
+        assert not mask[(x < 96) & ~on_the_plane].any()
+        assert not rgb[x >= 96].any()
+        area = sum(a["area"] for a in annotations if not a["iscrowd"])
+        assert area == (mask == 1).sum()
+
+
+@pytest.mark.parametrize("as_onnx", [False, True])
+def test_a_scene_is_predicted_as_the_training_tiles_were_read(tmp_path, capsys, as_onnx):
+    """Bands, limits and ground resolution travel from the tiles through the checkpoint."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 4000, (5, 40, 40)).repeat(6, 1).repeat(6, 2).astype(np.uint16)
+    path = raster(tmp_path / "a.tif", values, crs="EPSG:32631", transform=PLACE)
+    features = [("plane", "Polygon", [[ring(60, 40, 50)]])]
+    labels = labels_of(tmp_path / "a.geojson", "EPSG:32631", features)
+    look = ["--bands", "5", "2", "1", "--range", "500", "3000", "--gsd", "0.75"]
+    words = [path, labels, "-o", tmp_path / "data", "-n", 1, "-s", 64, *look]
+    assert geojson.main(list(map(str, words))) == 0
+    index = json.loads((tmp_path / "data/train/instances_tiled.json").read_text())
+    assert index["info"]["look"] == {"bands": [5, 2, 1], "range": [500, 3000], "gsd": 0.75}
+    assert index["images"][0]["look"]["gsd"] == pytest.approx(0.75, rel=1e-3)
+    train.main(training(tmp_path / "data", tmp_path / "run", "--max-steps", 1))
+    model = tmp_path / "run/checkpoint.pth"
+    if as_onnx:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        export.main([str(model), str(tmp_path / "model.onnx"), "--window", "64"])
+        model = tmp_path / "model.onnx"
+
+    def overlay(*more):
+        words = [model, path, tmp_path / "out", "--window", 64, "--overlap", 0, *more]
+        inference.main(list(map(str, words)))
+        return np.asarray(Image.open(tmp_path / "out/a_overlay.jpg"))
+
+    expected = overlay(*look)
+    assert expected.shape[0] == 160  # 240 pixels of 0.5 m
+    assert np.array_equal(overlay(), expected)
+    assert overlay("--gsd", 0).shape[0] == 240
+    assert not np.array_equal(overlay("--stretch", 2, 98), expected)
+    assert not np.array_equal(overlay("--bands", 1, 2, 3), expected)
+    # A picture has no ground resolution, and neither these bands.
+    path = tmp_path / "b.png"
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    with pytest.raises(UserError, match="no band 5; it has 3, see --bands"):
+        overlay()
+    inference.main([str(model), str(path), str(tmp_path / "out"), "--window", "64", "--bands", "1"])

@@ -72,7 +72,7 @@ def test_the_file_computes_what_pytorch_does(exported, few):
     model = checkpoint.rebuild(content, exported.module("model").from_checkpoint).eval()
     network, facts = onnx_file.open_network(exported.file.read_bytes())
     expected = {"model": exported.model, "classes": content["classes"], "mean": list(MEAN)}
-    expected |= {"std": list(STD), "stride": 32, "window": SIDE}
+    expected |= {"std": list(STD), "stride": 32, "window": SIDE, "look": None}
     expected |= {"max_detections": 20} if exported.model == "mask" else {}
     assert facts == expected
     for count in (1, 20):

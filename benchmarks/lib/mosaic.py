@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from common.augment import normalise
 from common.cli import keep_freed_memory
-from common.io.images import image_size, read_rgb
 from common.io.raster import open_scene
 from common.predict import semantic
 from rareplanes.scene import scene_files, scene_stems
@@ -59,8 +58,12 @@ def mosaic(data: Path, path: Path, side: int) -> None:
     """A GeoTIFF of `side` x `side` pixels out of sample scenes."""
     stems = scene_stems(data / "train")[:8]
     files = [scene_files(data / "train", stem)[0] for stem in stems]
-    part = min(1024, *image_size(files[0]))
-    images = [read_rgb(file)[:part, :part] for file in files]
+    images = []
+    for file in files:
+        with open_scene(file) as scene:
+            images.append(scene.read(0, 0, scene.width, scene.height)[0])
+    part = min(1024, *images[0].shape[:2])
+    images = [image[:part, :part] for image in images]
     profile: dict[str, Any] = {"driver": "GTiff", "count": 3, "dtype": "uint8", "tiled": True}
     profile |= {"compress": "jpeg", "photometric": "ycbcr", "crs": "EPSG:32631"}
     profile |= {"transform": rasterio.Affine(0.3, 0, 448_000, 0, -0.3, 5_411_000)}

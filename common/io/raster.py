@@ -4,14 +4,15 @@ GDAL may open these formats only, and no file beside the named one: a hostile ra
 neither a URL nor another file.
 """
 
-import argparse
 import logging
 import math
+import os
+import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,14 +22,15 @@ import rasterio
 from rasterio._err import CPLE_BaseError  # some of GDAL's errors come bare
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as reproject
 from rasterio.windows import Window
 
-from common.cli import UserError, number, positive
+from common.cli import UserError, say
 from common.io.files import open_file
-from common.io.images import read_header, turned
+from common.io.images import orientation, stored_window, turned
+from common.io.look import AS_IT_IS, Look
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2")
 # The first bytes of a file → GDAL's driver. No other driver is ever used.
@@ -44,61 +46,78 @@ DRIVERS = {
 }
 RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 GDAL = {
-    "GDAL_CACHEMAX": 256,  # MB; the default is a share of the machine's memory
+    "GDAL_CACHEMAX": 256 << 20,  # bytes; the default is a share of the machine's memory
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
+    # This way of reading a whole PNG returns memory that was never written if the PNG is damaged.
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
 }
 MAX_WIDTH = 1 << 20  # a row of windows is held in memory
 MAX_BLOCK = 1 << 31  # bytes that GDAL decodes at once
 # A blank tile of a TIFF takes 16 bytes for 262,144 pixels; a header that promises more is damaged.
 MAX_PIXELS_PER_BYTE, ALWAYS_READ = 100_000, 100_000_000
-SAMPLE = 1024  # longest side of the overview whose percentiles are taken, pixels
+# Percentiles are those of a sample: of GRID x GRID squares if a side is longer than SAMPLE pixels.
+SAMPLE, GRID = 1024, 32
+# What GDAL says of a file that is not damaged → what to do. Otherwise the file is damaged.
+REMEDIES = {
+    "codec": "convert it with `gdal_translate -co COMPRESS=DEFLATE` where GDAL has that codec",
+    "allocate": "convert it with `gdal_translate -of COG`",
+    "scans": "convert it with `gdal_translate -of COG`",
+}
+# libjpeg holds a whole progressive JPEG in memory, 3 to 6 bytes per pixel, and GDAL allows 500 MB.
+os.environ.setdefault("JPEGMEM", "2000M")
 
+_remarks: set[str] = set()
 logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what it logs, it also raises
 warnings.simplefilter("ignore", NotGeoreferencedWarning)
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a raster becomes RGB of 8 bits.
+class Scene:
+    """An open raster. Use `open_scene`.
 
-    Args:
-        bands: Three bands or one, from 1. None: red, green and blue by their colour interpretation,
-            otherwise the first three, or the only one.
-        stretch: Percentiles of the whole scene that become 0 and 255, for each band. None: 2 and 98
-            for bands of more than 8 bits; 8 bits stay as they are.
-        limits: Values that become 0 and 255, instead of `stretch`.
-        gsd: Metres of ground per pixel of the result; None leaves the pixels as they are.
+    `limits` are the values of each band that become 0 and 255, float32 [2,B]; None: no change.
     """
 
-    bands: Sequence[int] | None = None
-    stretch: Sequence[float] | None = None
-    limits: Sequence[float] | None = None
-    gsd: float | None = None
-
-
-AS_IT_IS = Look()
-
-
-class Scene:
-    """An open raster. Use `open_scene`."""
-
-    def __init__(self, path: Path, dataset: Any, look: Look, is_picture: bool) -> None:
+    def __init__(
+        self, path: Path, dataset: Any, look: Look, is_picture: bool, orientation: int
+    ) -> None:
         self.path, self.dataset, self.is_picture = path, dataset, is_picture
-        self.width, self.height = dataset.width, dataset.height
+        self.orientation = orientation
+        size = dataset.width, dataset.height
+        self.width, self.height = size if orientation < 5 else size[::-1]
         self.transform, self.crs = dataset.transform, dataset.crs
-        self.bands = _bands(path, dataset, look.bands)
+        self.bands = _bands(path, dataset, look)
         flags = [dataset.mask_flag_enums[band - 1] for band in self.bands]
         self._all_valid = all(MaskFlags.all_valid in flag for flag in flags)
         alphas = [i for i, c in enumerate(dataset.colorinterp, start=1) if c == ColorInterp.alpha]
         self._alpha = alphas[0] if alphas else None
         self._palette = _palette(dataset, self.bands)
-        self._limits = self._stretch(look)
+        self.limits = self._stretch(look)
 
     @cached_property
     def metres(self) -> CRS | None:
         """An equal-area projection around the scene's centre; None if it is not georeferenced."""
         return _metric(self)
+
+    @property
+    def all_valid(self) -> bool:
+        """Whether every pixel is known to be valid without reading it."""
+        is_float = any("float" in self.dataset.dtypes[band - 1] for band in self.bands)
+        opaque = self._palette is None or bool((self._palette[:, 3] > 0).all())
+        return self._all_valid and not self._alpha and not is_float and opaque
+
+    def record(self) -> dict[str, Any]:
+        """How the scene became RGB, as plain values.
+
+        Returns:
+            `bands`; `limits`, if values were stretched; `gsd` in metres, if it is georeferenced.
+        """
+        record: dict[str, Any] = {"bands": list(self.bands)}
+        if self.limits is not None:
+            record["limits"] = self.limits.astype(float).tolist()
+        if (step := _ground_step(self, self.metres)) is not None:
+            record["gsd"] = round(math.sqrt(step[0] * step[1]), 4)
+        return record
 
     def read(self, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray | None]:
         """RGB of a part of the scene, uint8 [height,width,3], and which pixels are valid.
@@ -108,13 +127,13 @@ class Scene:
         Raises:
             UserError: The file is damaged or cut short.
         """
-        values, valid = self._values(Window(x, y, width, height), (height, width))
+        values, valid = self._values(x, y, width, height)
         if self._palette is not None:
             values = np.moveaxis(self._palette[values[0]], 2, 0)
             values, opaque = values[:3], values[3] > 0
             valid = valid & opaque if valid is not None else opaque
-        elif self._limits is not None:
-            low, high = (limit[:, None, None] for limit in self._limits)
+        elif self.limits is not None:
+            low, high = (limit[:, None, None] for limit in self.limits)
             with np.errstate(over="ignore"):
                 scaled = (np.nan_to_num(values).astype(np.float32) - low) * (255 / (high - low))
             values = (scaled.clip(0, 255) + 0.5).astype(np.uint8)
@@ -127,50 +146,79 @@ class Scene:
         return pixels, valid
 
     def _values(
-        self, window: Window, shape: tuple[int, int]
+        self, x: int, y: int, width: int, height: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The values of the bands [B,*shape] as stored, and where they are valid."""
+        """The values of the bands [B,height,width] as stored, and where they are valid."""
+        shown = self.width, self.height
+        window = Window(*stored_window((x, y, width, height), shown, self.orientation))
         bands, valid = list(self.bands), None
-        how = {"window": window, "out_shape": (len(bands), *shape)}
-        with _damage_of(self.path):
-            values = self.dataset.read(bands, **how)
+        with _errors_of(self.path):
+            values = self.dataset.read(bands, window=window)
             if self._alpha:  # GDAL's own mask knows the alpha of two and of four bands only
-                valid = self.dataset.read(self._alpha, window=window, out_shape=shape) > 0
+                valid = self.dataset.read(self._alpha, window=window) > 0
             elif not self._all_valid:
-                valid = self.dataset.read_masks(bands, **how).any(0)
+                valid = self.dataset.read_masks(bands, window=window).any(0)
         if values.dtype.kind == "f":
             finite = np.isfinite(values).all(0)
             valid = finite if valid is None else valid & finite
-        return values, valid
+        values = turned(values, self.orientation)
+        return values, None if valid is None else turned(valid, self.orientation)
 
-    def _stretch(self, look: Look) -> tuple[np.ndarray, np.ndarray] | None:
-        """The values of each band that become 0 and 255; None: no change."""
+    def _stretch(self, look: Look) -> np.ndarray | None:
+        """`limits`, by the options, the bits of the bands, or the percentiles of the scene."""
+        # A JPEG has 8, and GDAL refuses to look if its EXIF block is invalid.
+        is_jpeg = self.dataset.driver == "JPEG"
+        tags = [{} if is_jpeg else self.dataset.tags(i, "IMAGE_STRUCTURE") for i in self.bands]
+        bits = np.array([int(tag.get("NBITS", 8)) for tag in tags])
         is_8_bit = all(self.dataset.dtypes[band - 1] == "uint8" for band in self.bands)
-        if self._palette is not None or (is_8_bit and not look.limits and not look.stretch):
+        if self._palette is not None:
             return None
-        if look.limits:
-            return _limits(np.repeat(np.array([look.limits]).T, len(self.bands), 1))
-        factor = max(1.0, max(self.width, self.height) / SAMPLE)
-        shape = max(1, round(self.height / factor)), max(1, round(self.width / factor))
-        values, valid = self._values(Window(0, 0, self.width, self.height), shape)
-        valid_values = values.reshape(len(values), -1) if valid is None else values[:, valid]
-        if valid_values.shape[1] == 0:
+        if look.limits is not None:
+            return _limits(*(np.broadcast_to(limit, len(self.bands)) for limit in look.limits))
+        if is_8_bit and not look.stretch:
+            # Black and white with a bit each are 0 and 1.
+            return _limits(0.0 * bits, 2.0**bits - 1) if (bits < 8).any() else None
+        sample = self._sample()
+        if sample.shape[1] == 0:
             raise no_valid_pixel(self.path)
-        return _limits(np.percentile(valid_values.astype(float), look.stretch or (2, 98), axis=1))
+        return _limits(*np.percentile(sample.astype(float), look.stretch or (2, 98), axis=1))
+
+    def _sample(self) -> np.ndarray:
+        """Valid values [B,n] of the whole scene, or of squares that are spread evenly over it.
+
+        Not GDAL's reduced reading: it would take the overviews where a file has some, and these are
+        averages, whose percentiles differ.
+        """
+        parts = []
+        for (y, height), (x, width) in product(*map(_squares, (self.height, self.width))):
+            values, valid = self._values(x, y, width, height)
+            whole = slice(None) if valid is None else valid.ravel()
+            parts.append(values.reshape(len(values), -1)[:, whole])
+        return np.concatenate(parts, 1)
 
 
-def _limits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _squares(length: int) -> list[tuple[int, int]]:
+    """Where the squares of a sample begin along `length` pixels, and their sides."""
+    side = SAMPLE // GRID
+    room = length - side
+    many = [(i * room // (GRID - 1), side) for i in range(GRID)]
+    return many if length > SAMPLE else [(0, length)]
+
+
+def _limits(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Limits [2,B] as float32, so far apart that 255 divided by the difference is finite."""
-    low, high = values.clip(-1e30, 1e30).astype(np.float32)
-    return low, np.maximum(high, low + np.maximum(1e-30, np.abs(low) * 1e-6, dtype=np.float32))
+    low, high = np.stack([low, high]).clip(-1e30, 1e30).astype(np.float32)
+    least = np.maximum(1e-30, np.abs(low) * 1e-6, dtype=np.float32)
+    return np.stack([low, np.maximum(high, low + least)])
 
 
 @contextmanager
-def open_scene(path: Path, look: Look = AS_IT_IS) -> Iterator[Scene]:
+def open_scene(path: Path, look: Look = AS_IT_IS, most_pixels: float = math.inf) -> Iterator[Scene]:
     """Open a raster for reading by windows.
 
     Raises:
-        UserError: It is missing or not a raster, or `look` asks for what it does not have.
+        UserError: It is missing or not a raster, has more than `most_pixels`, or `look` asks for
+            what it does not have.
     """
     with ExitStack() as stack:
         file = stack.enter_context(open_file(path, "image", limit=1 << 50))
@@ -182,25 +230,49 @@ def open_scene(path: Path, look: Look = AS_IT_IS) -> Iterator[Scene]:
         source = Path(stack.enter_context(TemporaryDirectory()), "scene")
         source.symlink_to(path.absolute())
         stack.enter_context(rasterio.Env(**GDAL))
-        with _damage_of(path):
+        with _errors_of(path):
             dataset = stack.enter_context(rasterio.open(source, driver=drivers[0]))
             _check(path, dataset, size)
-            picture = drivers[0] in ("PNG", "JPEG")
-            if picture and dataset.width * dataset.height <= ALWAYS_READ:
-                dataset = _upright(dataset, read_header(path).orientation, stack)
-            if look.gsd is not None:
+            if dataset.width * dataset.height > most_pixels:
+                raise UserError(
+                    f"image {str(path)!r} has {dataset.width}x{dataset.height} pixels; up to "
+                    f"{most_pixels:,} are read here. Cut it into parts first."
+                )
+            with suppress(RasterioError, CPLE_BaseError):  # an invalid EXIF block: one error
+                _ = dataset.tags(), dataset.colorinterp
+            if drivers[0] == "GTiff" and dataset.subdatasets:
+                _remark(path, f"has {len(dataset.subdatasets)} pages; only the first one is read")
+            placed = dataset.crs or not dataset.transform.is_identity
+            turn = orientation(file) if look.upright and not placed else 1
+            if look.gsd and not (look.gsd_if_placed and _metric(dataset) is None):
                 dataset = stack.enter_context(_resampled(path, dataset, look.gsd))
-            scene = Scene(path, dataset, look, picture)
+            scene = Scene(path, dataset, look, drivers[0] in ("PNG", "JPEG"), turn)
         yield scene
 
 
 @contextmanager
-def _damage_of(path: Path) -> Iterator[None]:
-    """Turn GDAL's errors into one sentence."""
+def _errors_of(path: Path) -> Iterator[None]:
+    """Turn GDAL's errors into one sentence, with GDAL's own reason."""
     try:
         yield
-    except (RasterioError, CPLE_BaseError, ValueError):
-        raise UserError(f"image {str(path)!r} is damaged or truncated; fetch it again.") from None
+    except (RasterioError, CPLE_BaseError, ValueError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = re.sub(r"\S*/scene\b", path.name, " ".join(str(cause).split()))
+        reason = reason.partition(" (this error")[0][:160]
+        remedies = [remedy for word, remedy in REMEDIES.items() if word in reason]
+        remedy = (remedies or ["it is damaged or truncated; fetch it again"])[0]
+        raise UserError(
+            f"image {str(path)!r} cannot be read (GDAL: {reason!a}): {remedy}."
+        ) from None
+
+
+def _remark(path: Path, remark: str) -> None:
+    """Print a remark for the first file that it is true of, in this process."""
+    if remark not in _remarks:
+        _remarks.add(remark)
+        say(f"{path.name!r} {remark} (said once for all such files)")
 
 
 def no_valid_pixel(path: Path) -> UserError:
@@ -229,14 +301,19 @@ def _check(path: Path, dataset: Any, size: int) -> None:
         )
 
 
-def _bands(path: Path, dataset: Any, wanted: Sequence[int] | None) -> tuple[int, ...]:
+def _bands(path: Path, dataset: Any, look: Look) -> tuple[int, ...]:
     """The three bands that are read, or the one that is repeated."""
+    wanted = look.bands
     if wanted is None:
         colours = list(dataset.colorinterp)
         others = [i for i, c in enumerate(colours, start=1) if c != ColorInterp.alpha] or [1]
         wanted = others[:3] if len(others) > 2 else others[:1]
         if all(colour in colours for colour in RGB):
             wanted = [1 + colours.index(colour) for colour in RGB]
+        elif len(others) not in (1, 3):
+            taken = f"{' '.join(map(str, wanted))} as red, green and blue" if wanted[1:] else "1"
+            unnamed = f"has {len(others)} bands without names of colours; it is read from {taken}"
+            _remark(path, f"{unnamed}, see --bands")
     for band in wanted:
         if band > dataset.count:
             raise UserError(
@@ -253,20 +330,6 @@ def _palette(dataset: Any, bands: tuple[int, ...]) -> np.ndarray | None:
     for value, colour in dataset.colormap(bands[0]).items():
         colours[value] = colour
     return colours
-
-
-def _upright(dataset: Any, orientation: int, stack: ExitStack) -> Any:
-    """The dataset as every viewer shows it: a copy in memory if it must be turned."""
-    if orientation == 1:
-        return dataset
-    pixels = np.moveaxis(turned(np.moveaxis(dataset.read(), 0, -1), orientation), -1, 0)
-    count, height, width = pixels.shape
-    memory = stack.enter_context(rasterio.MemoryFile())
-    kind = {"driver": "GTiff", "dtype": pixels.dtype, "compress": "lzw"}
-    with memory.open(**kind, count=count, height=height, width=width) as copy:
-        copy.write(pixels)
-        copy.colorinterp = dataset.colorinterp
-    return stack.enter_context(memory.open())
 
 
 def pixels_to_crs(transform: Any, x: Any, y: Any) -> tuple[Any, Any]:
@@ -294,22 +357,32 @@ def _metric(raster: Any) -> CRS | None:
         return CRS.from_proj4(
             f"+proj=laea +lat_0={lat[0]} +lon_0={lon[0]} +datum=WGS84 +units=m +no_defs"
         )
-    except (RasterioError, CPLE_BaseError):
+    except (RasterioError, CPLE_BaseError, CRSError):  # such as a latitude above 90
         return None
+
+
+def _ground_step(raster: Any, metres: CRS | None) -> tuple[float, float] | None:
+    """The metres of ground from one pixel of a dataset or a scene to the next, across and down."""
+    if metres is None:
+        return None
+    transform = raster.transform
+    points = np.array([(0, 0), (1, 0), (0, 1)]).T + [[raster.width / 2], [raster.height / 2]]
+    x, y = reproject(raster.crs, metres, *pixels_to_crs(transform, *points))
+    return math.hypot(x[1] - x[0], y[1] - y[0]), math.hypot(x[2] - x[0], y[2] - y[0])
 
 
 def _resampled(path: Path, dataset: Any, gsd: float) -> Any:
     """A view of the dataset with `gsd` metres of ground per pixel."""
     width, height, transform = dataset.width, dataset.height, dataset.transform
-    metres = _metric(dataset)
-    if metres is None:
+    step = _ground_step(dataset, _metric(dataset))
+    if step is None:
         raise UserError(
             f"image {str(path)!r} is not georeferenced, so --gsd cannot apply; leave it out."
         )
-    points = np.array([(0, 0), (1, 0), (0, 1)]).T + [[width / 2], [height / 2]]
-    x, y = reproject(dataset.crs, metres, *pixels_to_crs(transform, *points))
-    across = gsd / math.hypot(x[1] - x[0], y[1] - y[0])
-    down = gsd / math.hypot(x[2] - x[0], y[2] - y[0])
+    across, down = gsd / step[0], gsd / step[1]
+    # Alpha and nodata are in the bands that the view has. A mask is not, so it becomes an alpha.
+    flags = dataset.mask_flag_enums[0]
+    is_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
     is_palette = ColorInterp.palette in dataset.colorinterp
     smooth = Resampling.average if max(across, down) > 1 else Resampling.bilinear
     return WarpedVRT(
@@ -322,61 +395,5 @@ def _resampled(path: Path, dataset: Any, gsd: float) -> Any:
         width=max(1, round(width / across)),
         height=max(1, round(height / down)),
         resampling=Resampling.nearest if is_palette else smooth,
+        add_alpha=is_mask,
     )
-
-
-def crs_to_pixels(transform: Any, x: Any, y: Any) -> tuple[Any, Any]:
-    """The inverse of `pixels_to_crs`."""
-    scale = transform.a * transform.e - transform.b * transform.d
-    x, y = x - transform.c, y - transform.f
-    across = (transform.e * x - transform.b * y) / scale
-    return across, (transform.a * y - transform.d * x) / scale
-
-
-def add_look_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `look_from` reads."""
-    group = parser.add_argument_group("how a raster becomes a picture")
-    add = group.add_argument
-    add(
-        "--bands",
-        type=positive,
-        nargs="+",
-        metavar="BAND",
-        help="three bands or one, from 1; default: red, green and blue, or the first three",
-    )
-    add(
-        "--stretch",
-        type=number(float, 0, 100),
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="percentiles that become black and white; default: 2 98, and none for 8 bits",
-    )
-    add(
-        "--range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="values that become black and white, instead of --stretch",
-    )
-    add(
-        "--gsd",
-        type=number(float, 0.001, 1000),
-        metavar="METRES",
-        help="resample to this ground resolution, that of the training",
-    )
-
-
-def look_from(args: argparse.Namespace) -> Look:
-    """How rasters are read.
-
-    Raises:
-        UserError: The options contradict each other.
-    """
-    if args.bands and len(args.bands) not in (1, 3):
-        raise UserError(f"--bands takes three bands or one, not {len(args.bands)}.")
-    for flag, limits in (("--stretch", args.stretch), ("--range", args.range)):
-        if limits and not limits[0] < limits[1]:
-            raise UserError(f"{flag} {limits[0]:g} {limits[1]:g}: the first must be smaller.")
-    if args.stretch and args.range:
-        raise UserError("--stretch and --range exclude each other; leave one of them out.")
-    return Look(args.bands, args.stretch, args.range, args.gsd)

@@ -206,8 +206,9 @@ def read_tile(folder: Path, name: str, aircraft: int, image: np.ndarray, ids: np
             number of aircraft.
     """
     image_path, mask_path = tile_paths(folder, name)
-    image[...] = _read_png(image_path, cv2.IMREAD_COLOR_RGB, ids.shape)
-    mask = _read_png(mask_path, cv2.IMREAD_UNCHANGED, ids.shape)
+    words = "tile", "make the tiles again"
+    image[...] = read_png(image_path, cv2.IMREAD_COLOR_RGB, ids.shape, *words)
+    mask = read_png(mask_path, cv2.IMREAD_UNCHANGED, ids.shape, *words)
     if mask.ndim != 2:
         raise UserError(f"{str(mask_path)!r} has {mask.shape[2]} channels instead of one.")
     # Adding one wraps the ignore value to 0, so that one pass finds the largest id.
@@ -220,24 +221,25 @@ def read_tile(folder: Path, name: str, aircraft: int, image: np.ndarray, ids: np
         ids[mask == np.iinfo(mask.dtype).max] = 65535
 
 
-def _read_png(path: Path, flags: int, shape: tuple[int, ...]) -> np.ndarray:
+def read_png(path: Path, flags: int, shape: tuple[int, ...], kind: str, remedy: str) -> np.ndarray:
     """Decode a PNG that must have this height and width; `flags` are those of `cv2.imdecode`.
 
-    Given bytes, OpenCV refuses a truncated file; given a path, it may return wrong rows.
+    Given bytes, OpenCV refuses a truncated file; given a path, it may return wrong rows. If the
+    file is missing, damaged or of another size, a `UserError` calls it `kind` and ends in `remedy`.
     """
-    data = read_file(path, "tile")
+    data = read_file(path, kind)
     if len(data) < 24 or not data.startswith(PNG):
-        raise UserError(f"tile {str(path)!r} is not a PNG; make the tiles again.")
+        raise UserError(f"{kind} {str(path)!r} is not a PNG; {remedy}.")
     width, height = struct.unpack_from(">II", data, len(PNG))
     if (height, width) != shape:  # compared first, so that a hostile size takes no memory
         raise UserError(
-            f"tile {str(path)!r} has {width}x{height} pixels, but its labels are for "
-            f"{shape[1]}x{shape[0]}; make the tiles again."
+            f"{kind} {str(path)!r} has {width}x{height} pixels, but its labels are for "
+            f"{shape[1]}x{shape[0]}; {remedy}."
         )
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         image = None
     if image is None or image.shape[:2] != shape:
-        raise UserError(f"tile {str(path)!r} is damaged or truncated; make the tiles again.")
+        raise UserError(f"{kind} {str(path)!r} is damaged or truncated; {remedy}.")
     return image

@@ -12,7 +12,8 @@ from common import args as arguments
 from common.cli import OF_THE_DISK, Parser, UserError, number, positive, say, whole
 from common.io.files import whole_file
 from common.io.folders import rasters_in
-from common.io.raster import Look, Scene, add_look_options, look_from, open_scene
+from common.io.look import Look, add_look_options, look_from
+from common.io.raster import Scene, open_scene
 
 T = TypeVar("T")
 STRIDE = 32  # a multiple of the stride of every network
@@ -63,6 +64,7 @@ def inference_parser(description: str) -> Parser:
     arguments.add_precision(parser.add_argument_group("speed-ups"))
     # What else `common.args.resolve_speedups` reads is for training only.
     parser.set_defaults(channels_last=None, cuda_graphs=False, grad_accum=1)
+    parser.set_defaults(look_of_training=None)  # the file of the model may have it
     return parser
 
 
@@ -132,7 +134,7 @@ def predicted_scenes(
     errors: list[UserError] = []
     make_output_folder(args)
     with whole_file(args.prediction_dir / "predictions.json") as file:
-        yield file, _each_scene(images, look_from(args), predict, errors)
+        yield file, _each_scene(images, look_from(args, args.look_of_training), predict, errors)
     if len(images) == 1 and errors:
         raise errors[0]
     if errors:

@@ -48,6 +48,7 @@ def load_network(
     device = pick_device(args.device)
     arguments.check_speedups(args, device)
     saved = checkpoint.load(args.model, name)
+    args.look_of_training = saved["args"].get("look")
     if args.channels_last is None:
         args.channels_last = device.type == "cpu"  # there it is faster for every network
     process = Process(0, 1, device)

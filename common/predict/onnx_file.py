@@ -73,6 +73,7 @@ def export(
     facts = {
         "model": name,
         "classes": saved["classes"],
+        "look": saved["args"].get("look"),
         "mean": MEAN,
         "std": STD,
         "stride": STRIDE,
@@ -182,6 +183,7 @@ def load(
         raise UserError(
             f"{str(args.model)!r} is damaged or was not written by export.py ({reason})."
         ) from error
+    args.look_of_training = facts.get("look")
     for option, value in decided.items():
         wanted = getattr(args, option)
         if wanted not in (None, value):

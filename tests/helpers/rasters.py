@@ -6,7 +6,8 @@ import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp
 
-from common.io.raster import Look, open_scene
+from common.io.look import Look
+from common.io.raster import open_scene
 
 
 class Memory:
@@ -38,6 +39,12 @@ def raster(path, values, driver="GTiff", **profile):
                 file.write_colormap(1, palette)
             file.write(values)
     return path
+
+
+def pixels_of(path, **look):
+    """A whole scene as uint8 [H,W,3], RGB."""
+    with open_scene(path, Look(**look)) as scene:
+        return scene.read(0, 0, scene.width, scene.height)[0]
 
 
 def read_all(path, **look):

@@ -13,7 +13,8 @@ from helpers.rasters import raster
 from torture.contained import contained
 
 from common.cli import UserError
-from common.io.raster import Look, open_scene
+from common.io.look import Look
+from common.io.raster import open_scene
 from preprocessing.geojson import Block, cut_into_blocks
 from preprocessing.own_data import number_classes
 from preprocessing.shapes import read_labels
