@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torchvision.ops import nms
 
 LARGEST_GROWTH = math.log(1000 / 16)  # logarithm of a side's growth; torchvision's limit
-BLOCK = 64  # boxes that `suppress` decides at a time on a CPU: their IoUs stay in the cache
-ROUNDS = 16  # of the fixed-point iteration in `suppress`
+BLOCK = 256  # boxes whose IoUs `suppress_on_gpu` computes at a time, to save memory
 
 SAME_PROPOSAL, SAME_AIRCRAFT = 0.7, 0.5  # IoU of two boxes above which only the better is kept
 
@@ -94,16 +94,12 @@ def has_min_side(boxes: Tensor, min_side: float) -> Tensor:
     return ((boxes[..., 2:] - boxes[..., :2]) >= min_side).all(-1)
 
 
+@torch.library.custom_op("mask::suppress", mutates_args=(), device_types="cpu")
 def suppress(boxes: Tensor, exists: Tensor, threshold: float) -> Tensor:
     """Non-maximum suppression: drop each box that overlaps a kept box of a higher rank too much.
 
-    The boxes are decided block by block: `BLOCK` at a time in an eager step on a CPU, and all at
-    once elsewhere, where each operator is a kernel to launch or code to generate. First, boxes that
-    overlap a kept box of an earlier block are dropped. Then a fixed-point iteration decides the
-    rest: all are kept at first, and each round keeps those that overlap no kept box of a higher
-    rank. After k rounds the first k boxes of any chain, in which each box overlaps the next, are
-    final. Random boxes, up to 2,000 in one block, needed at most eleven rounds; with `ROUNDS` the
-    result is that of `torchvision.ops.nms`.
+    A compiled or exported network has this function as one operator, and on a GPU it is
+    `suppress_on_gpu`. `mask/export.py` says which operator of ONNX it is. All keep the same boxes.
 
     Args:
         boxes: [B,N,4], sorted by falling score.
@@ -113,24 +109,41 @@ def suppress(boxes: Tensor, exists: Tensor, threshold: float) -> Tensor:
     Returns:
         bool [B,N]: whether the box exists and is kept.
     """
-    count = boxes.shape[1]
-    block = BLOCK if shapes_may_vary(boxes) else max(1, count)
-    kept, kept_boxes = exists[:, :0], boxes[:, :0]  # dropped boxes are zeros, without an area
-    for start in range(0, count, block):
-        current, candidate = boxes[:, start : start + block], exists[:, start : start + block]
-        if start:
-            candidate = candidate & (iou(current, kept_boxes).amax(-1) <= threshold)
-        overlaps = (iou(current, current) > threshold).tril(-1).float()
-        column = candidate[..., None].float()
-        current_kept = column
-        with torch.autocast(boxes.device.type, enabled=False):
-            for _ in range(ROUNDS):
-                # 1 for a candidate that overlaps no kept box; 0 or below for the others.
-                current_kept = (column - overlaps @ current_kept).relu()
-        current_kept = current_kept[..., 0] > 0
-        kept = torch.cat([kept, current_kept], 1)
-        kept_boxes = torch.cat([kept_boxes, torch.where(current_kept[..., None], current, 0)], 1)
+    kept = torch.zeros_like(exists)
+    for image, row in enumerate(exists):
+        ranks = row.nonzero()[:, 0]
+        best_first = nms(boxes[image, ranks], -ranks.to(boxes.dtype), threshold)
+        kept[image, ranks[best_first]] = True
     return kept
+
+
+@suppress.register_kernel("cuda")
+def suppress_on_gpu(boxes: Tensor, exists: Tensor, threshold: float) -> Tensor:
+    """The same in fixed shapes; torchvision's function would wait for the number of kept boxes.
+
+    It runs about one kernel for each of the N boxes. No fixed number below N is enough for all
+    boxes: the last box of a chain, in which each box overlaps the next, depends on the first.
+
+    The state of a box is 0.5 while it is kept, and infinite when it is dropped. In step i, each
+    later box that box i overlaps gets `largest` / (state of box i) more. That is infinity from a
+    kept box, and 0 from a dropped one.
+    """
+    largest = torch.finfo(torch.float32).max
+    state = torch.where(exists, 0.5, torch.inf).float()
+    rest, decided = boxes, []
+    for block in boxes.split(BLOCK, 1):
+        count = block.shape[1]
+        overlaps = (iou(block, rest) > threshold).triu(1)
+        for i, row in enumerate(torch.where(overlaps, largest, 0).float().unbind(1)):
+            state = torch.addcdiv(state, row, state[:, i : i + 1])
+        decided.append(state[:, :count])
+        rest, state = rest[:, count:], state[:, count:]
+    return torch.cat(decided, 1).isfinite()
+
+
+@suppress.register_fake
+def _shape_of_suppress(boxes: Tensor, exists: Tensor, threshold: float) -> Tensor:
+    return torch.empty_like(exists)
 
 
 def sample(labels: Tensor, random: Tensor, count: int, positives: int) -> tuple[Tensor, Tensor]:

@@ -7,14 +7,34 @@ python mask/inference.py mask.onnx scene.tif maps
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
 
 from common.cli import positive
 from common.cli import run as run_main
 from common.predict.onnx_file import export, export_parser
 from mask.model import NAME, OUTPUTS, from_checkpoint, outputs
 from mask.rcnn import MaskRCNN
+
+
+def suppress_in_onnx(boxes: Any, exists: Any, threshold: float) -> Any:
+    """`mask.boxes.suppress` by ONNX's NonMaxSuppression, for the exporter."""
+    import onnxscript
+
+    op: Any = onnxscript.opset18
+    count = op.Squeeze(op.Shape(exists, start=1, end=2))
+    falling = op.CastLike(op.Range(count, 0, -1), boxes)
+    scores = op.Unsqueeze(op.Where(exists, falling, 0.0), [1])
+    chosen = op.NonMaxSuppression(boxes, scores, count, threshold, 0.0)  # [K,3]: image, class, box
+    places = op.Gather(chosen, [0, 2], axis=1)
+    none = op.Xor(exists, exists)
+    return op.ScatterND(none, places, op.GatherND(exists, places))
+
+
+TRANSLATIONS = {torch.ops.mask.suppress.default: suppress_in_onnx}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,7 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse(argv)
     build = partial(from_checkpoint, most_detections=args.max_detections)
-    export(args, NAME, build, outputs, OUTPUTS, max_detections=args.max_detections)
+    most = args.max_detections
+    export(args, NAME, build, outputs, OUTPUTS, TRANSLATIONS, max_detections=most)
 
 
 if __name__ == "__main__":

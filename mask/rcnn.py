@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mask.align import Pyramid
 from mask.boxes import (
@@ -133,19 +134,23 @@ class MaskRCNN(nn.Module):
         """The best boxes of each image after suppression within each level."""
         boxes = clip(decode(deltas, torch.cat(anchors), ANCHOR_WEIGHTS), _size(images))
         candidates = 2 * self.proposals if self.training else self.proposals
+        candidates = min(candidates, len(anchors[0]))  # the finest level has the most
         scores, indices, start = [], [], 0
         for level in anchors:
             level_scores = objectness[:, start : start + len(level)]
             best, index = level_scores.topk(min(candidates, len(level)), 1)
-            index = index + start
-            level_boxes = gather_rows(boxes, index)
-            kept = suppress(level_boxes, has_min_side(level_boxes, 1e-3), SAME_PROPOSAL)
-            scores.append(torch.where(kept, best, -torch.inf))
-            indices.append(index)
+            missing = candidates - best.shape[1]
+            scores.append(F.pad(best, (0, missing), value=-torch.inf))
+            indices.append(F.pad(index + start, (0, missing)))
             start += len(level)
-        best, order = torch.cat(scores, 1).topk(min(self.proposals, start), 1)
+        best, index = torch.stack(scores, 1), torch.stack(indices, 1)  # [B,levels,candidates]
+        candidate_boxes = gather_rows(boxes, index.flatten(1)).view(-1, candidates, 4)
+        exists = (best.flatten(0, 1) > -torch.inf) & has_min_side(candidate_boxes, 1e-3)
+        kept = suppress(candidate_boxes, exists, SAME_PROPOSAL)
+        scored = torch.where(kept.view_as(best), best, -torch.inf).flatten(1)
+        best, order = scored.topk(min(self.proposals, start), 1)
         exists = best > -torch.inf
-        anchor = torch.cat(indices, 1).gather(1, order)
+        anchor = index.flatten(1).gather(1, order)
         chosen = torch.where(exists[..., None], gather_rows(boxes, anchor), 0)  # also replaces nan
         return Proposals(chosen, exists, anchor)
 

@@ -17,7 +17,6 @@ from common.augment import MEAN, STD, normalise
 from common.cli import UserError
 from common.predict import onnx_file
 from common.run import checkpoint
-from mask import boxes
 from mask.model import from_outputs
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -51,8 +50,6 @@ def exported(request, few, tmp_path_factory):
     words = ["--max-steps", 2, "--lr", 0.001, "--warmup-steps", 0, "--ema", 0.5]
     with pytest.MonkeyPatch.context() as patch:
         narrow(patch.setattr)
-        # A quarter of the operators to trace, here and in PyTorch.
-        patch.setattr(boxes, "ROUNDS", 4)
         made.module("train").main(training(few, root, *words, model=made.model))
         words = [str(made.checkpoint), str(made.file), "--window", str(SIDE)]
         made.module("export").main(words + ["--max-detections", "20"] * (made.model == "mask"))

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from helpers.instances import CPU, FINEST, as_dicts, batch_of, detect_with, torchvisions
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import MultiScaleRoIAlign, nms
+from torchvision.ops import MultiScaleRoIAlign
 
 from benchmarks.lib.standins import THIN
 from benchmarks.lib.synthetic import noise_tiles, training_step
@@ -19,7 +19,7 @@ from common.augment import uniform
 from common.distributed import Process
 from mask import align, losses, rcnn
 from mask import model as mask
-from mask.boxes import BLOCK, ROUNDS, apply_where, as_rois, fill_index, ignored, sample, suppress
+from mask.boxes import apply_where, as_rois, fill_index, ignored, sample
 from mask.losses import ANCHORS, POSITIVE_ANCHORS, label_anchors, label_boxes
 from mask.model import BACKBONES, build_model, loss_fn, predict
 
@@ -175,47 +175,6 @@ def test_detections_are_torchvisions(monkeypatch, classes, side, tiles):
 
 
 # --- Its parts -----------------------------------------------------------------------------------
-
-
-def clusters(seed, count, spread):
-    """Random boxes around a few points, many of which overlap; some have no area."""
-    torch.manual_seed(seed)
-    centre = torch.rand(max(1, count // 8), 2) * 100
-    centre = centre[torch.randint(len(centre), (count,))] + torch.randn(count, 2) * spread
-    half = torch.rand(count, 2) * 12
-    half[torch.rand(count) < 0.05] = 0
-    boxes = torch.cat([centre - half, centre + half], 1)
-    return boxes.round() if seed % 2 else boxes  # whole pixels: an IoU can equal the threshold
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    seed=st.integers(0, 10**6),
-    count=st.integers(0, 300),
-    spread=st.sampled_from([0.5, 3, 20]),
-    threshold=st.sampled_from([0.5, 0.7]),
-    block=st.sampled_from([BLOCK, 16, 1000, "all"]),
-)
-def test_suppression_is_torchvisions(seed, count, spread, threshold, block):
-    boxes = clusters(seed, count, spread)
-    exists = torch.rand(count) < 0.9
-    with pytest.MonkeyPatch.context() as patch:
-        if block == "all":
-            patch.setattr("mask.boxes.shapes_may_vary", lambda values: False)
-        else:
-            patch.setattr("mask.boxes.BLOCK", block)
-        kept = suppress(boxes[None], exists[None], threshold)[0]
-    ranks = torch.arange(count)[exists]
-    expected = ranks[nms(boxes[exists], -ranks.float(), threshold)]
-    assert torch.equal(kept.nonzero()[:, 0], expected)
-
-
-def test_suppression_decides_a_chain_as_long_as_its_rounds():
-    """Each box overlaps only its neighbours in the row, so every second one stays."""
-    start = torch.arange(ROUNDS) * 2.0
-    boxes = torch.stack([start, start * 0, start + 10, start * 0 + 10], 1)
-    kept = suppress(boxes[None], torch.ones(1, ROUNDS, dtype=torch.bool), 0.6)[0]
-    assert kept.tolist() == [True, False] * (ROUNDS // 2)
 
 
 @pytest.fixture(params=["rows", "canvas"])

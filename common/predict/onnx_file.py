@@ -43,6 +43,7 @@ def export(
     from_checkpoint: Callable[[dict[str, Any]], nn.Module],
     outputs: Callable[[nn.Module, Tensor], Any],
     names: tuple[str, ...],
+    translations: dict[Any, Any] | None = None,
     **options: int,
 ) -> None:
     """Write the network of `args.model` to `args.output`, completely or not at all.
@@ -52,6 +53,7 @@ def export(
         name: The model's `NAME`.
         outputs: (model, float [B,3,side,side], normalised) → a tensor, or a tuple of tensors.
         names: Of these tensors.
+        translations: Operators that torch's exporter does not know → functions for onnxscript.
         options: More options of inference.py that this file decides, besides `--window`.
 
     Raises:
@@ -80,7 +82,7 @@ def export(
         "window": args.window,
         **options,
     }
-    data = to_onnx(model, outputs, names, args.window, facts)
+    data = to_onnx(model, outputs, names, args.window, facts, translations)
     write_atomic(args.output, data)
     say(
         f"wrote {str(args.output)!r} ({len(data) / 1e6:.1f} MB): images uint8 "
@@ -105,6 +107,7 @@ def to_onnx(
     names: tuple[str, ...],
     side: int,
     facts: dict[str, Any],
+    translations: dict[Any, Any] | None = None,
 ) -> bytes:
     """The content of an ONNX file; the arguments are those of `export`, and its metadata."""
     # torch would take a batch of 1 for a constant.
@@ -122,6 +125,7 @@ def to_onnx(
                 input_names=["images"],
                 output_names=names,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
+                custom_translation_table=translations,
             )
     except torch.onnx.OnnxExporterError as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
