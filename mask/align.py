@@ -2,8 +2,10 @@
 
 torchvision's `MultiScaleRoIAlign` sorts the boxes by level, so its shapes depend on the boxes. Here
 all levels lie side by side in one tensor, and each box is shifted to where its level begins. The
-results are the same.
+results are the same for all boxes inside of the image.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,8 +35,8 @@ class Pyramid:
         """The features of boxes, averaged over `bins` x `bins` cells: [R,C,bins,bins].
 
         Args:
-            rois: [R,5], the image's index in the batch and x1, y1, x2, y2 in pixels. They get no
-                gradient.
+            rois: [R,5], the image's index in the batch and x1, y1, x2, y2 in pixels, inside of the
+                image. They get no gradient.
             bins: Cells per side of the result.
         """
         level = level_of(rois[:, 1:])
@@ -42,19 +44,29 @@ class Pyramid:
         if self.as_rows:
             return self._pool_rows(rois[:, 0].long(), boxes, level, bins)
         x, y = (_lookup(offsets, level)[:, None] for offsets in _offsets(self.shapes))
-        shifted = boxes + torch.cat([x, y, x, y], 1)
-        return roi_align(self.features, torch.cat([rois[:, :1], shifted], 1), bins, 1.0, SAMPLES)
+        shifted = torch.cat([rois[:, :1], boxes + torch.cat([x, y, x, y], 1)], 1)
+        pooled = roi_align(self.features, shifted, bins, 1.0, SAMPLES)
+        # Points past the level count as 0. On the canvas they read the pixel at the level's border,
+        # as does a point of the same bin that is not past it: their box has a side of one pixel.
+        height, width = self._sides(level)
+        rows = _points(boxes[:, 1], boxes[:, 3], height, bins)[1].mean(2)
+        columns = _points(boxes[:, 0], boxes[:, 2], width, bins)[1].mean(2)
+        return pooled * (rows[:, None, :, None] * columns[:, None, None, :]).to(pooled.dtype)
+
+    def _sides(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Height and width of the level of each box: int64 [R] both."""
+        heights, widths = zip(*self.shapes, strict=True)
+        return _lookup(heights, level), _lookup(widths, level)
 
     def _pool_rows(self, image: Tensor, boxes: Tensor, level: Tensor, bins: int) -> Tensor:
         """`pool` as a sparse matrix times the features: a bin is a weighted sum of 16 pixels."""
-        height = _lookup([h for h, _ in self.shapes], level)
-        width = _lookup([w for _, w in self.shapes], level)
+        height, width = self._sides(level)
         first_rows, row = [], 0
         for h, w in self.shapes:
             first_rows.append(row)
             row += self.batch * h * w
-        y, y_weight = _points(boxes[:, 1], boxes[:, 3], height, bins)
-        x, x_weight = _points(boxes[:, 0], boxes[:, 2], width, bins)
+        y, y_weight = _pixels(*_points(boxes[:, 1], boxes[:, 3], height, bins), height)
+        x, x_weight = _pixels(*_points(boxes[:, 0], boxes[:, 2], width, bins), width)
         corner = _lookup(first_rows, level) + image * height * width
         y = corner[:, None, None] + y * width[:, None, None]
         pixels = y[:, :, None, :, None] + x[:, None, :, None, :]
@@ -95,7 +107,7 @@ def round_log2(ratio: float) -> int:
     return next(k for k in range(32) if ratio < 2 ** (k + 0.5))
 
 
-def _lookup(values: list[int], level: Tensor) -> Tensor:
+def _lookup(values: Sequence[int], level: Tensor) -> Tensor:
     """`values[level]`, without a tensor of constants, which would be copied to the device."""
     result = torch.full_like(level, values[0])
     for k, value in enumerate(values[1:], start=1):
@@ -104,19 +116,27 @@ def _lookup(values: list[int], level: Tensor) -> Tensor:
 
 
 def _points(low: Tensor, high: Tensor, length: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """The points along one axis that each bin averages, [R,bins,SAMPLES]; 1 where they count.
+
+    A point counts up to one pixel outside of a level, as in torchvision. The order of additions is
+    torchvision's, too, because a point may lie exactly there.
+    """
+    bin_size = ((high - low).clamp(min=1) / bins)[:, None, None]
+    first = low[:, None, None] + torch.arange(bins, device=low.device)[:, None] * bin_size
+    points = first + (torch.arange(SAMPLES, device=low.device) + 0.5) * bin_size / SAMPLES
+    inside = (points >= -1) & (points <= length[:, None, None])
+    return points, inside.to(points.dtype)
+
+
+def _pixels(points: Tensor, inside: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     """The pixels along one axis that each bin reads, and their weights: [R,bins,4] both."""
-    count = bins * SAMPLES
-    steps = (torch.arange(count, device=low.device) + 0.5) / count
-    points = low[:, None] + (high - low).clamp(min=1)[:, None] * steps
-    last = length[:, None] - 1
-    inside = (points >= -1) & (points <= length[:, None])
+    last = length[:, None, None] - 1
     points = points.clamp(min=0)
     before = points.long().clamp(min=0).minimum(last)
     after = (before + 1).minimum(last)
     fraction = torch.where(before < last, points - before, 0)
-    pixels = torch.stack([before, after], -1).unflatten(1, (bins, SAMPLES)).flatten(2)
     weights = torch.stack([1 - fraction, fraction], -1) * (inside / SAMPLES)[..., None]
-    return pixels, weights.unflatten(1, (bins, SAMPLES)).flatten(2)
+    return torch.stack([before, after], -1).flatten(2), weights.flatten(2)
 
 
 def _rows(levels: list[Tensor]) -> Tensor:
@@ -128,10 +148,11 @@ def _rows(levels: list[Tensor]) -> Tensor:
 def _canvas(levels: list[Tensor]) -> Tensor:
     """All levels on one map: the finest on the left, the others in a column to its right.
 
-    Each has a border of one replicated pixel, because RoIAlign reads up to one pixel outside of a
-    level and takes the nearest pixel there.
+    Each has a border of replicated pixels, because RoIAlign reads up to one pixel outside of a
+    level and takes the nearest pixel there. At the right and at the bottom it is two pixels wide: a
+    box that is narrower than a pixel is read as one pixel.
     """
-    first, *others = (F.pad(level, (1, 1, 1, 1), mode="replicate") for level in levels)
+    first, *others = (F.pad(level, (1, 2, 1, 2), mode="replicate") for level in levels)
     width = max(level.shape[3] for level in others)
     right = torch.cat([F.pad(level, (0, width - level.shape[3])) for level in others], 2)
     height = max(first.shape[2], right.shape[2])
@@ -142,6 +163,6 @@ def _offsets(shapes: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
     """The position of the first pixel of each level on the canvas: x and y."""
     y, bottom = [1, 1], 1
     for height, _ in shapes[1:-1]:
-        bottom += height + 2
+        bottom += height + 3
         y.append(bottom)
-    return [1] + [shapes[0][1] + 3] * (len(shapes) - 1), y
+    return [1] + [shapes[0][1] + 4] * (len(shapes) - 1), y

@@ -214,6 +214,38 @@ def test_roi_align_is_torchvisions_and_so_is_its_gradient(way, size, bins):
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [(128, 160), (96, 7200), (7200, 96), (100, 100)])
+def test_slivers_at_the_border_are_pooled_as_by_torchvision(way, size):
+    """A box narrower than a pixel of its level counts as one pixel, which can leave the level.
+
+    The long images have such boxes on each level, where its neighbours on the canvas lie.
+    """
+    torch.manual_seed(0)
+    shapes = [[-(-side // step) for side in size] for step in (4, 8, 16, 32)]
+    levels = [torch.randn(2, 3, *shape, requires_grad=True) for shape in shapes]
+    length = torch.tensor(size).flip(0)
+    thickness = torch.cat([torch.rand(200) * 32, torch.arange(200) // 8 / 2])
+    across, along = thickness[:, None] * torch.ones(2), torch.rand(400, 2) ** 3 * length
+    thin = torch.rand(400, 2) < 0.7
+    extent = torch.where(thin, across, along)
+    at_border = torch.rand(400, 2) < 0.7
+    corner = torch.where(at_border, length - extent, torch.rand(400, 2) * (length - extent))
+    boxes = torch.cat([corner, corner + extent], 1)
+    boxes[::9, 2:] = boxes[::9, :2]  # no size, also exactly at the border
+    boxes[::18, 0], boxes[::18, 2] = size[1], size[1]
+    boxes = boxes.minimum(length.repeat(2)).clamp(min=0).view(2, 200, 4)
+    found = align.level_of(boxes.flatten(0, 1)).unique().tolist()
+    assert found == [0, 1, 2, 3] if max(size) > 1000 else 0 in found
+    named = dict(zip(FINEST, levels, strict=True))
+    theirs = MultiScaleRoIAlign(FINEST, 7, 2)(named, list(boxes), [size] * 2)
+    ours = align.Pyramid(levels, size).pool(as_rois(boxes), 7)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-3)  # points up to 1,800, in float32
+    pull = torch.randn_like(theirs)
+    gradients = (torch.autograd.grad(pooled, levels, pull) for pooled in (ours, theirs))
+    for gradient, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-2)
+
+
 def test_boxes_of_no_size_are_pooled(way):
     """Padding has no size."""
     levels = [torch.ones(1, 1, 64 // s, 64 // s) for s in (4, 8, 16, 32)]
