@@ -1,8 +1,9 @@
 """COCO's average precision of boxes and masks, and the results file that it is computed from."""
 
 import json
+from datetime import timedelta
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from common.data import Tiles
-from common.distributed import Process
+from common.distributed import Process, wait_for_all
 from common.io.files import write_atomic
 from common.io.tiles import airport_of, read_index
 
@@ -37,6 +38,8 @@ LABELS: dict[str, str] = {
 """The scores of one size: COCO's name → the name by parts, `mask_APs` → `mask_AP.size.small`."""
 
 Result = dict[str, Any]
+
+_calls = count()  # of `wait_for_main`, the same on all ranks
 
 
 def results(predictions: list[dict[str, Tensor]], tiles: list[int], data: Tiles) -> list[Result]:
@@ -93,6 +96,23 @@ def gather(local: list[Result], process: Process) -> list[Result]:
         shares = [None] * process.world_size if process.is_main else []
         dist.gather_object(local, shares or None)
     return sorted(chain.from_iterable(shares), key=_order)
+
+
+def wait_for_main(process: Process) -> None:
+    """Return when all processes have called this; for rank 0 the others wait as long as it takes.
+
+    A collective would end after `--dist-timeout`, and COCO's scores of many tiles may take longer.
+    `common.run.heartbeat` still ends the run if rank 0 stops responding.
+    """
+    if process.world_size > 1:
+        # A connection of its own, because threads of torch use the default one.
+        store = dist.PrefixStore("scored", dist.distributed_c10d._get_default_store().clone())
+        call = str(next(_calls))
+        if process.is_main:
+            store.set(call, "")
+        else:
+            store.wait([call], timedelta(days=30))
+    wait_for_all(process)
 
 
 def _order(result: Result) -> tuple:

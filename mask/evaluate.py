@@ -53,13 +53,16 @@ def evaluate(
             pixels = [_overlap(batch, predictions, tiles.ignore, i) for i in range(len(images))]
             extremes.offer(batch.tile.tolist(), pixels, row)
     results = coco.gather(results, process)
-    if not process.is_main:
-        return {}
-    split = tiles.folder.name
-    sheet.write(folder / f"{split}_sheet.jpg", f"{len(sheet.rows)} of {len(tiles)} {split} tiles")
-    extremes.write(folder / f"{split}_tiles.json")
-    coco.write(results, folder / f"{split}_predictions.json")
-    return coco.score(results, tiles)
+    scores: dict[str, float] = {}
+    if process.is_main:
+        split = tiles.folder.name
+        title = f"{len(sheet.rows)} of {len(tiles)} {split} tiles"
+        sheet.write(folder / f"{split}_sheet.jpg", title)
+        extremes.write(folder / f"{split}_tiles.json")
+        coco.write(results, folder / f"{split}_predictions.json")
+        scores = coco.score(results, tiles)
+    coco.wait_for_main(process)
+    return scores
 
 
 SCORING = Scoring(evaluate, "mask_AP", coco.DRAWN, coco.DEFINITION, coco.LABELS)

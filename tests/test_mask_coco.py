@@ -4,7 +4,9 @@ import contextlib
 import copy
 import io
 import json
+import os
 import re
+import time
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +22,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torture import children
 
+from common.args import Speedups
 from common.data import Tiles
-from common.distributed import Process, process_group
+from common.distributed import Process, process_group, wait_for_all
+from common.loader import scoring_loader
+from common.run.heartbeat import watched
+from mask import evaluate as evaluation
 from mask.coco import LABELS, NAMES, evaluate, gather, results, score, write
 from mask.targets import instance_targets
 
@@ -260,6 +266,37 @@ def write_together(folder: Path, path: Path) -> None:
         assert process.is_main or found == []
         if process.is_main:
             write(found, path)
+
+
+def score_slowly(folder: Path, output: Path, fails: bool) -> None:
+    """Run by each of two processes: rank 0 scores for longer than a collective may wait."""
+
+    def slow(*_):
+        time.sleep(6)
+        if fails:
+            os._exit(7)
+        return {"mask_AP": 0.5}
+
+    evaluation.predict = lambda model, images: [found_in(i) for i in range(len(images))]
+    evaluation.coco.score = slow
+    with process_group("cpu", timeout_seconds=2) as process, watched(process, 2, lambda: 0):
+        batches = scoring_loader(Tiles(folder), 2, 0, process)
+        scores = evaluation.evaluate(torch.nn.Identity(), batches, process, Speedups(), output)
+        assert scores == ({"mask_AP": 0.5} if process.is_main else {})
+        wait_for_all(process)  # as when a training saves after that
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_other_processes_wait_while_rank_0_scores(few, tmp_path, fails):
+    """However long it takes, but not when rank 0 has ended."""
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    ranks = children.start_ranks(partial(score_slowly, few / "test", tmp_path, fails), logs)
+    codes = [children.end(rank, 60) for rank in ranks]
+    if fails:
+        assert codes[0] == 7
+        assert codes[1] not in (0, None)
+    else:
+        assert codes == [0, 0], logs[1].read_text()
 
 
 def test_two_processes_write_the_file_of_one(tiled, tmp_path):
