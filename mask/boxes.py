@@ -256,11 +256,11 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """The weight of each mask cell for each pixel along one axis of the image: [N,length,M]."""
         low, high = low[:, None], high[:, None]
         pixels = torch.arange(length, device=boxes.device)
-        cell = ((pixels - low) / (high - low) * side - 0.5).clamp(0, side - 1)
-        cells = torch.arange(side, device=boxes.device)
         inside = (pixels + 0.5 >= low) & (pixels + 0.5 < high)
-        weight = (1 - (cell[..., None] - cells).abs()).clamp(min=0)
-        return torch.where(inside[..., None], weight, 0)
+        cell = ((pixels - low) / (high - low) * side - 0.5).clamp(0, side - 1)
+        cell = torch.where(inside, cell, -1)  # which is too far from every cell
+        cells = torch.arange(side, device=boxes.device)
+        return (1 - (cell[..., None] - cells).abs()).clamp(min=0)
 
     x1, y1, x2, y2 = boxes.unbind(1)
     with torch.autocast(boxes.device.type, enabled=False):
