@@ -354,7 +354,7 @@ def add_look_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--range",
-        type=float,
+        type=number(float, -1e30, 1e30),
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="values that become black and white, instead of --stretch",
