@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.commands import ENCODER, ROOT, losses
+from helpers.commands import ENCODER, PATIENCE, ROOT, losses
 from helpers.fake_cuda import SMALL, Census, copied_by_group_norm
 from torch import Tensor, nn
 
@@ -259,7 +259,6 @@ def run_of(tiled, folder, output, *flags):
     return list(map(str, words))
 
 
-@pytest.mark.timeout(600)  # compiling takes long on few cores
 @pytest.mark.parametrize("folder", OPTIONS)
 def test_all_techniques_together_through_the_command(tiled, tmp_path, folder):
     train = importlib.import_module(f"{folder}.train")
@@ -305,7 +304,7 @@ def test_two_gpus_learn_what_one_does(tiled, tmp_path, flags):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for words in ([script, *one], [*torchrun, script, *two]):
         # A signal that torchrun forwards; if it were killed, its processes would stay.
-        command = ["timeout", "140", sys.executable, *map(str, words)]
+        command = ["timeout", str(PATIENCE), sys.executable, *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     rtol = 0.1 if flags else 0.05

@@ -1,10 +1,12 @@
 """The structure of the repository: who imports whom, and how much there is to read."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 from helpers.commands import ROOT
+from hypothesis import HealthCheck, settings
 
 MODELS = sorted(path.parent.name for path in ROOT.glob("*/model.py"))
 COMMON = ("cli", "io", "graphs", "distributed", "run")
@@ -140,6 +142,15 @@ def test_a_training_can_be_read_in_an_afternoon():
     assert len(loaded) <= 28
     assert sum(map(length, loaded)) <= 4600
     assert sum(map(length, (ROOT / "common").glob("*.py"))) <= 2400
+
+
+def test_a_limit_of_time_in_a_test_is_for_what_hangs():
+    """So the suite passes on a busy machine. There is one such limit, `PATIENCE`."""
+    assert settings.default.deadline is None
+    assert HealthCheck.too_slow in settings.default.suppress_health_check
+    for path in (ROOT / "tests").rglob("*.py"):
+        numbers = r"(\bdeadline=|\btimeout=|\btimeout\(|\.wait\(|\.join\(|communicate\()\d"
+        assert not re.findall(numbers, path.read_text()), path
 
 
 def test_no_file_is_longer_than_400_lines():

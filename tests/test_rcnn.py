@@ -188,7 +188,7 @@ def clusters(seed, count, spread):
     return boxes.round() if seed % 2 else boxes  # whole pixels: an IoU can equal the threshold
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(0, 300),

@@ -94,7 +94,7 @@ def test_a_cell_that_fails_is_a_row_and_what_cannot_run_is_named(measured):
 def test_a_sleep_is_found(measured):
     found = {one.technique: one for one in summaries(newest(read_rows(measured[0])), "unet")}
     slow = found["channels-last"]
-    assert slow.speedup[2] < 0.5
+    assert slow.speedup[0] < 1
     assert slow.ms["backward"] > 200
     assert slow.ms["backward"] > slow.ms["forward"]
     assert slow.pays_after is None
@@ -407,17 +407,22 @@ def test_the_quantiles_are_students(seeds):
 
 
 def test_gpu_tests_that_are_ended_by_their_limit_keep_their_results(tmp_path):
-    """By the very options of `make benchmark-gpu`, with a shorter limit."""
+    """By the very options of `make benchmark-gpu`."""
     makefile = (ROOT / "Makefile").read_text()
     line = re.search(r"timeout (.*) \d+ ", makefile)
     options = re.search(r"GPU_TESTS := -m gpu (.*)", makefile)
     assert line
     assert options
     (tmp_path / "test_x.py").write_text(
-        "import time\ndef test_fails(): assert 1 == 2\ndef test_hangs(): time.sleep(99)\n"
+        "import time\ndef test_fails(): assert 1 == 2\ndef test_hangs(): time.sleep(999)\n"
     )
-    limit = ["timeout", *line[1].split(), "15", sys.executable, "-m", "pytest", "-v", "-p"]
+    limit = ["timeout", *line[1].split(), str(PATIENCE), sys.executable, "-m", "pytest", "-v", "-p"]
     limit += ["no:cacheprovider", *options[1].split(), str(tmp_path)]
-    done = subprocess.run(limit, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "assert 1 == 2" in done.stdout
-    assert "1 failed" in done.stdout.splitlines()[-1]
+    with (tmp_path / "log").open("w") as log:
+        child = subprocess.Popen(limit, cwd=tmp_path, stdout=log)
+    printed = (tmp_path / "log").read_text
+    wait_for(lambda: "FAILED test_x.py" in printed() or child.poll() is not None)
+    child.send_signal(signal.SIGALRM)  # what `timeout` sends itself when the time is over
+    child.wait(PATIENCE)
+    assert "assert 1 == 2" in printed()
+    assert "1 failed" in printed().splitlines()[-1]

@@ -24,8 +24,7 @@ NETWORKS = {
     "mask": ["--backbone", "resnet18", "--proposals", "40"],
 }
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-# A time limit is for what hangs: many times what is needed, also on a busy machine.
-PATIENCE = 240
+PATIENCE = children.PATIENCE
 
 
 def training(data: Path, output: Path, *more: object, model: str = "unet") -> list[str]:

@@ -70,7 +70,7 @@ def killed_run(number: int, folder: Path, kills: int = KILLS, data: Path | None 
     whole, cut, log = folder / f"{model}-whole", folder / f"cut-{number}", folder / f"{number}.log"
     begun = time.monotonic()
     if not whole.exists():
-        code = children.end(children.start(command(model, data, whole), log), 600)
+        code = children.end(children.start(command(model, data, whole), log))
         assert code == 0, log.read_text()[-300:]
         (folder / f"{model}-seconds").write_text(str(time.monotonic() - begun))
     usual = float((folder / f"{model}-seconds").read_text())
@@ -84,7 +84,7 @@ def killed_run(number: int, folder: Path, kills: int = KILLS, data: Path | None 
             saved = checkpoint.load(cut / checkpoint.LATEST)["step"]
             assert saved >= step, f"step {step} was lost"
             step = saved
-    code = children.end(children.start(command(model, data, cut), log), 600)
+    code = children.end(children.start(command(model, data, cut), log))
     assert code == 0, log.read_text()[-300:]
     assert "Traceback" not in log.read_text(), log.read_text()[-300:]
     assert outcome(cut) == outcome(whole), f"{model}: not the undisturbed run"
