@@ -85,7 +85,7 @@ def _time(
     row = launch.measured(cell, args, script, [], timeout)
     if "step_ms" not in row:  # it failed
         return row, ""
-    row["error"] = engagement.missing(row, cell.flags, args.steps)
+    row["error"] = row["error"] or engagement.missing(row, cell.flags, args.steps)
     return row, f"{1e3 * row['images'] * len(row['step_ms']) / sum(row['step_ms']):.2f} images/s"
 
 

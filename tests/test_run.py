@@ -16,7 +16,7 @@ import torch
 from helpers.commands import ENCODER, PATIENCE, ROOT, losses, run_script, wait_for
 from PIL import Image
 
-from benchmarks import table
+from benchmarks import run, table
 from benchmarks.lib import engagement, launch, plots, quality, sweep, to_quality
 from benchmarks.lib.matrix import plan
 from benchmarks.lib.readme import part, read_rows
@@ -194,6 +194,59 @@ def test_every_combination_that_can_run_is_planned_and_unknown_ones_are_refused(
         plan(["unet"], ["ampere"], {}, cpu, 4)
 
 
+@pytest.mark.parametrize(
+    ("names", "extra", "flags"),
+    [
+        (["amp+default-malloc"], {}, {"amp+default-malloc": "--amp"}),
+        (["amp+accum"], {"accum": "--grad-accum 2"}, {"amp+accum": "--amp --grad-accum 2"}),
+        (["x+y"], {"x": "--amp", "y": "--lr 1"}, {"x+y": "--amp --lr 1"}),
+        (["amp+amp"], {}, {"amp": "--amp"}),
+    ],
+)
+def test_each_part_of_a_name_is_on_in_its_cell(names, extra, flags):
+    cells, _ = plan(["fcn"], names, extra, torch.device("cpu"), 4)
+    planned = {cell.technique: " ".join(cell.flags) for cell in cells}
+    assert planned == {"plain": "", **extra, **flags}
+
+
+@pytest.mark.parametrize(
+    ("names", "extra", "why"),
+    [
+        (["plain+amp"], {}, "'plain.amp' is not known"),
+        (["default-malloc+ddp"], {}, "'default-malloc.ddp': .*torchrun"),
+        (["amp"], {"amp": "--lr 1"}, "--also 'amp' is the name of another technique"),
+        (["amp"], {"share": "--lr 1"}, "--also 'share' is the name of another technique"),
+    ],
+)
+def test_a_name_that_would_not_be_true_is_refused(names, extra, why):
+    with pytest.raises(UserError, match=why):
+        plan(["fcn"], names, extra, torch.device("cpu"), 4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_a_row_says_whether_freed_memory_was_kept(tiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["--models", "unet", "--backbone", ENCODER, "--rounds", 1, "--data-path", tiled]
+    words += ["--techniques", "plain", "default-malloc+channels-last", "--device", "cpu"]
+    words += ["--crop-size", 32, "--steps", 2, "-o", tmp_path / "speed.csv"]
+    done = run_script(ROOT / "benchmarks/run.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["technique"]: row for row in read_rows(tmp_path / "speed.csv")}
+    assert {name: row["freed_memory"] for name, row in rows.items()} == {
+        "plain": "kept",
+        "channels-last+default-malloc": "returned",
+    }
+    assert not any(row["error"] for row in rows.values())
+
+
+def test_a_cell_that_reported_and_then_crashed_is_an_error(monkeypatch):
+    report = {"error": "RuntimeError: late", "step_ms": [1.0], "images": 4} | SEEN
+    monkeypatch.setattr(launch, "measured", lambda *given: dict(report))
+    cell = plan(["fcn"], ["plain"], {}, torch.device("cpu"), 4)[0][0]
+    row, _ = run._time(cell, 0, argparse.Namespace(warmup=2, steps=1), 1.0)
+    assert row["error"] == "RuntimeError: late"
+
+
 @pytest.fixture(scope="module")
 def written():
     return table.parts({what: table.results(table.RESULTS, what) for what in table.WHAT})
@@ -287,6 +340,7 @@ def test_a_cell_ends_with_its_loader_processes(tiled, tmp_path, monkeypatch):
 
 BF16 = dict.fromkeys(engagement.CONVOLUTIONS, "bfloat16 channels-last")
 SEEN = BF16 | {"dtype": "bfloat16", "world": 1, "processes": 1, "replays": 8}
+SEEN |= {"technique": "x", "freed_memory": "kept"}
 
 
 @pytest.mark.parametrize(
@@ -305,6 +359,10 @@ SEEN = BF16 | {"dtype": "bfloat16", "world": 1, "processes": 1, "replays": 8}
         ),
         ("", {"world": 2}, "1 processes of 2"),
         ("", {"conv_x": ""}, "conv_x is unknown"),
+        ("", {"technique": "amp"}, "amp: the flags lack --amp"),
+        ("--amp", {"technique": "amp+channels-last"}, "channels-last: the flags lack"),
+        ("", {"technique": "x+default-malloc"}, "default-malloc: freed memory was kept"),
+        ("", {"freed_memory": "returned"}, "freed memory was returned"),
     ],
 )
 def test_a_technique_that_did_not_engage_is_named(flags, changed, why):
@@ -368,7 +426,7 @@ def test_a_sweep_tells_speed_ups_by_batch_and_marks_where_the_device_is_the_limi
     assert amp == "| unet | 64 | amp | 2.00 | 2.00 ● | 2.00 ● |"
     assert sweep.sizes("batch=1,2") == ("batch", [1, 2])
     for text in ("batch", "batch=", "batch=0", "side=3"):
-        with pytest.raises(argparse.ArgumentTypeError, match="is not of the form"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"is not (of the form|from 1)"):
             sweep.sizes(text)
     cells, _ = sweep.cells_of(
         lambda batch: plan(["unet"], ["amp"], {}, torch.device("cpu"), batch),
@@ -394,7 +452,20 @@ def test_time_to_quality_is_shown_with_its_interval():
     ratio, low, high = map(float, re.findall(r"\d\.\d\d", noise.split("|")[-2]))
     assert low < 1 < high
     assert low * high == pytest.approx(ratio**2, rel=0.02)
-    assert bad == "| unet, mIoU 0.5 | bad | 2 of 3 |  |  |  |"
+    assert bad == "| unet, mIoU 0.5 | bad | 2 of 3 |  |  | < 12.68 |"
+
+
+def test_a_seed_that_never_reached_the_quality_bounds_the_ratio():
+    """Plain ended after 8 s without it: it would have taken longer."""
+    rows = to_quality_rows()
+    plain = [row for row in rows if row["technique"] == "plain"]
+    plain[2]["reached_s"] = ""
+    for row in rows:
+        row["at_s"] = "4 300"
+    _, amp, _, bad = to_quality.table(rows).splitlines()[2:]
+    assert amp.endswith("| > 2.71 |")  # (100/50 · 110/55 · 300/60)^(1/3)
+    # Seed 1 of the other never reached it either, so there is a bound in neither direction.
+    assert bad.endswith("| 2 of 3 |  |  |  |")
 
 
 @pytest.mark.parametrize("seeds", range(2, 12))

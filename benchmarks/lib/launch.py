@@ -137,7 +137,7 @@ def _forked(
         script = str(ROOT / command[0])
         os.execv(sys.executable, [sys.executable, *launcher, script, *command[1:]])
     torch.set_num_threads(cell.threads)
-    if cell.technique == DEFAULT_MALLOC:
+    if DEFAULT_MALLOC in cell.technique.split("+"):
         cli.keep_freed_memory = lambda: None
     if dry:
         rehearse()
