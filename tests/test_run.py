@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from helpers.commands import ENCODER, PATIENCE, ROOT, losses, run_script, wait_f
 from PIL import Image
 
 from benchmarks import run, table
-from benchmarks.lib import engagement, launch, plots, quality, sweep, to_quality
+from benchmarks.lib import engagement, launch, measure, plots, quality, sweep, to_quality
 from benchmarks.lib.matrix import plan
 from benchmarks.lib.readme import part, read_rows
 from benchmarks.lib.results import (
@@ -29,6 +30,7 @@ from benchmarks.lib.results import (
     newest,
     summaries,
 )
+from benchmarks.lib.techniques import FLAGS
 from common.cli import UserError
 
 # In the process that forks the cells: slows down the training of those with --channels-last, and
@@ -182,8 +184,8 @@ def test_every_combination_that_can_run_is_planned_and_unknown_ones_are_refused(
     cpu = torch.device("cpu")
     cells, left_out = plan(["unet", "mask"], [], {}, cpu, 4)
     names = [cell.technique for cell in cells if cell.model == "mask"]
-    # Of four techniques, DDP's share, and malloc as it is.
-    assert len(names) == len(set(names)) == 2**4 + 2
+    # Of all techniques but CUDA graphs, DDP's share, and malloc as it is.
+    assert len(names) == len(set(names)) == 2 ** (len(FLAGS) - 1) + 2
     beside = plan(["unet"], ["amp+compile"], {}, cpu, 4)[0]
     assert [c.technique for c in beside] == ["plain", "amp+compile", "amp+channels-last+compile"]
     assert left_out == ["cuda-graphs: there is no CUDA device"]
@@ -255,6 +257,34 @@ def written():
 @pytest.mark.parametrize(("readme", "name"), table.parts({key: {} for key in table.WHAT}))
 def test_the_readmes_show_the_committed_numbers(written, readme, name):
     assert part(readme, name) == written[readme, name], "stale; run: python benchmarks/table.py"
+
+
+def test_a_heading_says_how_many_cores_and_whether_it_was_a_dry_run():
+    (row,) = rows_of({"plain": [1]}, cores="1", cpu="EPYC", command="python run.py")
+    assert table.heading([row]).startswith("**CPU**: 1 core of EPYC, ")
+    dry = table.heading([row | {"cores": "2", "command": "python run.py --dry-run"}])
+    assert dry.startswith("**A dry run, with stand-ins")
+    assert "**CPU**: 2 cores of EPYC, " in dry
+
+
+def test_a_cell_that_the_budget_ends_is_left_out_and_is_no_failure(tmp_path, monkeypatch, capsys):
+    clock = [0.0]
+
+    def train(cell, turn, args, timeout):
+        took = min(timeout, 40.0)
+        clock[0] += took
+        error = "" if took == 40 else f"stopped after {took:.0f} s"
+        row = {"model": cell.model, "technique": cell.technique, "error": error}
+        return row | {"wall_s": took}, ""
+
+    monkeypatch.setattr(measure.launch, "start_server", lambda: None)
+    monkeypatch.setattr(measure, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    cells, _ = plan(["fcn", "unet"], ["plain"], {}, torch.device("cpu"), 4)
+    mode = measure.Mode("speed", (), COLUMNS, 1200.0, train, str)
+    args = argparse.Namespace(output=tmp_path / "speed.csv", budget=1.0, crop_size=32)
+    path, late = measure.measure(mode, cells, 1, dict.fromkeys(CONDITIONS, "x"), args)
+    assert [(row["model"], row["error"]) for row in read_rows(path)] == [("fcn", "")]
+    assert late == ["plain of unet: not enough time"]
 
 
 def test_the_front_page_shows_the_processor_measured_last_and_every_gpu():

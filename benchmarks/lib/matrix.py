@@ -68,13 +68,13 @@ def plan(
     flags_of = {name: tuple(flags.split()) for name, flags in (FLAGS | extra).items()}
     flags_of[DEFAULT_MALLOC] = ()
     for name in wanted:
-        parts = {*name.split("+")}
-        if parts != {PLAIN} and not parts <= flags_of.keys():
+        named = {*name.split("+")}
+        if named != {PLAIN} and not named <= flags_of.keys():
             known = ", ".join(flags_of)
             raise UserError(
                 f"--techniques {name!r} is not known; give plain, or join any of {known} by a +."
             )
-        if parts >= {"ddp", DEFAULT_MALLOC}:
+        if named >= {"ddp", DEFAULT_MALLOC}:
             raise UserError(
                 f"--techniques {name!r}: processes of torchrun keep freed memory; leave out one."
             )
