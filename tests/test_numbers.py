@@ -20,6 +20,7 @@ from helpers.rasters import raster
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.lib.models import MODELS
 from common import cli, loader
 from common.cli import UserError
 from common.data import Batch, Tiles
@@ -30,7 +31,7 @@ from common.session import polynomial_schedule
 from mask.targets import training_views
 from rareplanes.sample import schedule
 
-FOLDERS = ("rareplanes", "preprocessing", "fcn", "DeepLabV3", "unet", "mask", "benchmarks")
+FOLDERS = ("rareplanes", "preprocessing", *MODELS, "benchmarks")
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for folder in FOLDERS
@@ -192,7 +193,7 @@ TRAINED = {
     "--clip-grad-norm": [LOW, HIGH],
     "--lr-encoder": [LOW, TINY, HIGH],
     "--epochs": [HIGH],
-    "--decoder-channels": [LOW],
+    "--decoder-channels": [LOW, HIGH],
 }
 PREDICTED = [
     ("--index", LOW),
@@ -281,12 +282,13 @@ def test_the_extremes_train(thin, few, tmp_path, folder, option, number):
         ("--grad-accum", HIGH),
         ("--crop-size", HIGH),
         ("--crop-size", LOW),
+        ("--decoder-channels", HIGH),
     }
     assert trains(folder, tmp_path / "run", few, option, *words) is not refused
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("folder", ["fcn", "DeepLabV3", "unet", "mask"])
+@pytest.mark.parametrize("folder", MODELS)
 def test_every_seed_trains(thin, few, tmp_path, folder, seed):
     assert trains(folder, tmp_path / "run", few, "--seed", seed, "--ema", "0.9")
 

@@ -14,7 +14,7 @@ import torch
 
 from common.args import train_parser
 from common.backbones import parameter_groups
-from common.cli import number
+from common.cli import positive
 from common.cli import run as run_main
 from common.engine import fit
 from common.predict.score import score_checkpoint
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--encoder", default="resnet34", help="name in segmentation_models_pytorch")
     parser.add_argument(
         "--decoder-channels",
-        type=number(int, 1, 4096),
+        type=positive,
         nargs=len(DECODER),
         default=DECODER,
         metavar="C",

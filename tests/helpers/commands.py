@@ -13,16 +13,12 @@ from tempfile import TemporaryDirectory
 
 from torture import children
 
+from benchmarks.lib.models import MODELS
+
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
-# Small enough to train in seconds: timm's own test network, and the lightest of the others.
-ENCODER = "tu-test_resnet"
-NETWORKS = {
-    "unet": ["--encoder", ENCODER, "--decoder-channels", "32", "32", "16", "16", "16"],
-    "DeepLabV3": ["--backbone", "mobilenet_v3_large"],
-    "fcn": ["--backbone", "resnet50"],
-    "mask": ["--backbone", "resnet18", "--proposals", "40"],
-}
+ENCODER = "tu-test_resnet"  # timm's own test network
+NETWORKS = {name: model.tiny for name, model in MODELS.items()}  # trained in seconds
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 PATIENCE = children.PATIENCE
 

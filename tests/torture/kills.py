@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torture import children
 
+from benchmarks.lib.models import MODELS
 from common.cli import run as run_main
 from common.run import checkpoint, checkpoint_file
 from preprocessing import preprocess
@@ -19,12 +20,6 @@ from rareplanes import sample
 KILLS = 10  # in each run
 COMMON = ["--device", "cpu", "-j", "0", "-b", "4", "--crop-size", "64", "--print-freq", "2"]
 COMMON += ["--weights-backbone", "none", "--max-steps", "11", "--save-every", "2"]
-MODELS = {
-    "unet": ["--encoder", "tu-test_resnet", "--decoder-channels", "32", "32", "16", "16", "16"],
-    "DeepLabV3": ["--backbone", "mobilenet_v3_large"],
-    "mask": ["--backbone", "resnet18", "--proposals", "64"],
-    "fcn": ["--backbone", "resnet50"],
-}
 
 
 def make_data(root: Path) -> None:
@@ -35,7 +30,7 @@ def make_data(root: Path) -> None:
 
 def arguments(model: str, data: Path, output: Path, *more: str) -> list[str]:
     """What a user would type after `train.py`, to start a training and to restart it."""
-    given = ["--data-path", str(data), "--output-dir", str(output), *COMMON, *MODELS[model]]
+    given = ["--data-path", str(data), "--output-dir", str(output), *COMMON, *MODELS[model].tiny]
     return [*given, "--resume", *more]
 
 
