@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.lib.environment import provenance
-from benchmarks.lib.readme import ROOT, read_rows, write_part, write_rows
+from benchmarks.lib.readme import ROOT, check_clean, read_rows, write_part, write_rows
 from common.args import has_native_bf16
 from common.cli import Parser, UserError, run, seeds
 
@@ -86,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
             }
         )
     if args.write_readme:
+        check_clean(rows)
         before = read_rows(RESULTS) if RESULTS.exists() else []
         write_rows(RESULTS, [*before, *rows])
         write_part(FRONT_PAGE, "quickstart", table(read_rows(RESULTS)))

@@ -15,7 +15,7 @@ from torture import run as torture
 
 from benchmarks import loader, operators, overhead, scenes
 from benchmarks.lib import engagement, flops, results, turns
-from benchmarks.lib.readme import METHOD, README, part, read_rows, write_part
+from benchmarks.lib.readme import METHOD, README, part, publish, read_rows, write_part
 from common.cli import UserError
 
 
@@ -32,6 +32,16 @@ def test_the_pages_show_the_committed_numbers(name, show, page):
     assert part(page, name) == show(read_rows(ROOT / f"benchmarks/results/{name}.csv")), (
         f"stale; run: python benchmarks/{name}.py --write-readme"
     )
+
+
+def test_every_published_row_can_be_reproduced(tmp_path, monkeypatch):
+    """Rows that were measured with uncommitted changes are not taken."""
+    for path in [*(ROOT / "benchmarks/results").glob("*.csv"), torture.RESULTS]:
+        assert "+dirty" not in path.read_text(), path
+    args = Namespace(output=tmp_path / "a.csv", write_readme=True)
+    with pytest.raises(UserError, match="uncommitted changes"):
+        publish([{"commit": "abc+dirty"}], str, README, "loader", args)
+    assert args.output.exists()
 
 
 def test_the_readme_shows_what_the_torture_did():

@@ -29,7 +29,7 @@ from torture import checkpoints, coco_files, images, kills, rasters, xmls
 from torture.contained import hundred
 
 from benchmarks.lib.environment import provenance
-from benchmarks.lib.readme import read_rows, write_part
+from benchmarks.lib.readme import check_clean, read_rows, write_part
 from common.cli import number
 
 README = Path(__file__).resolve().parents[2] / "common/run/README.md"
@@ -144,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         print(*(f"{key} {row[key]}" for key in ("part", "cases", "broken", "outcomes", "seconds")))
         failed |= bool(row["broken"])
     if args.write_readme:
+        check_clean(read_rows(args.output))
         write_part(README, "torture", totals(read_rows(args.output)))
     return 1 if failed else 0
 
