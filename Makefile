@@ -41,7 +41,7 @@ GPU_TESTS := -m gpu --timeout-method=thread -n 4 --dist worksteal
 test-gpu: install
 	DRY_RUN=$(DRY_RUN) $(BIN)/python -m pytest $(GPU_TESTS)
 
-# Continues where the results end. MINUTES=600 runs it for a night.
+# Continues where the results end, also beyond the goals. MINUTES=600 runs it for a night.
 MINUTES ?= 60
 torture: install
 	$(BIN)/python tests/torture/run.py --budget $(MINUTES)

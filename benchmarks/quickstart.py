@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.lib.environment import provenance
-from benchmarks.lib.readme import ROOT, read_rows, write_part, write_rows
+from benchmarks.lib.readme import ROOT, check_clean, read_rows, write_part, write_rows
 from common.args import has_native_bf16
-from common.cli import Parser, UserError, run, whole
+from common.cli import Parser, UserError, run, seeds
 
 DATA, RUN = "sample_data", "runs/quickstart"
 PARTS = ("render", "tile", "train", "score", "predict")
@@ -56,7 +56,7 @@ def commands(seed: int, fast: list[str]) -> dict[str, list[str]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=whole, nargs="+", default=[0], help="a training for each")
+    parser.add_argument("--seeds", type=seeds, nargs="+", default=[0], help="a training for each")
     parser.add_argument(
         "--write-readme", action="store_true", help=f"add to {RESULTS.name} and renew the README"
     )
@@ -86,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
             }
         )
     if args.write_readme:
+        check_clean(rows)
         before = read_rows(RESULTS) if RESULTS.exists() else []
         write_rows(RESULTS, [*before, *rows])
         write_part(FRONT_PAGE, "quickstart", table(read_rows(RESULTS)))

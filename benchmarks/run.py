@@ -32,7 +32,7 @@ from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import RESULTS, read_rows
 from benchmarks.lib.results import newest
 from common import graphs
-from common.cli import Parser, UserError, fraction, number, positive, run, whole
+from common.cli import Parser, UserError, fraction, loaders, number, positive, run
 from common.distributed import pick_device
 
 GRAPHS_FROM = graphs.WARMUP_STEPS + 3  # by this step every captured one is replayed
@@ -85,7 +85,7 @@ def _time(
     row = launch.measured(cell, args, script, [], timeout)
     if "step_ms" not in row:  # it failed
         return row, ""
-    row["error"] = engagement.missing(row, cell.flags, args.steps)
+    row["error"] = row["error"] or engagement.missing(row, cell.flags, args.steps)
     return row, f"{1e3 * row['images'] * len(row['step_ms']) / sum(row['step_ms']):.2f} images/s"
 
 
@@ -138,7 +138,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     tiles = "tiles: of all processes together on a CPU (4), of each GPU (8)"
     add("-b", "--batch-size", type=positive, help=tiles)
     add("--backbone", help="of all --models; default: light ones on a CPU, train.py's on a GPU")
-    add("-j", "--workers", type=whole, help="loader processes (0; 4 on a GPU)")
+    add("-j", "--workers", type=loaders, help="loader processes (0; 4 on a GPU)")
     add("-o", "--output", type=Path, help="CSV, or folder for speed-<device>-<torch>.csv")
     cache = ROOT / "runs/benchmark/compiled"
     add("--cache", type=Path, default=cache, help="folder of the compiler's cache")

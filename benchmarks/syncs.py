@@ -29,7 +29,7 @@ from benchmarks.lib.models import MODELS
 from benchmarks.lib.synthetic import noise_tiles, training_step
 from common.args import Speedups
 from common.augment import normalise
-from common.cli import Parser, positive, run
+from common.cli import Parser, number, positive, run
 from common.distributed import Process
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--amp-dtype", choices=("bf16", "fp16"), help="default: float32")
     parser.add_argument("--grad-accum", type=positive, default=1)
-    parser.add_argument("--clip-grad-norm", type=float)
+    parser.add_argument("--clip-grad-norm", type=number(float, 1e-9))
     args = parser.parse(argv)
     dtypes = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
     speedups = Speedups(amp_dtype=dtypes[args.amp_dtype], grad_accum=args.grad_accum)

@@ -24,6 +24,7 @@ from benchmarks.lib.results import (
     SHARE,
     Row,
     Summary,
+    cores_of,
     newest,
     shown_number,
     shown_speed,
@@ -159,7 +160,7 @@ def ceilings() -> str:
 def heading(rows: list[Row]) -> str:
     """Where and how these rows were measured, in a sentence or two."""
     r = rows[0]
-    where = r["device"] if r["device"] != "cpu" else f"{r['cores']} cores of {r['cpu']}"
+    where = r["device"] if r["device"] != "cpu" else cores_of(r)
     good = [row for row in rows if not row["error"]]
     rounds = len({row["round"] for row in good})
     kept = f"{r['steps']} steps after {r['warmup']} for warm-up, in each of {rounds} rounds"
@@ -174,10 +175,11 @@ def heading(rows: list[Row]) -> str:
     tiles = f" from {plain[0]['tiles']} tiles" * bool(plain[0]["tiles"])
     dirty = " **with uncommitted changes**" if "dirty" in r["commit"] else ""
     gpu = f", driver {r['driver']}, float32 convolutions in {r['float32']}" if r["driver"] else ""
+    dry = "**A dry run, with stand-ins: its speeds mean nothing.** " * ("--dry-run" in r["command"])
     return (
-        f"**{'CPU' if r['device'] == 'cpu' else 'GPU'}**: {where}{gpu}, torch {r['torch']}, commit "
-        f"{r['commit']}{dirty}. {', '.join(backbones)}; {batch} crops of {r['crop']} pixels a "
-        f"step{tiles}; {kept}."
+        f"{dry}**{'CPU' if r['device'] == 'cpu' else 'GPU'}**: {where}{gpu}, torch {r['torch']}, "
+        f"commit {r['commit']}{dirty}. {', '.join(backbones)}; {batch} crops of {r['crop']} pixels "
+        f"a step{tiles}; {kept}."
     )
 
 

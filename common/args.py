@@ -12,7 +12,7 @@ import torchvision
 from torch.amp import GradScaler
 
 from common import graphs
-from common.cli import Parser, UserError, fraction, interval, number, positive, whole
+from common.cli import Parser, UserError, fraction, interval, loaders, number, positive, seeds
 from common.distributed import Process, pick_device
 
 
@@ -25,8 +25,8 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     add("--output-dir", type=Path, default=output_dir, help="checkpoints, log and pictures")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     workers = min(4, os.cpu_count() or 1)
-    add("-j", "--workers", type=whole, default=workers, help="loader processes per rank")
-    add("--seed", type=whole, default=0, help="seed of weights, order and augmentation")
+    add("-j", "--workers", type=loaders, default=workers, help="loader processes per rank")
+    add("--seed", type=seeds, default=0, help="seed of weights, order and augmentation")
     add("--print-freq", type=positive, default=20, help="steps between log lines")
     add(
         "--resume",
@@ -78,14 +78,9 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     add("-b", "--batch-size", type=positive, default=8, help="tiles per process and forward pass")
     add("--grad-accum", type=positive, default=1, metavar="K", help="forward passes per step")
     add("--crop-size", type=positive, default=512, help="side of a training crop, pixels")
-    add(
-        "--scale-jitter",
-        type=fraction,
-        default=0.0,
-        help="crop at random scales from 1/(1+j) to 1+j",
-    )
+    add("--scale-jitter", type=fraction, default=0.0, help="crop at scales from 1/(1+j) to 1+j")
     add("--lr", type=number(float, 0), default=1e-3, help="peak rate, for the global batch")
-    add("--warmup-steps", type=whole, default=50, help="steps of linear rise to --lr")
+    add("--warmup-steps", type=number(int, 0), default=50, help="steps of linear rise to --lr")
     add("--weight-decay", type=number(float, 0), default=1e-2)
     add(
         "--ema",
@@ -94,13 +89,9 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
         help="score and predict with a moving average of the weights: 0.99 for runs of some "
         "hundred steps, 0.999 for longer ones; default: none",
     )
-    add("--clip-grad-norm", type=number(float, 0), metavar="NORM", help="default: no clipping")
-    add(
-        "--norm",
-        choices=("batch", "group"),
-        default="batch",
-        help="group: for few tiles per process",
-    )
+    add("--clip-grad-norm", type=number(float, 1e-9), metavar="NORM", help="default: no clipping")
+    norms = ("batch", "group")
+    add("--norm", choices=norms, default="batch", help="group: for few tiles per process")
     add("--weights-backbone", default="imagenet", help="imagenet, none or a file of weights")
     add(
         "--init-from",

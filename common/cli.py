@@ -4,7 +4,6 @@ import argparse
 import ctypes
 import difflib
 import errno
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -142,15 +141,18 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def number(
-    kind: type[int] | type[float], low: float, high: float = math.inf
+    kind: type[int] | type[float], low: float, high: float | None = None
 ) -> Callable[[str], float]:
-    """An argument type: numbers of `kind` from `low` to `high`."""
+    """An argument type: numbers of `kind` from `low` to `high`, by default 2³¹ - 1 or 1e9.
+
+    Products of two such whole numbers fit 64 bits, as do 1e9 seconds in nanoseconds.
+    """
+    most = (2**31 - 1 if kind is int else 10**9) if high is None else high
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not low <= value <= high:  # refuses nan, too
-            bounds = f"{low} or more" if high == math.inf else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
+        if not low <= value <= most:  # refuses nan, too
+            raise argparse.ArgumentTypeError(f"{text.strip()} is not from {low} to {most}")
         return value
 
     parse.__name__ = "whole number" if kind is int else "number"  # argparse: "invalid … value"
@@ -169,6 +171,8 @@ def interval(text: str) -> tuple[str, float]:
 interval.__name__ = "number of steps (500) or minutes (10m)"  # argparse: "invalid … value"
 
 positive, whole, fraction = number(int, 1), number(int, 0), number(float, 0, 1)
+seeds = number(int, 0, 2**63 - 1)  # the global rank is added to it; torch takes 64 bits
+processes, loaders = number(int, 1, 1024), number(int, 0, 1024)
 
 
 class _Lines(tqdm):

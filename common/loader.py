@@ -45,7 +45,7 @@ class GlobalBatches(Sampler[list[int]]):
         self.epoch, self.first_step = epoch, first_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**64)
         order = torch.randperm(self.length, generator=generator)
         steps = order[: len(self) * self.batch_size * self.world_size]
         of_rank = steps.view(len(self), self.world_size, self.batch_size)[:, self.rank]
@@ -85,6 +85,7 @@ def _loader(tiles: Tiles, batches: Sampler, workers: int, device: torch.device) 
     They are spawned, because a forked worker inherits the locks of OpenCV's and torch's threads. A
     worker that hangs (on a dead network disk, say) ends the run after `PATIENCE`.
     """
+    workers = min(workers, len(batches))  # type: ignore[arg-type]
     return DataLoader(
         tiles,
         batch_sampler=batches,

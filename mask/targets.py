@@ -40,7 +40,7 @@ def training_views(args: argparse.Namespace) -> Callable[[Batch, int], tuple[Ten
     def views(batch: Batch, epoch: int) -> tuple[Tensor, Targets]:
         images, view = random_view(batch, args.crop_size, args.seed, epoch, args.scale_jitter)
         targets = instance_targets(view, args.max_aircraft, MIN_PIXELS)
-        key = view.tile + (epoch << 24) + (args.seed % 2**19 << 44)  # fits int64
+        key = view.tile + ((epoch << 24) + (args.seed << 44)) % 2**63  # fits int64
         return images, targets._replace(key=key)
 
     return views

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from common.cli import UserError, number, progress
+from common.cli import UserError, number, processes, progress, seeds
 from common.io.look import options_of
 from common.io.tiles import PACKED, tile_paths
 from preprocessing.index import Tile, aircraft_of, contents, refuse_replacing, write_index
@@ -51,7 +51,7 @@ def add_tiling_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `tile_splits` reads."""
     add = parser.add_argument
     add("-s", "--tile-size", type=number(int, 16, 4096), default=512, help="side of a tile, pixels")
-    add("-n", "--num-workers", type=number(int, 1, 1024), default=_cores(), help="processes")
+    add("-n", "--num-workers", type=processes, default=_cores(), help="processes")
     add(
         "--min-visible",
         type=number(float, 0, 1),
@@ -65,7 +65,7 @@ def add_tiling_options(parser: argparse.ArgumentParser) -> None:
         metavar="FRACTION",
         help="tiles without aircraft to keep, as a share of the tiles with aircraft",
     )
-    add("--seed", type=int, default=0, help="decides which tiles without aircraft are kept")
+    add("--seed", type=seeds, default=0, help="decides which tiles without aircraft are kept")
     add(
         "--png-level",
         type=number(int, 0, 9),

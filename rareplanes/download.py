@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.cli import Parser, UserError, positive, progress, run, whole
+from common.cli import Parser, UserError, number, positive, processes, progress, run, seeds
 from common.io.files import sweep
 from rareplanes import bucket
 from rareplanes.bucket import Bucket, RemoteFile, RemoteScene
@@ -46,9 +46,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     splits = (*SPLITS, "all")
     add("-s", "--split", "--data-split", choices=splits, default="all", help="which split")
     add("--airports", nargs="+", metavar="NAME", help="only these airports")
-    add("--seed", type=int, default=0, help="which scenes -n picks")
-    add("-j", "--workers", type=positive, default=16, help="files downloaded in parallel")
-    add("--retries", type=whole, default=8, help="tries after the first, up to 30 s apart")
+    add("--seed", type=seeds, default=0, help="which scenes -n picks")
+    add("-j", "--workers", type=processes, default=16, help="files downloaded in parallel")
+    retries = number(int, 0, 1000)
+    add("--retries", type=retries, default=8, help="tries after the first, up to 30 s apart")
     add("--verify", action="store_true", help="also read every existing file and check its content")
     add("--dry-run", action="store_true", help="list what would be downloaded; write nothing")
     add("--endpoint-url", metavar="URL", help="of an S3-compatible mirror")

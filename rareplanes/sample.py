@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from common.cli import Parser, UserError, number, positive, progress, run, whole
+from common.cli import Parser, UserError, number, processes, progress, run, seeds
 from common.io.files import sweep, write_atomic
 from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render
@@ -93,12 +93,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("-o", "--output-dir", type=Path, default=Path("sample_data"), help="folder to fill")
-    add("-n", "--scenes", type=positive, default=40, help="how many")
-    add("--seed", type=whole, default=0, help="of all scenes")
+    add("-n", "--scenes", type=number(int, 1, 10**6), default=40, help="how many")
+    add("--seed", type=seeds, default=0, help="of all scenes")
     side = number(int, 128, 8192)
     add("--size", type=side, nargs=2, default=(1920, 1080), metavar=("W", "H"), help="pixels")
     add("--test-fraction", type=number(float, 0, 0.99), default=0.2, help="share of test scenes")
-    add("-j", "--workers", type=positive, default=1, help="processes")
+    add("-j", "--workers", type=processes, default=1, help="processes")
     args = parser.parse(argv)
     size = tuple(args.size)
     settings = {"renderer": RENDERER, "seed": args.seed, "scenes": args.scenes, "size": size}
@@ -109,7 +109,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.workers == 1:
         list(bar(map(job, scenes)))
     else:
-        with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        workers = min(args.workers, len(scenes))
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             try:
                 list(bar(pool.map(job, scenes)))
             except BrokenProcessPool as error:

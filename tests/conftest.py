@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -27,12 +28,22 @@ from common import augment
 from preprocessing import preprocess
 from rareplanes import sample
 
+# A limit of time is for what hangs.
+TOO_SLOW = [HealthCheck.too_slow]
+settings.register_profile("suite", settings(), deadline=None, suppress_health_check=TOO_SLOW)
+settings.load_profile("suite")
+
 # On a busy machine, threads that wait for each other cost more time than they save.
 torch.set_num_threads(1)
 
 
-def pytest_sessionfinish(session):
-    """`make test-gpu` without a GPU, or `make test-hosts` without root, has tested nothing."""
+def pytest_sessionfinish(session, exitstatus):
+    """`make test-gpu` without a GPU, or `make test-hosts` without root, has tested nothing.
+
+    A session that was interrupted before the end of its first test says so itself.
+    """
+    if exitstatus == pytest.ExitCode.INTERRUPTED:
+        return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     ran = [reporter.stats.get(result) for result in ("passed", "failed", "error")]
     if session.config.option.markexpr in ("gpu", "hosts") and not any(ran):

@@ -3,17 +3,19 @@
 import re
 import time
 from argparse import Namespace
+from collections import Counter
 from functools import partial
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.commands import ROOT, run_forked
+from helpers.commands import PATIENCE, ROOT, run_forked
 from torture import run as torture
 
 from benchmarks import loader, operators, overhead, scenes
 from benchmarks.lib import engagement, flops, results, turns
-from benchmarks.lib.readme import METHOD, README, part, read_rows, write_part
+from benchmarks.lib.readme import METHOD, README, part, publish, read_rows, write_part
 from common.cli import UserError
 
 
@@ -32,9 +34,55 @@ def test_the_pages_show_the_committed_numbers(name, show, page):
     )
 
 
+def test_every_published_row_can_be_reproduced(tmp_path, monkeypatch):
+    """Rows that were measured with uncommitted changes are not taken."""
+    for path in [*(ROOT / "benchmarks/results").glob("*.csv"), torture.RESULTS]:
+        assert "+dirty" not in path.read_text(), path
+    args = Namespace(output=tmp_path / "a.csv", write_readme=True)
+    with pytest.raises(UserError, match="uncommitted changes"):
+        publish([{"commit": "abc+dirty"}], str, README, "loader", args)
+    assert args.output.exists()
+
+
 def test_the_readme_shows_what_the_torture_did():
     totals = torture.totals(read_rows(torture.RESULTS))
     assert part(torture.README, "torture") == totals, "stale; run torture with --write-readme"
+
+
+@pytest.mark.parametrize(
+    ("before", "only", "first"),
+    [({}, "ab", "a"), ({"a": 3}, "ab", "b"), ({"a": 3, "b": 5}, "ab", "a"), ({"b": 5}, "b", "b")],
+)
+def test_torture_uses_its_time_also_when_all_goals_are_reached(
+    tmp_path, monkeypatch, before, only, first
+):
+    """Goals come first; a case is never run twice."""
+    tried, clock = [], [0.0]
+    monkeypatch.setattr(torture, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def case(name, number, folder):
+        tried.append((name, number))
+        clock[0] += 1
+        return "fine"
+
+    parts = {
+        name: torture.Part(partial(case, name), goal, name) for name, goal in (("a", 3), ("b", 5))
+    }
+    monkeypatch.setattr(torture, "PARTS", parts)
+    output = tmp_path / "results.csv"
+    for name in before:
+        row = torture.torment(name, parts[name], 0, PATIENCE)
+        torture.append(row | torture.provenance(torture.__file__, []), output)
+        assert torture.done(name, output) == before[name]
+    tried.clear()
+    words = ["--budget", "1", "--only", *only, "-o", str(output)]
+    assert torture.main(words) == 0
+    assert tried[0] == (first, before.get(first, 0))
+    assert len(set(tried)) == len(tried)
+    counts = Counter(name for name, _ in tried)
+    for name in only:
+        assert counts[name] + before.get(name, 0) > parts[name].goal
+        assert torture.done(name, output) == counts[name] + before.get(name, 0)
 
 
 def test_scenes_are_measured_beside_the_network(tiled, tmp_path):

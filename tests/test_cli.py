@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,9 +132,23 @@ def test_tests_that_were_asked_for_and_all_skipped_are_no_success(tmp_path, monk
     assert "all tests were skipped: -m gpu" in (tmp_path / "log").read_text()
 
 
-def run_gpu_tests():
+def test_tests_that_were_interrupted_are_not_said_to_be_skipped(tmp_path):
+    run = partial(run_gpu_tests, Interrupted())
+    assert children.end(children.start(run, tmp_path / "log")) == pytest.ExitCode.INTERRUPTED
+    assert "were skipped" not in (tmp_path / "log").read_text()
+
+
+class Interrupted:
+    """A plugin: Ctrl-C at the first test."""
+
+    def pytest_runtest_protocol(self):
+        raise KeyboardInterrupt
+
+
+def run_gpu_tests(*plugins):
     os.chdir(ROOT)
-    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/test_gpu.py", "-m", "gpu"]))
+    words = ["-q", "-p", "no:cacheprovider", "tests/test_gpu.py", "-m", "gpu"]
+    sys.exit(pytest.main(words, plugins))
 
 
 def test_the_readme_names_every_option_that_all_trainings_share():

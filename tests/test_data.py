@@ -80,7 +80,7 @@ def test_instances_are_those_of_the_coco_file(tiled):
     assert 0 in seen
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(count=st.integers(1, 40))
 def test_a_spread_of_a_set_is_made_of_its_tiles(tiled, count):
     tiles = Tiles(tiled / "train")
@@ -119,7 +119,6 @@ def test_more_than_254_aircraft_in_a_tile(tmp_path):
     assert (target.flatten()[1:] == 1).all()
 
 
-@settings(deadline=None)
 @given(
     length=st.integers(1, 60),
     batch=st.integers(1, 4),

@@ -578,6 +578,22 @@ def test_keys_in_the_environment_are_sent_to_nobody_and_written_nowhere(
     assert not any(b"CANARY" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 
+def test_the_largest_numbers_download(s3, tmp_path, monkeypatch):
+    """Also the last of 1,000 retries has a delay."""
+    words = ["-n", 2**31 - 1, "-j", 1024, "--seed", 2**63 - 1, "--retries", 1000]
+    failing = iter(range(1000))
+
+    def fails_at_first():
+        if next(failing, None) is not None:
+            raise bucket.DamagedError("cut short")
+
+    monkeypatch.setattr(bucket, "BACKOFF_CAP_S", 0.0)
+    with Bucket(s3.url, 4, 1000) as remote:
+        remote.persist(fails_at_first)
+    assert download(s3, tmp_path / "data", *map(str, words)) == 0
+    assert tree(tmp_path / "data") == expected(s3)
+
+
 # User mistakes
 
 
@@ -586,8 +602,8 @@ def test_keys_in_the_environment_are_sent_to_nobody_and_written_nowhere(
     [
         ([], "-n/--limit -a/--all is required"),
         (["-n", "3", "-a"], "not allowed with"),
-        (["-n", "0"], "-n/--limit: 0 is not 1 or more"),
-        (["-a", "--workers", "0"], "--workers: 0 is not 1 or more"),
+        (["-n", "0"], "-n/--limit: 0 is not from 1 to 2147483647"),
+        (["-a", "--workers", "0"], "--workers: 0 is not from 1 to 1024"),
         (["-a", "--airports", "Bazel"], "'Bazel'.* it has Atlanta, Basel, Chicago, Hong_Kong"),
         (["-a", "--airports", "Basel", "\x1b[2J"], r"'\\x1b\[2J'.* it has Atlanta"),
     ],

@@ -131,7 +131,7 @@ KINDS = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=8),
     st.sampled_from([16, 50, 128]),
@@ -174,7 +174,7 @@ def test_what_is_no_id_is_refused(tmp_path, value):
         tile(*simple(tmp_path, [], [image(value)]), out=tmp_path / "out")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(ids, min_size=3, max_size=3, unique_by=as_id), st.sampled_from([str, int, float]))
 def test_ids_of_any_kind_belong_together(tmp_path_factory, numbers, kind):
     """Images 0 to 2 have 1 to 3 outlines, whose ids start from the same number in each image."""

@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.commands import ENCODER, ROOT, losses
+from helpers.commands import ENCODER, PATIENCE, ROOT, losses
 from helpers.fake_cuda import SMALL, Census, copied_by_group_norm
-from torch import Tensor, nn
+from helpers.networks import without_dropout
+from torch import Tensor
 
 from benchmarks.lib import synthetic
+from benchmarks.lib.models import MODELS
 from benchmarks.lib.standins import THIN
 from benchmarks.lib.synthetic import noise_tiles
 from benchmarks.syncs import waits
@@ -36,7 +38,7 @@ pytestmark = [
     pytest.mark.skipif(not (DRY or torch.cuda.is_available()), reason="there is no CUDA device"),
 ]
 CUDA = Process(0, 1, torch.device("cpu" if DRY else "cuda:0"))
-LIGHT = {"fcn": "resnet50", "DeepLabV3": "mobilenet_v3_large", "unet": "resnet18"}
+LIGHT = {name: model.light for name, model in MODELS.items() if model.semantic}
 # FCN takes a minute to compile, and differs from DeepLabV3 only in a layer or two.
 OPTIONS = {
     "DeepLabV3": ["--backbone", "mobilenet_v3_large", "--dropout", "0"],
@@ -78,12 +80,6 @@ def training_step(*args, **kwargs):
     made = synthetic.training_step(*args, **kwargs)
     torch.backends.cudnn.benchmark = False
     return made
-
-
-def without_dropout(model):
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
 
 
 def weights(model):
@@ -138,12 +134,11 @@ def test_accumulation_and_clipping_are_captured(grad_accum, clip):
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-@pytest.mark.parametrize("name", [*LIGHT, "mask"])
+@pytest.mark.parametrize("name", MODELS)
 def test_no_step_waits_for_the_device(name, cuda_graphs):
     """In fp16, which has all operators of the other dtypes and those of the scaler."""
     settings = Speedups(torch.float16, True, cuda_graphs=cuda_graphs)
-    backbone = LIGHT.get(name, "resnet18")
-    _, step = training_step(name, CUDA, settings, 96, backbone, clip_grad_norm=1.0)
+    _, step = training_step(name, CUDA, settings, 96, MODELS[name].light, clip_grad_norm=1.0)
     batches = batches_of(STEPS)
     for batch in batches:
         step(batch)
@@ -259,7 +254,6 @@ def run_of(tiled, folder, output, *flags):
     return list(map(str, words))
 
 
-@pytest.mark.timeout(600)  # compiling takes long on few cores
 @pytest.mark.parametrize("folder", OPTIONS)
 def test_all_techniques_together_through_the_command(tiled, tmp_path, folder):
     train = importlib.import_module(f"{folder}.train")
@@ -305,7 +299,7 @@ def test_two_gpus_learn_what_one_does(tiled, tmp_path, flags):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for words in ([script, *one], [*torchrun, script, *two]):
         # A signal that torchrun forwards; if it were killed, its processes would stay.
-        command = ["timeout", "140", sys.executable, *map(str, words)]
+        command = ["timeout", str(PATIENCE), sys.executable, *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     rtol = 0.1 if flags else 0.05

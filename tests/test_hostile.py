@@ -46,10 +46,10 @@ def huge(path: Path):
 def test_what_is_no_file_is_refused_at_once(tmp_path, make, read):
     path = tmp_path / "\x1b[2Ja.png"
     make(path)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError) as error:
         read(path)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert str(error.value).isprintable()
 
 
@@ -73,10 +73,10 @@ def progressive(scans):
 )
 def test_jpegs_made_to_take_for_ever_are_refused_at_once(tmp_path, data):
     (tmp_path / "a.jpg").write_bytes(data)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError, match=r"a\.jpg"):
         pixels_of(tmp_path / "a.jpg")
-    assert time.perf_counter() - start < 200  # it would be hours
+    assert time.process_time() - start < 200  # it would be hours
     (tmp_path / "a.jpg").write_bytes(progressive(0))
     assert not pixels_of(tmp_path / "a.jpg").any()
 
@@ -91,10 +91,10 @@ def test_jpegs_made_to_take_for_ever_are_refused_at_once(tmp_path, data):
     ids=["a long polygon", "many", "a number without end"],
 )
 def test_outlines_made_to_fill_the_memory_are_refused_at_once(outline):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError, match="no outline"):
         run_lengths({"id": 1, "segmentation": outline}, (100, 70))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_fuzzed_scene_descriptions(tmp_path):

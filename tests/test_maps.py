@@ -52,7 +52,7 @@ def described(region):
     return region.label, region.box, region.mask.tobytes(), round(region.score, 4)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 10_000),
     height=st.integers(1, 40),
@@ -88,7 +88,7 @@ def test_a_region_without_end_is_closed_in_parts(monkeypatch):
     assert all(region.score == 1 for region in found)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 40))
 def test_outlines_enclose_exactly_the_pixels(seed, count):
     rng = np.random.default_rng(seed)
@@ -469,7 +469,7 @@ def test_aircraft_become_coco_and_a_map(monkeypatch, tmp_path, capsys):
     assert "--max-detections" not in capsys.readouterr().out
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 10_000), height=st.integers(1, 12), width=st.integers(1, 12))
 def test_run_lengths_of_a_cut_mask_are_those_of_the_image(seed, height, width):
     rng = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ from helpers.commands import losses, training
 from helpers.instances import batch_of, numbered
 from helpers.rasters import Memory
 from helpers.scenes import random_ids
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 from torchvision.models.detection import roi_heads
@@ -98,7 +98,6 @@ def test_targets_leave_slivers_out():
     assert not (everything.ids[0, 0, :9] == -1).any()
 
 
-@settings(deadline=None)
 @given(places=st.integers(1, 12), least=st.integers(1, 60), seed=st.integers(0, 10**6))
 def test_targets_are_the_largest_aircraft(places, least, seed):
     """Against a loop over the aircraft; those without a place become ignored ground."""

@@ -334,7 +334,7 @@ any_results = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(found=any_results, order=st.randoms())
 def test_any_results_come_back_from_the_file(tmp_path_factory, found, order):
     path = tmp_path_factory.getbasetemp() / "results.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.commands import training
+from helpers.commands import NETWORKS, training
 from helpers.scenes import decode, write_png
 
 from benchmarks.lib.standins import narrow
@@ -39,7 +39,7 @@ class Exported:
         return importlib.import_module(f"{self.model}.{name}")
 
 
-LONG = [pytest.param(model, marks=pytest.mark.long) for model in ("fcn", "DeepLabV3", "mask")]
+LONG = [pytest.param(model, marks=pytest.mark.long) for model in NETWORKS if model != "unet"]
 
 
 @pytest.fixture(scope="module", params=["unet", *LONG])

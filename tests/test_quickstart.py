@@ -38,6 +38,7 @@ def test_every_part_runs_and_the_end_names_what_there_is(tmp_path, monkeypatch, 
         "call",
         lambda words: run_forked(Path(words[1]), *words[2:], cwd=tmp_path).returncode,
     )
+    monkeypatch.setattr(quickstart, "check_clean", lambda rows: None)
     quickstart.main(["--seeds", "3", "--write-readme"])
     printed = capfd.readouterr().out
     (row,) = read_rows(tmp_path / "quickstart.csv")

@@ -211,7 +211,6 @@ def record_of(folder, validations, steps=(), **facts):
     return Record(folder, facts, list(steps), validations, {})
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1) | st.text("<>&\"'/!-{%}a =", min_size=1))
 @example(HOSTILE)
 def test_a_page_escapes_its_texts(text):
@@ -244,7 +243,7 @@ def test_a_page_escapes_its_texts(text):
 ODD_NAMES = ["_IoU", "$IoU_1$", "$\\frac{$", "\ud800\n\0", HOSTILE]
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     st.lists(st.text(min_size=1), min_size=1, max_size=3, unique=True),
     st.lists(st.floats(), max_size=3),

@@ -176,7 +176,7 @@ def test_shared_colour_names_both_aircraft(tmp_path):
         read_xml(tmp_path / "s.xml")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_mutated_xml_is_read_or_refused(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("fuzz") / "s.xml"

@@ -29,8 +29,7 @@ from mask import model as mask
 
 CPU = Process(0, 1, torch.device("cpu"))
 # Light enough for a CPU; FCN has no light backbone, see `thin`.
-LIGHT = {"fcn": "resnet50", "DeepLabV3": "mobilenet_v3_large", "unet": ENCODER}
-LIGHT["mask"] = "resnet18"
+LIGHT = {name: model.smallest or model.light for name, model in MODELS.items()}
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

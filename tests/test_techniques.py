@@ -13,22 +13,19 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from helpers.commands import NETWORKS, ROOT, TORCHRUN, run_script
-from helpers.networks import train_thin
+from helpers.networks import train_thin, train_without_dropout
 from torch import nn
 from torture import children
 
+from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import part
 from benchmarks.lib.standins import use_cpu_graphs
 from common.run import checkpoint
+from common.session import Session
 
 pytestmark = pytest.mark.usefixtures("thin")
 STEPS, WARMUP = 4, 2  # `use_cpu_graphs` captures after two steps
-MODELS = {
-    "FCN": ("fcn", ["--backbone", "resnet50", "--dropout", "0"]),  # narrow, by `thin`
-    "DeepLabV3": ("DeepLabV3", ["--backbone", "mobilenet_v3_large", "--dropout", "0"]),
-    "UNet": ("unet", NETWORKS["unet"]),
-    "Mask R-CNN": ("mask", ["--backbone", "resnet18", "--proposals", "40"]),
-}
+FOLDERS = {model.title: model.folder for model in MODELS.values()}
 # Flags, and how far the losses of all steps may be from the plain run's: the mean distance as a
 # share of the mean loss. Later steps multiply a difference in rounding, so a single step shows more
 # of the processor's bf16, which has three digits, than of the technique.
@@ -49,10 +46,10 @@ SHOWN = [technique for technique in TECHNIQUES if not technique.startswith("all"
 
 
 def words_of(model: str, data: Path, output: Path) -> list[str]:
-    """GroupNorm and no dropout: BatchNorm and dropout depend on how a batch is split."""
+    """GroupNorm, because BatchNorm depends on how a batch is split; so does dropout."""
     words = ["--data-path", data, "--output-dir", output, "--max-steps", STEPS, "-b", 4, "-j", 0]
     words += ["--crop-size", 32, "--norm", "group", "--weights-backbone", "none"]
-    words += ["--print-freq", 1, "--eval-freq", 99, "--device", "cpu", *MODELS[model][1]]
+    words += ["--print-freq", 1, "--eval-freq", 99, "--device", "cpu", *NETWORKS[FOLDERS[model]]]
     return list(map(str, words))
 
 
@@ -62,6 +59,13 @@ def losses_and_score(output: Path) -> tuple[list[float], float]:
     return [x["loss"] for x in lines if "loss" in x], lines[-1][score]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_dropout(thin):
+    with pytest.MonkeyPatch.context() as patch:
+        train_without_dropout(patch.setattr)
+        yield
+
+
 @pytest.fixture(scope="module")
 def plain(few, tmp_path_factory):
     """The plain run of a model: its losses and its score."""
@@ -69,11 +73,21 @@ def plain(few, tmp_path_factory):
     @cache
     def run(model):
         output = tmp_path_factory.mktemp("plain") / "run"
-        train = importlib.import_module(f"{MODELS[model][0]}.train")
+        train = importlib.import_module(f"{FOLDERS[model]}.train")
         train.main(words_of(model, few, output))
         return losses_and_score(output)
 
     return run
+
+
+@pytest.mark.parametrize("model", FOLDERS)
+def test_no_random_number_is_drawn_without_dropout(few, tmp_path, monkeypatch, plain, model):
+    """If it fails, extend `without_dropout` of tests/helpers/networks.py."""
+    start = Session.start
+    seeded = lambda *given: start(*given) or torch.manual_seed(9)  # noqa: E731
+    monkeypatch.setattr(Session, "start", seeded)
+    importlib.import_module(f"{FOLDERS[model]}.train").main(words_of(model, few, tmp_path / "run"))
+    assert losses_and_score(tmp_path / "run")[0] == pytest.approx(plain(model)[0], rel=1e-5)
 
 
 @pytest.mark.long
@@ -92,10 +106,10 @@ def test_compiled_code_learns_the_same(few, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FOLDERS)
 def test_the_same_is_learnt(few, tmp_path, monkeypatch, plain, model, technique):
     flags, tolerance = TECHNIQUES[technique]
-    folder, output = MODELS[model][0], tmp_path / "run"
+    folder, output = FOLDERS[model], tmp_path / "run"
     words = [*words_of(model, few, output), *flags]
     made = use_cpu_graphs(monkeypatch.setattr) if "--cuda-graphs" in flags else []
     if "--compile" in flags:
@@ -149,5 +163,5 @@ def front_page() -> dict[tuple[str, str], str]:
 
 def test_the_front_page_lists_what_is_trained_here_and_nothing_else():
     """What a cell says is compared by the test that trains it."""
-    trained = [(model, technique) for model in MODELS for technique in SHOWN]
+    trained = [(model, technique) for model in FOLDERS for technique in SHOWN]
     assert list(front_page()) == trained, "edit the table of techniques in README.md"

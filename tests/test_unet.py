@@ -271,7 +271,7 @@ def test_weights_of_an_earlier_run_start_the_encoder(trained, tmp_path):
         (["--data-path", "nowhere"], "there is no folder 'nowhere/train'"),
         (["--resume", "nothing.pth"], "there is no checkpoint"),
         (["-b", "4000"], "lower --batch-size"),
-        (["-b", "0"], "0 is not 1 or more"),
+        (["-b", "0"], "0 is not from 1 to"),
         (["--lr", "fast"], "invalid number value"),
         (["--encoder", "resnet999"], "not known"),
         (["--device", "cuda:7"], "GPU 7"),

@@ -40,7 +40,7 @@ def whole_blend(pixels, tiling):
     return (total / norm)[:, :height, :width].float()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     height=st.integers(1, 150),
     width=st.integers(1, 150),
@@ -58,7 +58,7 @@ def test_the_moving_band_gives_the_blend_of_the_whole_scene(height, width, overl
     assert scene.reads == height * width
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     height=st.integers(1, 150),
     width=st.integers(1, 150),

@@ -1,6 +1,8 @@
 """Proof that a technique engaged: what ran, seen from outside the training's own code."""
 
 import json
+import resource
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -11,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.profiler import ExecutionTraceObserver
 
+from benchmarks.lib.techniques import DEFAULT_MALLOC, FLAGS
 from common import graphs
 
 CONVOLUTIONS = ("conv_x", "conv_backward_x", "conv_backward_grad")
-COLUMNS = ("replays", "compiled_graphs", "graph_breaks", *CONVOLUTIONS)
+COLUMNS = ("replays", "compiled_graphs", "graph_breaks", *CONVOLUTIONS, "freed_memory")
 
 
 def count_replays() -> Counter[str]:
@@ -43,6 +46,20 @@ def compilations() -> dict[str, int]:
 
     breaks = sum(counters["graph_break"].values())
     return {"compiled_graphs": counters["stats"]["unique_graphs"], "graph_breaks": breaks}
+
+
+def freed_memory() -> str:
+    """Whether glibc has `kept` a large freed block, or `returned` it; '' without glibc.
+
+    A block that the kernel provides anew costs page faults, at least one for each 2 MB.
+    """
+    if sys.platform != "linux":
+        return ""
+    faults = []
+    for _ in range(3):  # the first may enlarge the heap
+        torch.ones(64 << 20, dtype=torch.uint8)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return "kept" if faults[-1] - faults[-2] < 32 else "returned"
 
 
 def watch_convolutions(step: Callable[[], Tensor]) -> tuple[Tensor, dict[str, str]]:
@@ -86,10 +103,17 @@ def missing(row: dict[str, Any], flags: tuple[str, ...], steps: int) -> str:
     """What a cell's flags promise and its report does not show; '' if the techniques engaged.
 
     Args:
-        row: The cell's report, with `world` as it was planned.
+        row: The cell's report, with `technique` and `world` as they were planned.
         flags: Of train.py.
         steps: How many were timed.
     """
+    parts = row["technique"].split("+")
+    for part in parts:
+        if not set(FLAGS.get(part, "").split()) <= set(flags):
+            return f"{part}: the flags lack {FLAGS[part]}"
+    freed = row["freed_memory"]
+    if freed and (freed == "returned") != (DEFAULT_MALLOC in parts):
+        return f"{row['technique']}: freed memory was {freed}"
     seen = {name: row.get(name, "") for name in CONVOLUTIONS}
     shown = ", ".join(f"{name} is {value or 'unknown'}" for name, value in seen.items())
     dtypes = {value.split(" ")[0] for value in seen.values()}

@@ -137,7 +137,7 @@ def _forked(
         script = str(ROOT / command[0])
         os.execv(sys.executable, [sys.executable, *launcher, script, *command[1:]])
     torch.set_num_threads(cell.threads)
-    if cell.technique == DEFAULT_MALLOC:
+    if DEFAULT_MALLOC in cell.technique.split("+"):
         cli.keep_freed_memory = lambda: None
     if dry:
         rehearse()
@@ -154,8 +154,9 @@ def rehearse() -> None:
     """For a dry run, until the process ends: narrow networks, graphs that replay on the CPU."""
     narrow()
     use_cpu_graphs()
-    MODELS["unet"] = replace(MODELS["unet"], light="tu-test_resnet")
-    MODELS["mask"] = replace(MODELS["mask"], light_flags=("--proposals", "20"))
+    for name, model in MODELS.items():
+        smallest = model.smallest or model.light
+        MODELS[name] = replace(model, light=smallest, light_flags=model.smallest_flags)
 
 
 def _end(child: Any) -> None:

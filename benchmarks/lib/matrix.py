@@ -53,7 +53,7 @@ def plan(
         dry: The first techniques only, on one device, on which CUDA graphs are replaced.
 
     Raises:
-        UserError: A name is unknown.
+        UserError: A name is unknown, or a row of that name would not be true.
     """
     gpu = device.type == "cuda"
     world = torch.cuda.device_count() if gpu else 2
@@ -63,11 +63,21 @@ def plan(
         *("+".join(c) for n in range(1, len(FLAGS) + 1) for c in combinations(FLAGS, n)),
         DEFAULT_MALLOC,
     ]
+    for name in extra.keys() & {PLAIN, *FLAGS, DEFAULT_MALLOC, SHARE}:
+        raise UserError(f"--also {name!r} is the name of another technique; choose another.")
+    flags_of = {name: tuple(flags.split()) for name, flags in (FLAGS | extra).items()}
+    flags_of[DEFAULT_MALLOC] = ()
     for name in wanted:
-        unknown = {*name.split("+")} - {*FLAGS, PLAIN, DEFAULT_MALLOC, *extra}
-        if unknown:
-            known = ", ".join([PLAIN, *FLAGS, DEFAULT_MALLOC, *extra])
-            raise UserError(f"--techniques {name!r} is not known; join any of {known} by a +.")
+        named = {*name.split("+")}
+        if named != {PLAIN} and not named <= flags_of.keys():
+            known = ", ".join(flags_of)
+            raise UserError(
+                f"--techniques {name!r} is not known; give plain, or join any of {known} by a +."
+            )
+        if named >= {"ddp", DEFAULT_MALLOC}:
+            raise UserError(
+                f"--techniques {name!r}: processes of torchrun keep freed memory; leave out one."
+            )
     asked = [_sorted(name) for name in wanted] or (FIRST if dry else all_of)
     asked += [
         beside
@@ -76,11 +86,11 @@ def plan(
         and "channels-last" not in name.split("+")
         and (beside := _sorted(f"{name}+channels-last")) not in asked
     ]
-    chosen = {PLAIN: (), **{name: tuple(extra[name].split()) for name in extra}}
+    chosen = {PLAIN: (), **{name: flags_of[name] for name in extra}}
     for name in sorted(asked, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)):
         parts = name.split("+")
         if name not in chosen and not cannot.keys() & parts:
-            chosen[name] = tuple(FLAGS[part] for part in parts if FLAGS.get(part))
+            chosen[name] = tuple(flag for part in parts for flag in flags_of[part])
     parts_of_cpu = 1 if gpu else world
     cells = []
     if "ddp" in chosen and not gpu:
@@ -99,8 +109,8 @@ def plan(
 
 
 def _sorted(name: str) -> str:
-    """The parts of a name in the order of `FLAGS`."""
-    parts = name.split("+")
+    """The parts of a name, once each, in the order of `FLAGS`."""
+    parts = dict.fromkeys(name.split("+"))
     return "+".join(sorted(parts, key=lambda part: [*FLAGS, part].index(part)))
 
 

@@ -61,7 +61,12 @@ def measure(
                 skipped.setdefault(cell.technique, []).append(cell.model)
                 todo.remove(cell)
                 continue
-            row, result = mode.train(cell, turn, args, min(end - time.monotonic(), mode.patience))
+            left = end - time.monotonic()
+            row, result = mode.train(cell, turn, args, min(left, mode.patience))
+            if row["error"].startswith("stopped after") and left < mode.patience:
+                skipped.setdefault(cell.technique, []).append(cell.model)
+                todo.remove(cell)
+                continue
             seconds[cell] = row["wall_s"]
             append(path, conditions | row | {"round": turn}, mode.columns)
             if row["error"]:

@@ -1,4 +1,4 @@
-"""The models that are measured, one row each."""
+"""The models, one row each: what is measured, and what the tests train."""
 
 import importlib
 from dataclasses import dataclass
@@ -7,14 +7,22 @@ from types import ModuleType
 
 @dataclass(frozen=True)
 class Model:
-    """A model's folder and the backbones it is measured on."""
+    """A model's folder and its backbones. The smallest is for tests; by default the light one."""
 
     folder: str
+    title: str  # in tables of the README
     option: str  # of train.py, which chooses the backbone
     backbone: str  # train.py's default
     light: str  # for a CPU
     light_flags: tuple[str, ...] = ()  # of train.py, for a CPU
     semantic: bool = True  # every pixel is labelled
+    smallest: str = ""
+    smallest_flags: tuple[str, ...] = ()
+
+    @property
+    def tiny(self) -> list[str]:
+        """The options of train.py for the smallest network."""
+        return [self.option, self.smallest or self.light, *self.smallest_flags]
 
     @property
     def module(self) -> ModuleType:
@@ -30,9 +38,22 @@ class Model:
 MODELS = {
     model.folder: model
     for model in (
-        Model("fcn", "--backbone", "resnet50", "resnet50"),
-        Model("DeepLabV3", "--backbone", "resnet50", "mobilenet_v3_large"),
-        Model("unet", "--encoder", "resnet34", "resnet18"),
-        Model("mask", "--backbone", "resnet50", "resnet18", ("--proposals", "200"), semantic=False),
+        Model("fcn", "FCN", "--backbone", "resnet50", "resnet50"),
+        Model("DeepLabV3", "DeepLabV3", "--backbone", "resnet50", "mobilenet_v3_large"),
+        Model(
+            "unet",
+            "UNet",
+            *("--encoder", "resnet34", "resnet18"),
+            smallest="tu-test_resnet",
+            smallest_flags=("--decoder-channels", "32", "32", "16", "16", "16"),
+        ),
+        Model(
+            "mask",
+            "Mask R-CNN",
+            *("--backbone", "resnet50", "resnet18"),
+            light_flags=("--proposals", "200"),
+            semantic=False,
+            smallest_flags=("--proposals", "40"),
+        ),
     )
 }

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.lib import sweep, to_quality
 from benchmarks.lib.models import MODELS
-from benchmarks.lib.results import SHARE, Row, Summary, summaries
+from benchmarks.lib.results import SHARE, Row, Summary, cores_of, summaries
 from benchmarks.lib.techniques import PLAIN
 from common.io.files import whole_file
 
@@ -91,7 +91,7 @@ def _write(path: Path, figure: Callable[[], Any]) -> list[Path]:
 
 
 def _where(row: Row) -> str:
-    return row["device"] if row["device"] != "cpu" else f"CPU, {row['cores']} cores of {row['cpu']}"
+    return row["device"] if row["device"] != "cpu" else f"CPU, {cores_of(row)}"
 
 
 def draw(bars: list[Summary], model: str, row: Row) -> Any:

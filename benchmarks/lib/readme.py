@@ -77,7 +77,21 @@ def publish(
     text = show(read_rows(args.output))
     print(text)
     if args.write_readme:
+        check_clean(rows)
         write_part(page, name, text)
+
+
+def check_clean(rows: list[dict]) -> None:
+    """Refuse to show rows that no commit can reproduce.
+
+    Raises:
+        UserError: Something but results files was changed and not committed.
+    """
+    if any("+dirty" in row["commit"] for row in rows):
+        raise UserError(
+            "--write-readme: these numbers were measured with uncommitted changes; commit them "
+            "and measure again."
+        )
 
 
 def _split(text: str, name: str) -> tuple[str, str, str]:

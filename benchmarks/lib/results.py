@@ -110,6 +110,11 @@ class Summary:
     efficiency: float | None = None  # of DDP: its speed over that of as many single processes
 
 
+def cores_of(row: Row) -> str:
+    """Where a row was measured: `2 cores of AMD EPYC`."""
+    return f"{row['cores']} core{'s' * (row['cores'] != '1')} of {row['cpu']}"
+
+
 def shown_number(value: float) -> str:
     """With three digits, or more if it is large."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

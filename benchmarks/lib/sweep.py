@@ -9,6 +9,7 @@ from itertools import product
 from benchmarks.lib.matrix import SHARE, Cell
 from benchmarks.lib.readme import markdown
 from benchmarks.lib.results import PLAIN, SIZES, Row, Summary, newest, shown_speed, summaries
+from common.cli import positive
 
 MARK = "●"
 
@@ -16,8 +17,8 @@ MARK = "●"
 def sizes(text: str) -> tuple[str, list[int]]:
     """An argument type: `batch=1,2,4` or `crop=128,256`."""
     name, equals, values = text.partition("=")
-    numbers = [int(value) for value in values.split(",") if value.isdecimal()]
-    if name not in SIZES or not equals or not numbers or 0 in numbers:
+    numbers = [int(positive(value)) for value in values.split(",") if value.isdecimal()]
+    if name not in SIZES or not equals or not numbers:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form batch=1,2,4 or crop=128,256")
     return name, numbers
 

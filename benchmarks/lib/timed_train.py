@@ -190,6 +190,7 @@ class Watch(Clock):
             "dtype": str(dtype or torch.float32).removeprefix("torch."),
             "processes": self.world,
             "replays": self.counter["replays"],
+            "freed_memory": "" if self.timeline.on_gpu else engagement.freed_memory(),
         }
         if self.args["compile"]:
             self.report |= engagement.compilations()

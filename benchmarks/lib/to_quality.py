@@ -131,19 +131,12 @@ def table(rows: list[Row]) -> str:
         for technique in dict.fromkeys(row["technique"] for row in runs):
             tried = [row for row in good if row["technique"] == technique]
             reached = {row["round"]: float(row["reached_s"]) for row in tried if row["reached_s"]}
-            cells = [level, technique, f"{len(reached)} of {len(tried)}"]
+            cells = [level, technique, f"{len(reached)} of {len(tried)}", "", ""]
             if reached and len(reached) == len(tried):
                 steps = np.mean([int(row["at_steps"].split()[-1]) for row in tried])
-                cells += [_mean(np.array(list(reached.values()))), f"{steps:.0f}"]
-                ratios = [
-                    float(plain[seed]["reached_s"]) / seconds
-                    for seed, seconds in reached.items()
-                    if seed in plain and plain[seed]["reached_s"] and technique != PLAIN
-                ]
-                cells.append(_against(ratios))
-            else:
-                cells += [""] * 3
-            lines.append(cells)
+                cells[3:] = [_mean(np.array(list(reached.values()))), f"{steps:.0f}"]
+            pairs = [(plain[row["round"]], row) for row in tried if row["round"] in plain]
+            lines.append([*cells, _against(pairs) if technique != PLAIN else ""])
     return markdown(head, lines, "llr")
 
 
@@ -154,11 +147,23 @@ def _mean(seconds: np.ndarray) -> str:
     return f"{seconds.mean():.0f} ({seconds.mean() - half:.0f} to {seconds.mean() + half:.0f})"
 
 
-def _against(ratios: list[float]) -> str:
-    """Geometric mean of paired ratios, and the interval of a t-test on their logarithms."""
-    if len(ratios) < 2:
-        return f"{ratios[0]:.2f}" if ratios else ""
-    logs = np.log(ratios)
+def _against(pairs: list[tuple[Row, Row]]) -> str:
+    """Geometric mean of paired ratios, and the interval of a t-test on their logarithms.
+
+    A run that never reached the level would have taken longer than it did. With such runs on one
+    side the mean is a bound, `>` or `<`, without an interval; with some on both sides nothing is
+    known.
+    """
+    unreached = [any(not row["reached_s"] for row in side) for side in zip(*pairs, strict=True)]
+    if not pairs or all(unreached):
+        return ""
+    seconds = np.array(
+        [[float(row["reached_s"] or row["at_s"].split()[-1]) for row in pair] for pair in pairs]
+    )
+    logs = np.log(seconds[:, 0] / seconds[:, 1])
+    if any(unreached) or len(pairs) < 2:
+        bound = "> " if unreached[0] else "< " if unreached[1] else ""
+        return f"{bound}{np.exp(logs.mean()):.2f}"
     half = _half_width(logs)
     low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
     return f"{mean:.2f} ({low:.2f} to {high:.2f})"

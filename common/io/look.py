@@ -7,12 +7,20 @@ from typing import Any
 
 from common.cli import UserError, number, positive
 
+
+def _metres(text: str) -> float:
+    """An argument type: 0, or metres of ground per pixel."""
+    return number(float, 0.001, 1000)(text) if number(float, 0, 1000)(text) else 0.0
+
+
+_metres.__name__ = "number"  # argparse: "invalid … value"
+
 # The type of each option's values.
 OPTIONS: dict[str, Callable[[str], float]] = {
     "bands": positive,
     "stretch": number(float, 0, 100),
-    "range": float,
-    "gsd": number(float, 0, 1000),
+    "range": number(float, -1e30, 1e30),
+    "gsd": _metres,
 }
 
 

@@ -55,7 +55,7 @@ def inference_parser(description: str) -> Parser:
     )
     add(
         "--crops",
-        type=whole,
+        type=number(int, 0, 1000),
         default=0,
         metavar="N",
         help="also draw a sheet of the N largest regions or surest aircraft",
@@ -70,11 +70,11 @@ def inference_parser(description: str) -> Parser:
 
 def window(text: str) -> int:
     """An argument type: the side of a window that every network here accepts."""
-    side = int(text)
-    if side < STRIDE or side % STRIDE:
+    side = int(number(int, STRIDE, 8192)(text))
+    if side % STRIDE:
         raise argparse.ArgumentTypeError(
             f"{text} is not a multiple of {STRIDE}, the networks' stride; "
-            f"use {max(STRIDE, side // STRIDE * STRIDE)}"
+            f"use {side // STRIDE * STRIDE}"
         )
     return side
 

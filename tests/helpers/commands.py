@@ -13,19 +13,14 @@ from tempfile import TemporaryDirectory
 
 from torture import children
 
+from benchmarks.lib.models import MODELS
+
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
-# Small enough to train in seconds: timm's own test network, and the lightest of the others.
-ENCODER = "tu-test_resnet"
-NETWORKS = {
-    "unet": ["--encoder", ENCODER, "--decoder-channels", "32", "32", "16", "16", "16"],
-    "DeepLabV3": ["--backbone", "mobilenet_v3_large"],
-    "fcn": ["--backbone", "resnet50"],
-    "mask": ["--backbone", "resnet18", "--proposals", "40"],
-}
+ENCODER = "tu-test_resnet"  # timm's own test network
+NETWORKS = {name: model.tiny for name, model in MODELS.items()}  # trained in seconds
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-# A time limit is for what hangs: many times what is needed, also on a busy machine.
-PATIENCE = 240
+PATIENCE = children.PATIENCE
 
 
 def training(data: Path, output: Path, *more: object, model: str = "unet") -> list[str]:

@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torture import kills
 
-from benchmarks.lib.standins import narrow
+from benchmarks.lib.standins import Replace, narrow
 from benchmarks.lib.synthetic import bare_session
 from common.args import Speedups
 from common.distributed import Process
@@ -16,7 +16,30 @@ from common.session import Session
 def train_thin(folder: str, words: list[str]) -> None:
     """Run `folder`/train.py with thin networks, in a process that needs no others."""
     narrow()
+    train_without_dropout()
     kills.run(f"{folder}.train", words)
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """`model` without random numbers: dropout, also of paths (DropPath, StochasticDepth) is 0.
+
+    They are found by the names of their numbers, `p`, `drop_prob`, `dropout` and the like.
+    """
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and (name == "p" or "drop" in name):
+                setattr(module, name, 0.0)
+    return model
+
+
+def train_without_dropout(replace: Replace = setattr) -> None:
+    """Let every training begin with `without_dropout`."""
+    start = Session.start
+
+    def start_without(self: Session, model: nn.Module, optimizer: Optimizer) -> None:
+        start(self, without_dropout(model), optimizer)
+
+    replace(Session, "start", start_without)
 
 
 def session_of(

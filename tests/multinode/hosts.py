@@ -12,13 +12,17 @@ import subprocess
 import time
 from pathlib import Path
 
+from torture.children import PATIENCE
+
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 _numbers = itertools.count()
 
 
 def ip(*words: object) -> str:
     command = ["ip", *map(str, words)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=PATIENCE
+    ).stdout
 
 
 def why_not() -> str | None:
@@ -84,7 +88,7 @@ class Hosts:
 
     def kill(self, host: int) -> None:
         """Like a power cut: kill everything on a host at once, without notice to anybody."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while pids := self.processes(host):
             for pid in pids:
                 try:

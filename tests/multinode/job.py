@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from multinode.hosts import ADDRESSES, Hosts
+from torture.children import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,15 +60,15 @@ class Job:
     def step(self) -> int:
         return max((int(line["step"]) for line in self.lines()), default=0)
 
-    def wait(self, what: Callable[[], object], seconds: float) -> None:
-        end = time.monotonic() + seconds
+    def wait(self, what: Callable[[], object]) -> None:
+        end = time.monotonic() + PATIENCE
         while not what():
             assert time.monotonic() < end, self.tail()
             time.sleep(0.1)
 
-    def finish(self, seconds: float) -> list[int | None]:
+    def finish(self) -> list[int | None]:
         """Exit codes of the agents once both have ended."""
-        self.wait(lambda: all(a is None or a.poll() is not None for a in self.agents), seconds)
+        self.wait(lambda: all(a is None or a.poll() is not None for a in self.agents))
         return [agent and agent.returncode for agent in self.agents]
 
     def tail(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from multinode.hosts import Hosts
 from multinode.job import ROOT, Job
+from torture.children import PATIENCE
 
 from common.run import checkpoint
 
@@ -26,7 +27,7 @@ def worker_killed(hosts: Hosts, job: Job, rng: random.Random) -> None:
     lines, host = len(job.lines()), rng.randrange(2)
     (worker,) = (p for p in job.hosts.processes(host, "train.py") if is_worker(p))
     subprocess.run(["kill", "-9", str(worker)], check=True)
-    job.wait(lambda: len(job.lines()) < lines, 120)  # restarted: the log goes back to its step
+    job.wait(lambda: len(job.lines()) < lines)  # restarted: the log goes back to its step
 
 
 def link_cut_and_healed(hosts: Hosts, job: Job, rng: random.Random) -> None:
@@ -44,7 +45,7 @@ def node_replaced(hosts: Hosts, job: Job, rng: random.Random) -> None:
 def silent_for_good(hosts: Hosts, job: Job, rng: random.Random) -> None:
     """Neither waits for the other for ever; after the cable is repaired both are started again."""
     hosts.cut()
-    ended = job.finish(240)  # --dist-timeout, then twice what the rendezvous may take
+    ended = job.finish()
     assert 0 not in ended, ended
     hosts.heal()
     job.start(0)
@@ -54,7 +55,7 @@ def silent_for_good(hosts: Hosts, job: Job, rng: random.Random) -> None:
 def rendezvous_lost(hosts: Hosts, job: Job, rng: random.Random) -> None:
     """The other host does not wait for it."""
     hosts.kill(0)
-    assert 0 not in job.finish(120)
+    assert 0 not in job.finish()
     job.start(0)
     job.start(1)
 
@@ -77,7 +78,9 @@ def tiles(folder: Path) -> Path:
             ["rareplanes/sample.py", "-o", data, "-n", 24, "--seed", 1, "--size", 384, 256],
             ["preprocessing/preprocess.py", data, "-s", 128, "-n", 1],
         ):
-            subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True, timeout=240)
+            subprocess.run(
+                [sys.executable, *map(str, words)], cwd=ROOT, check=True, timeout=PATIENCE
+            )
     return data
 
 
@@ -100,9 +103,9 @@ def run(what, data: Path, output: Path, rng: random.Random) -> None:
     with Hosts() as hosts:
         job = Job(hosts, output, "--data-path", data, *FLAGS)
         first = rng.randrange(5, STEPS - 8)
-        job.wait(lambda: job.step() >= first, 120)
+        job.wait(lambda: job.step() >= first)
         what(hosts, job, rng)
-        codes = job.finish(240)
+        codes = job.finish()
     assert codes == [0, 0], f"{what.__name__}: {codes}\n{job.tail()}"
     assert job.step() == STEPS
 

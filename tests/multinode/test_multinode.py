@@ -6,7 +6,6 @@ from multinode.hosts import why_not
 
 
 @pytest.mark.hosts
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
 @pytest.mark.parametrize(
     "what", [scenarios.node_replaced, scenarios.silent_for_good, scenarios.rendezvous_lost]

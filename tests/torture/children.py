@@ -13,6 +13,8 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+# Seconds. A limit of time is for what hangs: ten times what the slowest wait takes on two cores.
+PATIENCE = 600
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["fcn.train", "DeepLabV3.train", "unet.train", "mask.train", "rareplanes.sample"]
@@ -54,7 +56,7 @@ def start_ranks(function: Callable[[], object], logs: list[Path]) -> list[ForkSe
     return [start(function, log, RANK=r, LOCAL_RANK=r, **world) for r, log in enumerate(logs)]
 
 
-def end(child: ForkServerProcess, seconds: float = 240) -> int:
+def end(child: ForkServerProcess, seconds: float = PATIENCE) -> int:
     """Wait for a child; returns its exit code, negative for a signal.
 
     Raises:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+from torture.children import PATIENCE
 
 cv2.setNumThreads(0)  # its threads would not survive the fork
 _inside = False
@@ -18,8 +19,9 @@ def contained(function: Callable[[], str], seconds: int = 10, mebibytes: int = 2
     """Returns what `function` returns, a word; after a leading `!` it says what is wrong.
 
     Raises:
-        AssertionError: it returned `!…`, raised, died, took longer than `seconds`, or needed more
-            than `mebibytes` in addition to this process's memory.
+        AssertionError: it returned `!…`, raised, died, computed for longer than `seconds`, waited
+            for longer than `PATIENCE`, or needed more than `mebibytes` in addition to this
+            process's memory.
     """
     global _inside
     if _inside:
@@ -31,7 +33,9 @@ def contained(function: Callable[[], str], seconds: int = 10, mebibytes: int = 2
     child = os.fork()
     if child == 0:
         _inside = True
-        signal.alarm(seconds)  # not handled: it ends the process
+        # Neither signal is handled: it ends the process. Other processes do not use up its time.
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        signal.alarm(PATIENCE)
         try:
             words = function()
         except BaseException:
@@ -44,7 +48,8 @@ def contained(function: Callable[[], str], seconds: int = 10, mebibytes: int = 2
         words = pipe.read().decode(errors="replace")
     _, status, usage = os.wait4(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    assert code == 0, f"hung for {seconds} s" if code == -signal.SIGALRM else f"died by {-code}"
+    limits = {-signal.SIGXCPU: f"computed for {seconds} s", -signal.SIGALRM: "hung"}
+    assert code == 0, limits.get(code, f"died by {-code}")
     assert not words.startswith("!"), words[1:]
     grown = (usage.ru_maxrss >> 10) - before
     assert grown < mebibytes, f"took {grown} MiB"

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torture import children
 
+from benchmarks.lib.models import MODELS
 from common.cli import run as run_main
 from common.run import checkpoint, checkpoint_file
 from preprocessing import preprocess
@@ -19,12 +20,6 @@ from rareplanes import sample
 KILLS = 10  # in each run
 COMMON = ["--device", "cpu", "-j", "0", "-b", "4", "--crop-size", "64", "--print-freq", "2"]
 COMMON += ["--weights-backbone", "none", "--max-steps", "11", "--save-every", "2"]
-MODELS = {
-    "unet": ["--encoder", "tu-test_resnet", "--decoder-channels", "32", "32", "16", "16", "16"],
-    "DeepLabV3": ["--backbone", "mobilenet_v3_large"],
-    "mask": ["--backbone", "resnet18", "--proposals", "64"],
-    "fcn": ["--backbone", "resnet50"],
-}
 
 
 def make_data(root: Path) -> None:
@@ -35,7 +30,7 @@ def make_data(root: Path) -> None:
 
 def arguments(model: str, data: Path, output: Path, *more: str) -> list[str]:
     """What a user would type after `train.py`, to start a training and to restart it."""
-    given = ["--data-path", str(data), "--output-dir", str(output), *COMMON, *MODELS[model]]
+    given = ["--data-path", str(data), "--output-dir", str(output), *COMMON, *MODELS[model].tiny]
     return [*given, "--resume", *more]
 
 
@@ -70,7 +65,7 @@ def killed_run(number: int, folder: Path, kills: int = KILLS, data: Path | None 
     whole, cut, log = folder / f"{model}-whole", folder / f"cut-{number}", folder / f"{number}.log"
     begun = time.monotonic()
     if not whole.exists():
-        code = children.end(children.start(command(model, data, whole), log), 600)
+        code = children.end(children.start(command(model, data, whole), log))
         assert code == 0, log.read_text()[-300:]
         (folder / f"{model}-seconds").write_text(str(time.monotonic() - begun))
     usual = float((folder / f"{model}-seconds").read_text())
@@ -84,7 +79,7 @@ def killed_run(number: int, folder: Path, kills: int = KILLS, data: Path | None 
             saved = checkpoint.load(cut / checkpoint.LATEST)["step"]
             assert saved >= step, f"step {step} was lost"
             step = saved
-    code = children.end(children.start(command(model, data, cut), log), 600)
+    code = children.end(children.start(command(model, data, cut), log))
     assert code == 0, log.read_text()[-300:]
     assert "Traceback" not in log.read_text(), log.read_text()[-300:]
     assert outcome(cut) == outcome(whole), f"{model}: not the undisturbed run"

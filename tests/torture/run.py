@@ -11,6 +11,7 @@ this file says how to add one.
 import argparse
 import csv
 import datetime
+import math
 import sys
 import tempfile
 import time
@@ -28,7 +29,8 @@ from torture import checkpoints, coco_files, images, kills, rasters, xmls
 from torture.contained import hundred
 
 from benchmarks.lib.environment import provenance
-from benchmarks.lib.readme import read_rows, write_part
+from benchmarks.lib.readme import check_clean, read_rows, write_part
+from common.cli import number
 
 README = Path(__file__).resolve().parents[2] / "common/run/README.md"
 RESULTS = Path(__file__).with_name("results.csv")
@@ -78,12 +80,16 @@ def totals(rows: list[dict[str, str]]) -> str:
 
 
 def torment(name: str, part: Part, first: int, seconds: float) -> dict[str, object]:
-    """Run cases from number `first` until the goal or the time is reached; returns a row."""
+    """Run cases from number `first` until the goal or the time is reached; returns a row.
+
+    Beyond its goal a part is limited by the time alone.
+    """
     outcomes: Counter[str] = Counter()
     broken: list[str] = []
     start, number = time.monotonic(), first
+    goal = part.goal if first < part.goal else math.inf
     with tempfile.TemporaryDirectory(prefix=f"torture-{name}-") as folder:
-        while number < part.goal and time.monotonic() - start < seconds:
+        while number < goal and time.monotonic() - start < seconds:
             try:
                 outcomes[part.case(number, Path(folder))] += 1
             except Exception as error:  # an AssertionError or any other: a promise is broken
@@ -115,7 +121,7 @@ def append(row: dict[str, object], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=float, default=60, metavar="MINUTES")
+    parser.add_argument("--budget", type=number(float, 1e-3), default=60, metavar="MINUTES")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="rows are appended")
     parser.add_argument("--write-readme", action="store_true", help="renew the README's totals")
@@ -124,20 +130,21 @@ def main(argv: list[str] | None = None) -> int:
         args.only = [name for name in args.only if name != "two hosts"]
         print(f"skipped 'two hosts': {reason}")
     end = time.monotonic() + 60 * args.budget
+    # First what has a goal to reach; then all parts go on beyond theirs.
     left = [name for name in args.only if done(name, args.output) < PARTS[name].goal]
+    left, beyond = left or args.only, not left
     failed = False
-    while left:
-        name = left.pop(0)
-        # Time that a part does not use goes to the parts after it.
-        seconds = (end - time.monotonic()) / (len(left) + 1)
-        if seconds <= 0:
-            break
+    while left and (seconds := (end - time.monotonic()) / len(left)) > 0:
+        name, *left = left  # time that a part does not use goes to the parts after it
+        if not left and not beyond:
+            left, beyond = args.only, True
         row = torment(name, PARTS[name], done(name, args.output), seconds)
         if row["cases"]:
             append(row | provenance(__file__, argv), args.output)
         print(*(f"{key} {row[key]}" for key in ("part", "cases", "broken", "outcomes", "seconds")))
         failed |= bool(row["broken"])
     if args.write_readme:
+        check_clean(read_rows(args.output))
         write_part(README, "torture", totals(read_rows(args.output)))
     return 1 if failed else 0
 
