@@ -352,7 +352,7 @@ def test_compared_runs_show_the_settings_that_differ_and_no_others(
         (trained, other), shown["images_per_s"], shown["memory_mib"], strict=True
     ):
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        speeds = [line["images_per_s"] for line in lines if "lr" in line]
+        speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]
         assert float(speed) == pytest.approx(np.median(speeds), abs=0.051)
         assert float(memory) == pytest.approx(
             max(line.get("memory_mib", 0) for line in lines), abs=0.051

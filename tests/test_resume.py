@@ -472,7 +472,7 @@ def test_a_lost_step_changes_no_weight(dtype, clip):
         bad[1, 0, 3, 3] = broken
         tally.add(step(bad, torch.ones(2, 1, 1, 1)), number, torch.tensor([9, 10]))
     assert state() == before
-    assert tally.sums[1:7].tolist() == [180, 180, 180, 183, 9, 10]
+    assert tally.sums[1:8].tolist() == [4, 180, 180, 180, 183, 9, 10]
     nonfinite.repair(model, tally)
     nonfinite.check(model)
     assert all(buffer.isfinite().all() for buffer in model.buffers())
@@ -500,7 +500,8 @@ def test_lost_losses_are_counted_and_too_many_end_the_run(tiled, tmp_path, monke
     sentence = str(caught.value)
     assert "not finite for 4 steps in a row, last at step 13 with '" in sentence
     assert "_tile_" in sentence
-    assert "skipped 1 of 1 losses, not finite: last at step 3" in capsys.readouterr().out
+    said = "skipped 1 of 1 losses, as they or their gradients were not finite: last at step 3"
+    assert said in capsys.readouterr().out
     saved = checkpoint.load(folder / "checkpoint.pth")
     assert saved["step"] == 12
     assert all(value.isfinite().all() for value in saved["model"].values())
