@@ -123,7 +123,7 @@ def test_the_page_says_what_the_run_is_made_of(scored, tiled):
     said = " ".join(text for _, text in shown.texts)
     facts = json.loads((scored / "run.json").read_text())
     settings = checkpoint.load(scored / "checkpoint.pth")["settings"]
-    assert settings["training tiles"] in said
+    assert settings["train index"] in said
     for value in (facts["command"], facts["commit"], facts["machine"]["cpu"], settings["torch"]):
         assert value in said
     for split in ("train", "val"):
