@@ -78,5 +78,6 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Not runs/ and predictions/: trained models, and what they found.
 clean:
-	rm -rf sample_data runs predictions .pytest_cache .ruff_cache .mypy_cache
+	rm -rf sample_data .pytest_cache .ruff_cache .mypy_cache

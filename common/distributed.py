@@ -6,6 +6,7 @@ group is made, so that it costs a single process nothing.
 
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -112,14 +113,11 @@ def pick_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.de
                 "(https://pytorch.org/get-started), or use --device cpu."
             )
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(
-            f"--device {name!r} is not a torch device; use auto, cpu or cuda."
-        ) from None
-    if device.type != "cuda":
-        return device
+    if name == "cpu":
+        return torch.device("cpu")
+    if not re.fullmatch(r"cuda(:[0-9]{1,3})?", name):
+        raise UserError(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N.")
+    device = torch.device(name)
     count = torch.cuda.device_count()
     index = local_rank if world_size > 1 else (device.index or 0)
     if index >= count:
@@ -158,11 +156,6 @@ def gather(process: Process, tensor: Tensor) -> list[Tensor]:
     if local.numel():
         dist.all_gather(by_rank, local)
     return by_rank
-
-
-def wait_for_all(process: Process) -> None:
-    """Return when every process has called this."""
-    gather(process, torch.zeros(1))
 
 
 def check_equal(process: Process, **values: int) -> None:

@@ -1,10 +1,11 @@
 """The training loop: `fit` over epochs, `train_one_epoch` over steps."""
 
+import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ from common.session import Session
 from common.speedups import Step
 
 Views = Callable[[Batch, int], tuple[Tensor, Any]]
-T = TypeVar("T")
 
 
 def fit(s: Session, step: Step, views: Views, scoring: Scoring) -> None:
@@ -90,10 +90,10 @@ def validate(s: Session, scoring: Scoring, log: Log) -> None:
     if s.scores:
         log.write(step=s.step, epoch=s.epoch, **s.scores)
         s.process.print(f"step {s.step}: {describe(s.scores)}")
-    selected = s.scores.get(scoring.select, -1.0)
+    selected = s.scores.get(scoring.select, -math.inf)
     unscored = scoring.select not in s.scores and s.step >= s.total_steps
     better = torch.tensor(selected > s.best or unscored)
-    s.best = max(selected, s.best)
+    s.best = selected if selected > s.best else s.best  # a score may be nan
     better = gather(s.process, better)[0]  # other ranks may not have the scores
     s.save(s.output_dir, bool(better))
     if s.process.is_main:
@@ -121,16 +121,15 @@ def train_one_epoch(s: Session, step: Step, views: Views, log: Log) -> Iterator[
         return
     sampler.set_epoch(s.epoch, first)
     training_mode(s.model)
-    since, logged = time.perf_counter(), first
+    since, timed_from = time.perf_counter(), first
     timeline = machine.Timeline(process.device)
     waits: list[tuple[Any, Any]] = []
     # Without a terminal the log lines are enough.
     on_terminal = process.is_main and sys.stderr.isatty()
     bar = progress(total=total_steps, initial=s.step, desc="train", enabled=on_terminal)
-    batch: Batch
-    arriving = timed(prefetch(batches, process.device), timeline)
-    for number, (batch, wait) in enumerate(arriving, first + 1):
-        waits.append(wait)
+    idle = timeline.now()  # from when on the device has nothing to do until the next batch comes
+    for number, batch in enumerate(prefetch(batches, process.device), first + 1):
+        waits.append((idle, timeline.now()))
         s.clock.mark("views")
         images, targets = views(batch, s.epoch)
         loss = step(images, targets)
@@ -140,32 +139,27 @@ def train_one_epoch(s: Session, step: Step, views: Views, log: Log) -> Iterator[
         # Added up on the device and read once per log line, because reading waits for the step.
         s.tally.add(loss, s.step, batch.tile)
         bar.update()
+        if s.step == log.first_step:  # it compiles and starts the loader: it is not timed
+            since, timed_from, waits = time.perf_counter(), number, []
         last = s.step >= total_steps or number == len(batches)
         if number % print_freq == 0 or last:
-            count = (number - 1) % print_freq + 1
-            losses = account(s, count)
-            now = time.perf_counter()
-            waited = sum(timeline.seconds(begin, end) for begin, end in waits)
-            line = {
-                "step": s.step,
-                "epoch": s.epoch,
-                "lr": float(s.optimizer.param_groups[0]["lr"]),
-                **losses,
-                "images_per_s": images_per_step * (number - logged) / (now - since),
-                "data_share": waited / (now - since),
-                "memory_mib": machine.peak_mib(process.device),
-            }
+            losses, now = account(s), time.perf_counter()
+            lr = float(s.optimizer.param_groups[0]["lr"])
+            line = {"step": s.step, "epoch": s.epoch, "lr": lr, **losses}
+            text = f"Epoch: [{s.epoch}] [{number}/{len(batches)}] step: {s.step}/{total_steps} "
+            text += f"lr: {lr:.6f} loss: {losses.get('loss', float('nan')):.4f}"
+            if number > timed_from:
+                waited = sum(timeline.seconds(begin, end) for begin, end in waits)
+                line["images_per_s"] = images_per_step * (number - timed_from) / (now - since)
+                line["data_share"] = waited / (now - since)
+                text += f" img/s: {line['images_per_s']:.1f} data: {line['data_share']:.0%}"
+            line["memory_mib"] = machine.peak_mib(process.device)
+            if process.device.type == "cuda":
+                text += f" max mem: {line['memory_mib']:.0f} MiB"
             log.write(**line)
             if process.is_main:
-                say(
-                    f"Epoch: [{s.epoch}] [{number}/{len(batches)}] "
-                    f"step: {s.step}/{total_steps} lr: {line['lr']:.6f} "
-                    f"loss: {losses.get('loss', float('nan')):.4f} "
-                    f"img/s: {line['images_per_s']:.1f} data: {line['data_share']:.0%}"
-                    + f" max mem: {line['memory_mib']:.0f} MiB"
-                    * (process.device.type == "cuda")
-                )
-            since, logged, waits = now, number, []
+                say(text)
+            since, timed_from, waits = now, number, []
         if number == len(batches):
             s.epoch, s.seen = s.epoch + 1, 0
         paused = time.perf_counter()
@@ -176,49 +170,41 @@ def train_one_epoch(s: Session, step: Step, views: Views, log: Log) -> Iterator[
         s.clock.mark("data")
         if last:
             break
+        idle = timeline.now()
     bar.close()
 
 
-def account(s: Session, count: int) -> dict[str, float]:
-    """Read the counters of the last `count` steps of all processes, and reset them.
+def account(s: Session) -> dict[str, float]:
+    """Read the counters of the steps since the last log line, of all processes, and reset them.
 
     Returns:
         `loss`, the mean of the finite losses, and `skipped`, the number of others, if there are
         any.
 
     Raises:
-        UserError: On all processes, after too many losses in a row that were not finite.
+        UserError: On all processes, after too many skipped steps in a row. With fp16 only if the
+            loss scale, which each of them halves, has reached its minimum.
     """
     process = s.process
     by_rank = torch.stack(gather(process, s.tally.sums))
-    total, skipped = float(by_rank[:, 0].sum()), int(by_rank[:, 1].sum())
-    finite = count * process.world_size - skipped
+    total, finite, skipped = by_rank[:, :3].sum(0).tolist()
     if skipped:
-        rank = int(by_rank[:, 3].argmax())
-        last_step, tiles = int(by_rank[rank, 4]), by_rank[rank, 5:].long().tolist()
+        rank = int(by_rank[:, 4].argmax())
+        in_a_row, last_step, *tiles = by_rank[rank, 4:].long().tolist()
         where = f"last at step {last_step} with {names(s.batches.dataset, tiles)}"
         if s.scaler.is_enabled():
             where += f", loss scale {s.scaler.get_scale():g}"
-        if by_rank[:, 3].max() >= nonfinite.LIMIT:
+        if in_a_row >= nonfinite.LIMIT and s.scaler.get_scale() <= 1:  # 1 without a scaler
             raise UserError(
-                f"the loss was not finite for {int(by_rank[:, 3].max())} steps in a row, {where}; "
+                f"the loss or its gradient was not finite for {in_a_row} steps in a row, {where}; "
                 "lower --lr or check these tiles. These steps changed neither the weights nor a "
                 "checkpoint."
             )
         process.print(
-            f"skipped {skipped} of {count * process.world_size} losses, not finite: {where}"
+            f"skipped {skipped:.0f} of {skipped + finite:.0f} losses, as they or their gradients "
+            f"were not finite: {where}"
         )
         nonfinite.repair(s.model, s.tally)
     s.tally.clear()
-    return ({"loss": total / finite} if finite else {}) | ({"skipped": skipped} if skipped else {})
-
-
-def timed(items: Iterator[T], timeline: machine.Timeline) -> Iterator[tuple[T, tuple[Any, Any]]]:
-    """Yield (item, (start, end) of the device's idle time before it)."""
-    while True:
-        idle = timeline.now()
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        yield item, (idle, timeline.now())
+    lost = {"skipped": int(skipped)} if skipped else {}
+    return ({"loss": total / finite} if finite else {}) | lost

@@ -8,7 +8,7 @@ views of a batch and the sums for the log stay outside, because they take such n
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -23,24 +23,18 @@ from common.cli import UserError
 WARMUP_STEPS = 11
 
 
-class Graph(Protocol):
-    """What can record and replay: CUDA, or a stand-in on a machine without it."""
-
-    def capture(self, function: Callable[[], Tensor]) -> Tensor:
-        """Record what `function` does on the device, without effect; return its result's tensor."""
-
-    def replay(self) -> None:
-        """Run what was recorded, on the values that its tensors hold now."""
-
-
 class CudaGraph:
-    """A graph on the current stream, which must not be the default one (see `own_stream`)."""
+    """Records and replays, on the current stream, which must not be the default one.
+
+    See `own_stream`. On a machine without CUDA the tests have a stand-in.
+    """
 
     def __init__(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
         _LIVE.add(self)
 
     def capture(self, function: Callable[[], Tensor]) -> Tensor:
+        """Record what `function` does on the device, without effect; return its result's tensor."""
         # thread_local: meanwhile the loader's pinning thread and NCCL's watchdog make CUDA calls
         # of their own. In the default mode, global, those would be errors.
         stream = torch.cuda.current_stream()
@@ -48,6 +42,7 @@ class CudaGraph:
             return function()
 
     def replay(self) -> None:
+        """Run what was recorded, on the values that its tensors hold now."""
         self._graph.replay()
 
     def release(self) -> None:
@@ -96,7 +91,7 @@ class Graphed:
     The returned loss is the graph's own memory: the next call overwrites it.
     """
 
-    def __init__(self, function: Callable[..., Tensor], graph: Graph, warmup: int) -> None:
+    def __init__(self, function: Callable[..., Tensor], graph: CudaGraph, warmup: int) -> None:
         self.function, self.graph, self.warmup = function, graph, warmup
         self._inputs: list[Any] = []  # tensors, and constants that the graph holds
         self._form: Any = None

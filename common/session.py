@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from common import args as arguments
 from common.args import Speedups
 from common.data import Tiles, training_splits
 from common.distributed import process_group
+from common.io import files
+from common.io.tiles import hash_of_index
 from common.loader import scoring_loader, training_loader
 from common.run import checkpoint, heartbeat, machine, resume
 from common.run.checkpoint import MovingAverage, State
@@ -85,8 +87,7 @@ class Session(State):
             "total_steps": self.total_steps,
             "settings": self.args | self.settings,
             "data": {
-                tiles.folder.name: tiles.summary()
-                | {"fingerprint": resume.fingerprint(tiles.folder)}
+                tiles.folder.name: tiles.summary() | {"fingerprint": hash_of_index(tiles.folder)}
                 for tiles in sets
                 if isinstance(tiles, Tiles)
             },
@@ -100,8 +101,8 @@ def session(
 ) -> Iterator[Session]:
     """Refuse what cannot work, open the data, join the process group and lock the output folder.
 
-    Seeds torch last, so that all ranks build a model with the same weights. With `--init-from` sets
-    `args.weights_backbone` to `none`, because all weights come from that file.
+    Seeds torch last, so that all ranks build a model with the same weights. Sets
+    `args.weights_backbone` to `none` where all weights come from a checkpoint.
 
     Args:
         args: From `arguments.train_parser`.
@@ -115,14 +116,16 @@ def session(
     train_tiles, val_tiles = training_splits(args.data_path)
     arguments.check(args, stride, train_tiles.size, min_batch)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    saved = resume.find(args.resume, args.output_dir, name)
-    initial = checkpoint.load(args.init_from, name) if args.init_from else None
-    if initial:
-        args.weights_backbone = "none"
+    saved = resume.find(args.resume, args.output_dir, name, train_tiles.classes)
+    initial = checkpoint.load(args.init_from, name) if args.init_from and not saved else None
     options = arguments.plain(args)
+    if saved or initial:
+        args.weights_backbone = "none"
     with (
         process_group(args.device, args.cuda_graphs, args.dist_timeout) as process,
-        resume.locked(args.output_dir, process),
+        files.locked(args.output_dir, args.output_dir / ".lock")
+        if process.is_main
+        else nullcontext(),
     ):
         per_step = args.batch_size * args.grad_accum
         batches = training_loader(train_tiles, per_step, args.workers, process, args.seed)
@@ -134,7 +137,7 @@ def session(
             name=name,
             classes=train_tiles.classes,
             args=options | {"look": train_tiles.look},
-            settings=resume.settings(options, process, train_tiles.folder),
+            settings=resume.settings(options, process, args.data_path),
             process=process,
             speedups=arguments.resolve_speedups(args, process),
             batches=batches,

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from common import graphs
 from common.args import Speedups
+from common.cli import UserError
 from common.distributed import Process
 from common.session import Session
 
@@ -86,15 +87,23 @@ def make_step(objective: nn.Module, s: Session) -> Step:
     images. They are processed in `grad_accum` equal parts, then the optimizer steps once. The loss
     is a detached scalar on the device, valid until the next step. Nothing in here waits for the
     device; reading the loss does. A step with a non-finite loss or gradient changes no weight and
-    returns a non-finite loss. The optimizer must be a fused one, which can skip a step.
+    no average, and returns nan, on all processes.
 
     Args:
         objective: What `place` returned.
         s: A started session. Its optimizer, schedule, scaler and moving average are stepped.
+
+    Raises:
+        UserError: The optimizer cannot skip a step on the device.
     """
     optimizer, scaler, parts = s.optimizer, s.scaler, s.speedups.grad_accum
     device, clip_grad_norm = s.process.device, s.args["clip_grad_norm"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's name; fused ones can
+        raise UserError(
+            f"the optimizer {type(optimizer).__name__} cannot skip a step whose gradients are not "
+            "finite; use Adam, AdamW, SGD or Adagrad of torch.optim with fused=True."
+        )
 
     def split(values: Any) -> Any:
         """Equal parts of a tensor, or of each tensor in a tuple."""
@@ -115,20 +124,15 @@ def make_step(objective: nn.Module, s: Session) -> Step:
             losses.append(loss.detach())
         s.clock.mark("optimizer")
         total = torch.stack(losses).sum()
-        norm = None
-        if clip_grad_norm is not None:
-            scaler.unscale_(optimizer)
-            norm = clip_grad_norm_(parameters, clip_grad_norm)
+        scaler.unscale_(optimizer)
+        norm = None if clip_grad_norm is None else clip_grad_norm_(parameters, clip_grad_norm)
+        total = step_if_finite(optimizer, parameters, total, norm)
         if scaler.is_enabled():
-            # No sync: a fused optimizer skips a non-finite step on the device.
-            scaler.step(optimizer)
             scaler.update()
             # Halved at every skipped step, it would reach 0, and 0 · inf would reach the weights.
             scaler._scale.clamp_(min=1.0)  # type: ignore[union-attr]
-        else:
-            total = step_if_finite(optimizer, parameters, total, norm)
         if s.average:
-            s.average.update()
+            s.average.update(total.isfinite())
         return total
 
     run_step: Callable[..., Tensor] = whole_step
@@ -156,8 +160,6 @@ def step_if_finite(
     optimizer: Optimizer, parameters: list[Tensor], loss: Tensor, norm: Tensor | None = None
 ) -> Tensor:
     """Step `optimizer`, but change nothing if a gradient is not finite; waits for nothing.
-
-    It does for float32 and bf16 what the loss scaler does for fp16.
 
     Args:
         optimizer: A fused one, which skips a step on the device if `found_inf` is set.

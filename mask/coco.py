@@ -14,7 +14,8 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from common.data import Tiles
-from common.distributed import Process, wait_for_all
+from common.distributed import Process
+from common.distributed import gather as gather_tensors
 from common.io.files import write_atomic
 from common.io.tiles import airport_of, read_index
 
@@ -112,7 +113,7 @@ def wait_for_main(process: Process) -> None:
             store.set(call, "")
         else:
             store.wait([call], timedelta(days=30))
-    wait_for_all(process)
+    gather_tensors(process, torch.zeros(1))
 
 
 def _order(result: Result) -> tuple:

@@ -6,7 +6,6 @@ the same to the byte for any number of processes and interruptions.
 """
 
 import argparse
-import fcntl
 import hashlib
 import os
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from common.cli import UserError, number, processes, progress, seeds
+from common.io.files import locked
 from common.io.look import options_of
 from common.io.tiles import PACKED, tile_paths
 from preprocessing.index import Tile, aircraft_of, contents, refuse_replacing, write_index
@@ -328,11 +328,5 @@ def _locked(stage: Path) -> Iterator[None]:
         raise UserError(
             f"{str(stage.parent)!r} cannot be a folder, as a file is there; choose another -o."
         ) from None
-    with (stage / "lock").open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another run is writing to {str(stage.parent)!r}; wait until it ends."
-            ) from None
+    with locked(stage.parent, stage / "lock"):
         yield

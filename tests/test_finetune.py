@@ -91,7 +91,7 @@ def test_the_encoder_learns_at_its_own_rate_and_a_resumed_run_keeps_it(few, tmp_
 
 def test_another_network_is_refused_by_its_options(few, trained, tmp_path):
     words = ["--init-from", trained / "checkpoint.pth", "--encoder", "resnet18"]
-    with pytest.raises(UserError, match=f"trained with --encoder {ENCODER}; give the same"):
+    with pytest.raises(UserError, match=f"trained with --encoder '{ENCODER}'; give the same"):
         train.main(training(few, tmp_path / "run", *words))
     assert not (tmp_path / "run/checkpoint.pth").exists()
     for path, sentence in {"none.pth": "none.pth", trained / "log.jsonl": "log.jsonl"}.items():

@@ -123,7 +123,7 @@ def test_the_page_says_what_the_run_is_made_of(scored, tiled):
     said = " ".join(text for _, text in shown.texts)
     facts = json.loads((scored / "run.json").read_text())
     settings = checkpoint.load(scored / "checkpoint.pth")["settings"]
-    assert settings["training tiles"] in said
+    assert settings["train index"] in said
     for value in (facts["command"], facts["commit"], facts["machine"]["cpu"], settings["torch"]):
         assert value in said
     for split in ("train", "val"):
@@ -351,7 +351,7 @@ def test_compared_runs_show_the_settings_that_differ_and_no_others(
         (trained, other), shown["images_per_s"], shown["memory_mib"], strict=True
     ):
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        speeds = [line["images_per_s"] for line in lines if "lr" in line]
+        speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]
         assert float(speed) == pytest.approx(np.median(speeds), abs=0.051)
         assert float(memory) == pytest.approx(
             max(line.get("memory_mib", 0) for line in lines), abs=0.051

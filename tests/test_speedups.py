@@ -73,19 +73,6 @@ def test_a_fake_step_is_red_when_it_reads_its_loss(fake):
         step(noise_tiles(2, 96, CPU.device)).item()
 
 
-def test_an_optimizer_that_is_not_fused_makes_the_scaler_wait(fake):
-    """The reason for `fused=True` in every train.py."""
-    model = nn.Conv2d(3, 2, 1)
-    settings = Speedups(amp_dtype=torch.float16)
-    objective = place(model, lambda m, x, y: (m(x) - y).square().mean(), CPU, settings)
-    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    s = session_of(model, optimizer, schedule, settings)
-    step = make_step(objective, s)
-    with pytest.raises(DataDependentOutputException):
-        step(torch.empty(2, 3, 8, 8), torch.empty(2, 2, 8, 8))
-
-
 @pytest.mark.parametrize("name", LIGHT)
 def test_on_a_gpu_no_operator_of_a_prediction_mixes_devices(fake, monkeypatch, name):
     """Those of a training step: `test_fake_cuda.py`."""

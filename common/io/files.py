@@ -1,8 +1,11 @@
 """Writes files completely or not at all, and reads untrusted files."""
 
+import errno
+import fcntl
 import json
 import os
 import re
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +15,7 @@ from typing import Any, BinaryIO
 from common.cli import UserError
 
 TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 @contextmanager
@@ -27,6 +31,35 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno is not None:  # a full disk gives no name
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+@contextmanager
+def locked(folder: Path, path: Path) -> Iterator[None]:
+    """Be the only run that writes into `folder`, by a lock on the file `path`, which is made.
+
+    The lock ends with the process, even a killed one. On a file system without locks, such as NFS
+    without lockd or Lustre without `-o flock`, a line says so and nothing is locked.
+
+    Raises:
+        UserError: Another process holds the lock, or it cannot be taken.
+    """
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{str(folder)!r} is in use by another run ({file.read(200).strip()!r}); wait "
+                "until it ends or choose another output folder."
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise UserError(f"cannot lock {str(path)!r}: {error.strerror}.") from None
+            print(f"no locks in {str(folder)!r} ({error.strerror}): start no second run there.")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:

@@ -12,7 +12,8 @@ from torch import nn
 from common import args as arguments
 from common.cli import UserError
 from common.data import Tiles
-from common.distributed import process_group
+from common.distributed import pick_device, process_group
+from common.io.files import write_atomic
 from common.loader import loader_deaths, scoring_loader
 from common.run import checkpoint, heartbeat, machine, report, resume
 from common.run.report import Scoring, describe
@@ -32,6 +33,9 @@ def score_checkpoint(
         raise UserError(
             f"--test-only scores a checkpoint; add --resume {args.output_dir}/model_best.pth."
         )
+    unused = [flag for flag in ("compile", "cuda_graphs") if vars(args)[flag]]
+    args.compile = args.cuda_graphs = False
+    arguments.check_speedups(args, pick_device(args.device))
     saved = checkpoint.load(args.resume, model_name)
     split, folder = args.test_only, args.resume.parent
     tiles = scoring_split(args.data_path, split, saved["classes"])
@@ -45,9 +49,12 @@ def score_checkpoint(
         model = model.to(memory_format=speedups.layout).eval()  # type: ignore[call-overload]
         batches = scoring_loader(tiles, args.batch_size, args.workers, process)
         process.print(speedups.banner(process))
+        for flag in unused:
+            process.print(f"--{flag.replace('_', '-')} speeds up training; scoring is without it.")
         scores = scoring.evaluate(model, batches, process, speedups, folder)
         if process.is_main:
-            (folder / f"{split}_scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+            text = json.dumps(scores, indent=1) + "\n"
+            write_atomic(folder / f"{split}_scores.json", text.encode())
             scored = {"checkpoint": args.resume.name, "step": saved.get("step")}
             scored |= {"when": machine.now()}
             if report.tested(folder, split, scored, scoring):

@@ -1,6 +1,7 @@
 """The state of a training between two steps: how it is saved, and restored to the bit."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,9 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from common.cli import UserError
-from common.distributed import Process, gather, wait_for_all
+from common.distributed import Process, gather
 from common.run import checkpoint_file, nonfinite
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class State:
     epoch: int = 0
     step: int = 0
     seen: int = 0
-    best: float = -1.0
+    best: float = -math.inf
     scores: dict[str, float] = field(default_factory=dict)
     scored_at: int = 0
     tally: nonfinite.Tally = field(default_factory=nonfinite.Tally)
@@ -94,7 +94,7 @@ class State:
             also = folder / BEST if best else None
             checkpoint_file.write(content, folder / LATEST, folder / PREVIOUS, also)
         # If another rank exited now, torchrun would kill rank 0 while it writes.
-        wait_for_all(self.process)
+        gather(self.process, torch.zeros(1))
 
     def restore(self, content: dict[str, Any]) -> None:
         """Continue from `content`, which `load` returned.
@@ -117,10 +117,10 @@ class State:
                 self.scaler.load_state_dict(content["scaler"])
             if self.average:  # --ema may begin in the middle of a run
                 self.average.load_state_dict(content.get("ema", {}))
-            self.epoch, self.step, self.seen = (content[k] for k in ("epoch", "step", "seen"))
+            self.epoch, self.step, self.seen = (int(content[k]) for k in ("epoch", "step", "seen"))
             # Earlier checkpoints were scored at the end of an epoch, where `seen` is 0.
-            self.scored_at = content.get("scored_at", 0 if self.seen else self.step)
-            self.best, self.scores = content["best"], content["scores"]
+            self.scored_at = int(content.get("scored_at", 0 if self.seen else self.step))
+            self.best, self.scores = float(content["best"]), dict(content["scores"])
             ranks = content["ranks"]
             if len(ranks["rng"]) == self.process.world_size:
                 of_rank = {name: values[self.process.rank] for name, values in ranks.items()}
@@ -221,8 +221,9 @@ def start_from(
     try:
         _copy_weights(model, saved | {name: built[name] for name in new})
     except UserError as error:
-        before = {k: v for k, v in content["args"].items() if options.get(k, v) != v}
-        named = " ".join(f"--{k.replace('_', '-')} {v!s:.60}" for k, v in before.items())
+        texts = {k: repr(v) for k, v in content["args"].items()}  # of an untrusted file
+        before = [k for k, v in options.items() if texts.get(k, repr(v)) != repr(v)]
+        named = " ".join(f"--{k.replace('_', '-')} {texts[k]:.60}" for k in before)
         remedy = f" It was trained with {named}; give the same." if before else ""
         raise UserError(f"--init-from: {error}{remedy}") from None
     return new
@@ -298,8 +299,9 @@ class MovingAverage:
     Every step multiplies the sums by `decay` and adds 1 - `decay` times the weights. The average is
     the sums divided by the sum of these factors, as Adam corrects its moments (Kingma and Ba 2015,
     section 3). So the initial weights have no part in it: with a decay of 0.999 and without the
-    division they would still be 70 % of it after 350 steps. BatchNorm's statistics are moving
-    averages already; those of the model are used.
+    division they would still be 70 % of it after 350 steps. A skipped step does not count. Before
+    the first step that counts the average is the model. BatchNorm's statistics are moving averages
+    already; those of the model are used.
 
     Args:
         model: On its device and in its layout; its parameters must stay the same tensors.
@@ -312,11 +314,15 @@ class MovingAverage:
         one = torch.ones((), device=next(iter(weights.values())).device)
         self.factors = torch.zeros_like(one)  # the same average, of ones
         self._old, self._new = [*self.sums.values(), self.factors], [*weights.values(), one]
-        self._lerp = get_ema_multi_avg_fn(decay)
+        self._new_share = one * (1 - decay)
 
-    def update(self) -> None:
-        """Include the current weights, by one kernel for all of them on a GPU; does not wait."""
-        self._lerp(self._old, self._new, None)
+    @torch.no_grad()
+    def update(self, counts: Tensor) -> None:
+        """Include the current weights if `counts`, a scalar, is true; waits for nothing."""
+        # A few kernels for all weights on a GPU, as by a lerp, which takes no tensor as its weight.
+        difference = torch._foreach_sub(self._new, self._old)
+        torch._foreach_mul_(difference, self._new_share * counts)
+        torch._foreach_add_(self._old, difference)
 
     def averaged(self, model: nn.Module) -> nn.Module:
         """A copy of `model` with the averaged weights."""
@@ -349,4 +355,7 @@ def averaged(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _divided(state: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value / state["factors"] for name, value in state.get("sums", {}).items()}
+    """The averaged weights by name; none without an average, or if no step has counted."""
+    if not state or not torch.is_nonzero(state["factors"]):
+        return {}
+    return {name: value / state["factors"] for name, value in state["sums"].items()}

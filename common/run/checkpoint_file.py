@@ -17,19 +17,20 @@ import torch
 from torch import Tensor
 
 from common.cli import UserError
-from common.io.files import temporary_name, whole_file
+from common.io.files import whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = (1, 2)
 MAX_CLASSES = 255  # in a uint8 mask
 # What every checkpoint has, and its type.
 FORM = {"model_name": str, "classes": list, "args": dict, "model": dict}
+OPTIONAL = ("settings", "ema")  # dicts that earlier checkpoints do not have
 
 
 def write(
     content: dict[str, Any], path: Path, previous: Path | None = None, also: Path | None = None
 ) -> None:
-    """Write `path`, which can be loaded at any moment, before and after.
+    """Write `path`; at every moment it, or else `previous`, can be loaded.
 
     Args:
         content: Tensors, dicts, lists, strings, numbers, None; its checksum is added.
@@ -40,9 +41,21 @@ def write(
         UserError: The disk is full.
     """
     content = sealed(content)
-    if also:
-        _write(content, also, None)
-    _write(content, path, previous)
+    for target in (also, path) if also else (path,):
+        try:
+            with whole_file(target) as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+                if previous and target == path and path.exists():
+                    _keep(path, previous)
+        except RuntimeError as error:
+            # When the disk is full, torch.save says "unexpected pos" and does not mention the disk.
+            raise UserError(
+                f"{str(target)!r} could not be written ({str(error).splitlines()[0]}): is the disk "
+                "full? The previous checkpoint is untouched."
+            ) from error
+        _flush(target.parent)
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
@@ -50,36 +63,13 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"sha256": digest(content)}
 
 
-def _write(content: dict[str, Any], path: Path, previous: Path | None) -> None:
-    """Write a temporary file, flush it, rename it to `path`."""
-    held = temporary_name(previous) if previous else None
+def _keep(path: Path, previous: Path) -> None:
+    """Give the file `path` the name `previous`, too."""
+    previous.unlink(missing_ok=True)
     try:
-        with whole_file(path) as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-            if held and path.exists():
-                _hold(path, held)
-        if previous and held and held.exists():
-            held.replace(previous)
-        _flush(path.parent)
-    except RuntimeError as error:
-        # When the disk is full, torch.save says "unexpected pos" and does not mention the disk.
-        raise UserError(
-            f"{str(path)!r} could not be written ({str(error).splitlines()[0]}): is the disk full? "
-            "The previous checkpoint is untouched."
-        ) from error
-    finally:
-        if held:
-            held.unlink(missing_ok=True)
-
-
-def _hold(path: Path, held: Path) -> None:
-    """Give the file a second name, so that `path` exists at every moment."""
-    try:
-        held.hardlink_to(path)
-    except OSError:  # no hard links here: for a moment only the previous one exists
-        path.replace(held)
+        previous.hardlink_to(path)
+    except OSError:  # no hard links here: for a moment only `previous` exists
+        path.replace(previous)
 
 
 def _flush(folder: Path) -> None:
@@ -120,6 +110,7 @@ def read(path: Path) -> dict[str, Any]:
             "copy."
         )
     wrong = [key for key, kind in FORM.items() if not isinstance(content.get(key), kind)]
+    wrong += [key for key in OPTIONAL if not isinstance(content.get(key, {}), dict)]
     names = content.get("classes", [])
     if not wrong and not (len(names) <= MAX_CLASSES and all(isinstance(n, str) for n in names)):
         wrong = ["classes"]

@@ -7,11 +7,13 @@ are used: inference loads this module and needs neither.
 import base64
 import io
 import json
+import math
 import re
 import shlex
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,14 +70,16 @@ class Scoring:
 
 
 class Log:
-    """`log.jsonl`: one JSON object per line, from rank 0; a resumed run drops what it repeats."""
+    """`log.jsonl`: one JSON object per line, from rank 0; a resumed run drops what it repeats.
+
+    `first_step` is the first one of this process, after the `step` that it continues from.
+    """
 
     def __init__(self, path: Path, process: Process, step: int) -> None:
-        self.path, self.enabled = path, process.is_main
-        if not self.enabled:
-            return
-        kept = [line for line in read_log(path) if line["step"] <= step] if step else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.path, self.enabled, self.first_step = path, process.is_main, step + 1
+        if self.enabled:
+            kept = [line for line in read_log(path) if line["step"] <= step] if step else []
+            write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, **values: float) -> None:
         if self.enabled:
@@ -84,9 +88,12 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    """The lines of a log; one that a full disk or a power cut left incomplete is skipped."""
+    lines = []
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            lines.append(json.loads(text))
+    return [line for line in lines if isinstance(line, dict) and "step" in line]
 
 
 def describe(scores: Scores) -> str:
@@ -114,7 +121,12 @@ class Record:
     def best(self) -> dict[str, Any]:
         """The log line of the validation that chose `model_best.pth`; {} without any."""
         select = self.facts["select"]
-        return max(self.validations, key=lambda line: line.get(select, -1), default={})
+
+        def score(line: dict[str, Any]) -> float:
+            value = line.get(select, -math.inf)
+            return -math.inf if math.isnan(value) else value
+
+        return max(self.validations, key=score, default={})
 
     def speed(self) -> dict[str, float]:
         """Medians over the log lines of `images_per_s` and `data_share`; the peak, `memory_mib`."""

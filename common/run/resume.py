@@ -1,11 +1,7 @@
-"""The output folder of one run at a time, and `--resume`: which file, and whether bit-exact."""
+"""`--resume`: which file, what may differ between a checkpoint and now, and whether bit-exact."""
 
-import fcntl
-import hashlib
+import math
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,56 +9,37 @@ import torch
 
 from common.cli import UserError
 from common.distributed import Process
+from common.io.tiles import hash_of_index
 from common.run import checkpoint, checkpoint_file
 
 AUTO = Path("auto")
-# Options that do not change the training.
+# Options that do not change the training. All others are settings: if one has changed, a line says
+# so, or the run is refused. README.md lists them all.
 FREE = {"config", "data_path", "output_dir", "resume", "test_only", "device", "workers"}
 FREE |= {"print_freq", "save_every", "dist_timeout", "init_from", "weights_backbone"}
 
 
-@contextmanager
-def locked(folder: Path, process: Process) -> Iterator[None]:
-    """Be the only run that writes into `folder`; the lock ends with the process, even a killed one.
-
-    Raises:
-        UserError: On rank 0, if another run holds the lock.
-    """
-    if not process.is_main:
-        yield
-        return
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise UserError(
-                f"{str(folder)!r} is in use by another run ({file.read().strip() or error}); "
-                "wait until it ends or choose another --output-dir."
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def find(wanted: Path | None, output_dir: Path, model_name: str) -> dict[str, Any] | None:
+def find(
+    wanted: Path | None, output_dir: Path, model_name: str, classes: list[str]
+) -> dict[str, Any] | None:
     """The checkpoint that `--resume` names, or the previous one if that is damaged.
 
     Args:
         wanted: The value of `--resume`: a file, `AUTO`, or None if it was not given.
         output_dir: Where `AUTO` looks.
         model_name: What the checkpoint must hold.
+        classes: Of the training tiles; the checkpoint must have the same, in the same order.
 
     Returns:
         What `checkpoint.load` returns; None for None, and for `AUTO` if there is no checkpoint.
 
     Raises:
         UserError: The folder holds a run that is not continued, neither file can be read, or the
-            checkpoint is of another model.
+            checkpoint is of another model or of other classes.
     """
     continued = wanted is not None and (wanted == AUTO or wanted.parent == output_dir)
-    if not continued and (output_dir / checkpoint.LATEST).exists():
+    names = (checkpoint.LATEST, checkpoint.PREVIOUS)
+    if not continued and any((output_dir / name).exists() for name in names):
         raise UserError(
             f"{str(output_dir)!r} holds a run already; continue it with --resume auto or "
             "choose another --output-dir."
@@ -86,6 +63,12 @@ def find(wanted: Path | None, output_dir: Path, model_name: str) -> dict[str, An
                 flush=True,
             )
     checkpoint_file.check_model(saved, source, model_name)
+    if saved["classes"] != classes:
+        raise UserError(
+            f"{str(source)!r} was trained on the classes {saved['classes'][1:]} and the tiles have "
+            f"{classes[1:]}; make the tiles with the same classes in this order, or start a new "
+            "run with --init-from this checkpoint."
+        )
     return saved
 
 
@@ -95,7 +78,7 @@ def settings(args: dict[str, Any], process: Process, tiles: Path) -> dict[str, A
     Args:
         args: The options, as `arguments.plain` returns them.
         process: This process.
-        tiles: Folder of the training tiles.
+        tiles: Folder with `train/` and, where there is one, `val/`.
     """
     device = process.device
     on_gpu = device.type == "cuda"
@@ -106,21 +89,9 @@ def settings(args: dict[str, Any], process: Process, tiles: Path) -> dict[str, A
         "world_size": process.world_size,
         "global_batch": args["batch_size"] * args["grad_accum"] * process.world_size,
         "torch": str(torch.__version__),
-        "training tiles": fingerprint(tiles),
+        "train index": hash_of_index(tiles / "train"),
+        "val index": hash_of_index(tiles / "val") if (tiles / "val").is_dir() else None,
     }
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 of a split's index and of the names and sizes of its files: no pixel is read."""
-    sha = hashlib.sha256((folder / "instances_tiled.json").read_bytes())
-    for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if directory.name in ("images_tiled", "masks_tiled"):
-            with os.scandir(directory) as entries:
-                files = sorted((entry.name, entry.stat().st_size) for entry in entries)
-            sha.update(repr(files).encode())
-    for path in sorted(folder.glob("*.npy")):
-        sha.update(f"{path.name} {path.stat().st_size}".encode())
-    return sha.hexdigest()
 
 
 def restore(state: checkpoint.State, saved: dict[str, Any], total_steps: int) -> None:
@@ -132,24 +103,27 @@ def restore(state: checkpoint.State, saved: dict[str, Any], total_steps: int) ->
         UserError: It does not fit, or another number of processes would change the global batch.
     """
     before, now = saved.get("settings", {}), state.settings
-    # An option that the checkpoint does not name is newer than the checkpoint.
-    changed = [name for name in now if name in before and before[name] != now[name]]
+    # An option that the checkpoint does not name is newer than the checkpoint. Values of an
+    # untrusted file are compared as texts: a tensor is not equal or unequal to a number.
+    changed = [name for name in now if name in before and repr(before[name]) != repr(now[name])]
     if "world_size" in changed and "global_batch" in changed:
-        wanted = before.get("global_batch")
+        wanted, world = f"{before['global_batch']!r:.20}", now["world_size"]
         raise UserError(
-            f"the run had a global batch of {wanted} on {before.get('world_size')} processes and "
-            f"would continue with {now['global_batch']} on {now['world_size']}; choose -b and "
-            f"--grad-accum so that their product is {wanted} / {now['world_size']}."
+            f"the run had a global batch of {wanted} on {before['world_size']!r:.20} processes and "
+            f"would continue with {now['global_batch']} on {world}; choose -b and --grad-accum so "
+            f"that {world} processes x -b x --grad-accum is {wanted}."
         )
     kept = before.get("lr_encoder", 1.0)  # earlier checkpoints do not name it
-    if kept != now.get("lr_encoder", 1.0):
+    if repr(kept) != repr(now["lr_encoder"]):
         raise UserError(
             f"the run had --lr-encoder {kept!r:.20} and keeps it; to change it, "
             "start a new run with --init-from this checkpoint."
         )
     state.restore(saved)
-    if "training tiles" in changed or "seed" in changed:
+    if "train index" in changed or "seed" in changed:
         state.seen = 0  # the current epoch had another order
+    if "val index" in changed or "eval_tiles" in changed:
+        state.best = -math.inf  # scores of other tiles cannot be compared
     if state.step >= total_steps:
         state.process.print(
             f"all {total_steps} steps are done: the checkpoint is at step {state.step}; to train "
@@ -166,6 +140,8 @@ def restore(state: checkpoint.State, saved: dict[str, Any], total_steps: int) ->
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
-    if name == "training tiles":
+    if name == "train index":
         return "the training tiles have changed (the current epoch starts again)"
+    if name == "val index":
+        return "the validation tiles have changed (the best checkpoint is chosen anew)"
     return f"{name} was {before!r:.80} and is {now!r:.80}"  # `before` is untrusted
