@@ -275,7 +275,7 @@ def test_weights_of_an_earlier_run_start_the_encoder(trained, tmp_path):
         (["--lr", "fast"], "invalid number value"),
         (["--encoder", "resnet999"], "not known"),
         (["--device", "cuda:7"], "GPU 7"),
-        (["--device", "abacus"], "not a torch device"),
+        (["--device", "abacus"], "is not supported; use auto"),
         (["--test-only"], "add --resume"),
         (["--config", "nothing.yaml"], "cannot be read as YAML"),
     ],
