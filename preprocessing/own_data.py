@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from common.cli import UserError
 from common.io.files import read_json
 from common.io.folders import Names, composed
+from common.io.look import options_of
 from common.io.raster import SUFFIXES
 from common.io.tiles import IGNORE, read_index
 from preprocessing.splits import LeftOut, add_tiling_options, tile_splits
@@ -82,7 +83,14 @@ class Destination:
         folders = sorted(p.parent for p in args.output_dir.glob("*/instances_tiled.json"))
         self.others = {f: read_index(f) for f in folders if f.name not in self.wanted}
         others: list[str] = []
-        for coco in self.others.values():
+        for folder, coco in self.others.items():
+            looks = [
+                look or "no option" for look in (coco.get("info", {}).get("look"), options_of(args))
+            ]
+            if looks[0] != looks[1]:
+                print(
+                    f"the tiles in {str(folder)!r} were read with {looks[0]}, these with {looks[1]}"
+                )
             ordered = sorted(coco["categories"], key=lambda category: category["id"])
             others = others or [category["name"] for category in ordered]
         self.number = partial(number_classes, path=labels, rename=args.rename or (), others=others)

@@ -23,6 +23,7 @@ from preprocessing.geojson import Block, cut_into_blocks
 from preprocessing.shapes import read_labels
 from unet import export, inference, train
 
+RNG = np.random.default_rng(0)
 PLACE = Affine.translation(448_000, 5_411_000) @ Affine.rotation(20) @ Affine.scale(0.5, -0.5)
 SQUARES = {"plane": [(10, 10, 40), (90, 20, 30)], "ship": [(60, 90, 50)]}
 
@@ -367,6 +368,19 @@ def test_pixels_without_data_are_neither_ground_nor_aircraft(tmp_path):
         assert not rgb[x >= 96].any()
         area = sum(a["area"] for a in annotations if not a["iscrowd"])
         assert area == (mask == 1).sum()
+
+
+def test_splits_that_are_read_in_different_ways_are_told(tmp_path, capsys):
+    for name in ("a.tif", "b.tif"):
+        values = RNG.integers(0, 255, (3, 128, 128), np.uint8)
+        path = raster(tmp_path / name, values, crs="EPSG:32631", transform=PLACE)
+        features = [("plane", "Polygon", [[ring(60, 40, 50)]])]
+        labels = labels_of(tmp_path / "l.geojson", "EPSG:32631", features)
+        more = ["--as", "val"] if name == "b.tif" else ["--bands", 3, 2, 1]
+        words = [path, labels, "-o", tmp_path / "data", "-n", 1, "-s", 64, *more]
+        assert geojson.main(list(map(str, words))) == 0
+    said = capsys.readouterr().out
+    assert "were read with {'bands': [3, 2, 1]}, these with no option" in said
 
 
 @pytest.mark.parametrize("as_onnx", [False, True])

@@ -109,6 +109,14 @@ def a_technique(root: Path) -> None:
         ("| `--channels-last` |", "| `--centralize` | off | centred |\n| `--channels-last` |"),
     )
     edit(
+        root / "common/run/README.md",
+        ("`--channels-last`, `--compile`", "`--channels-last`, `--centralize`, `--compile`"),
+    )
+    edit(
+        root / "tests/test_decided.py",
+        ('    "--channels-last": "",\n', '    "--channels-last": "",\n    "--centralize": "",\n'),
+    )
+    edit(
         root / "benchmarks/lib/techniques.py",
         (
             '"compile": "--compile",\n',
@@ -201,8 +209,12 @@ def test_the_structure_and_the_pages_are_still_checked(changed):
         "test_augment.py",
         "test_metrics.py",
         "test_numbers.py",
+        "test_decided.py",
     ]
-    words = ["house or readme or augment or metrics or refused or reasoned or front or planned"]
+    words = [
+        "house or readme or augment or metrics or refused or reasoned or front or planned "
+        "or decided"
+    ]
     files = [f"tests/{name}" for name in (*tests, "test_techniques.py", "test_run.py")]
     run(changed, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", *words)
     run(changed, "-m", "mypy")
