@@ -1,5 +1,6 @@
 """The recipes of CONTRIBUTING.md, followed word by word in a copy of the repository."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -195,8 +196,15 @@ def changed(tmp_path_factory):
 
 
 def run(root: Path, *words: str) -> None:
+    # A change of one's own may exceed the budget of lines, which CI wants to be kept.
+    environment = {k: v for k, v in os.environ.items() if k != "EXACT_BUDGET"}
     done = subprocess.run(
-        [sys.executable, *words], cwd=root, capture_output=True, text=True, timeout=PATIENCE
+        [sys.executable, *words],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 

@@ -293,7 +293,7 @@ def test_the_first_step_is_not_in_the_speed(few, tmp_path, monkeypatch, capsys, 
         step, calls = make_step(objective, s), []
 
         def first_slow(*given):
-            time.sleep(0 if calls else 20)
+            time.sleep(0 if calls else 8)
             calls.append(1)
             return step(*given)
 
