@@ -228,3 +228,27 @@ def test_resampling_keeps_what_is_not_valid(tmp_path, hidden):
     assert valid[51:].all()
     assert (pixels[51:] == 90).all()
     assert not pixels[:49].any()
+
+
+@pytest.mark.parametrize("place", [(40, 40), (0, 0), (2990, 1500)])
+def test_few_valid_pixels_of_a_large_scene_are_found(tmp_path, place):
+    """Also between the squares of the sample."""
+    values = np.zeros((1, 3000, 3000), np.uint16)
+    y, x = place
+    part = values[:, y : y + 40, x : x + 40]
+    part[...] = RNG.integers(100, 5000, part.shape)
+    path = raster(tmp_path / "a.tif", values, nodata=0, compress="deflate")
+    with open_scene(path) as scene:
+        expected = np.percentile(part.astype(float), (2, 98))
+        assert scene.limits[:, 0] == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("gsd", [None, 0.6])
+def test_black_and_white_of_one_bit(tmp_path, gsd):
+    values = np.zeros((1, 200, 200), np.uint8)
+    values[:, 60:140, 60:140] = 1
+    place = {"crs": "EPSG:32631", "transform": rasterio.Affine(0.3, 0, 500_000, 0, -0.3, 5e6)}
+    pixels, _ = read_all(raster(tmp_path / "a.tif", values, nbits=1, **place), gsd=gsd)
+    middle = len(pixels) // 2
+    assert (pixels[middle, middle] == 255).all()
+    assert not pixels[0, 0].any()

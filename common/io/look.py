@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from common.cli import UserError, number, positive
 
 
@@ -22,6 +24,9 @@ OPTIONS: dict[str, Callable[[str], float]] = {
     "range": number(float, -1e30, 1e30),
     "gsd": _metres,
 }
+
+# Percentiles are those of GRID x GRID squares if a side is longer than SAMPLE pixels.
+SAMPLE, GRID = 1024, 32
 
 
 @dataclass(frozen=True)
@@ -135,3 +140,21 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
             "or export it again."
         ) from None
     return checked
+
+
+def sampled_parts(length: int, whole: bool) -> list[tuple[int, int]]:
+    """Where the parts whose values are sampled begin along `length` pixels, and how long they are.
+
+    They cover all of it if it is short or `whole`; otherwise they are `GRID` and spread evenly.
+    """
+    if length <= SAMPLE:
+        return [(0, length)]
+    side, count = (SAMPLE, -(-length // SAMPLE)) if whole else (SAMPLE // GRID, GRID)
+    return [(i * (length - side) // (count - 1), side) for i in range(count)]
+
+
+def as_limits(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Limits [2,B] as float32, so far apart that 255 divided by the difference is finite."""
+    low, high = np.stack([low, high]).clip(-1e30, 1e30).astype(np.float32)
+    least = np.maximum(1e-30, np.abs(low) * 1e-6, dtype=np.float32)
+    return np.stack([low, np.maximum(high, low + least)])

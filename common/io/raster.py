@@ -30,7 +30,7 @@ from rasterio.windows import Window
 from common.cli import UserError, say
 from common.io.files import open_file
 from common.io.images import orientation, stored_window, turned
-from common.io.look import AS_IT_IS, Look
+from common.io.look import AS_IT_IS, Look, as_limits, sampled_parts
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2")
 # The first bytes of a file → GDAL's driver. No other driver is ever used.
@@ -56,8 +56,7 @@ MAX_WIDTH = 1 << 20  # a row of windows is held in memory
 MAX_BLOCK = 1 << 31  # bytes that GDAL decodes at once
 # A blank tile of a TIFF takes 16 bytes for 262,144 pixels; a header that promises more is damaged.
 MAX_PIXELS_PER_BYTE, ALWAYS_READ = 100_000, 100_000_000
-# Percentiles are those of a sample: of GRID x GRID squares if a side is longer than SAMPLE pixels.
-SAMPLE, GRID = 1024, 32
+ENOUGH, MOST_OF_A_PART = 1024, 1 << 14  # values of a sample
 # What GDAL says of a file that is not damaged → what to do. Otherwise the file is damaged.
 REMEDIES = {
     "codec": "convert it with `gdal_translate -co COMPRESS=DEFLATE` where GDAL has that codec",
@@ -174,42 +173,34 @@ class Scene:
         if self._palette is not None:
             return None
         if look.limits is not None:
-            return _limits(*(np.broadcast_to(limit, len(self.bands)) for limit in look.limits))
+            return as_limits(*(np.broadcast_to(limit, len(self.bands)) for limit in look.limits))
         if is_8_bit and not look.stretch:
             # Black and white with a bit each are 0 and 1.
-            return _limits(0.0 * bits, 2.0**bits - 1) if (bits < 8).any() else None
+            return as_limits(0.0 * bits, 2.0**bits - 1) if (bits < 8).any() else None
         sample = self._sample()
         if sample.shape[1] == 0:
             raise no_valid_pixel(self.path)
-        return _limits(*np.percentile(sample.astype(float), look.stretch or (2, 98), axis=1))
+        return as_limits(*np.percentile(sample.astype(float), look.stretch or (2, 98), axis=1))
 
     def _sample(self) -> np.ndarray:
-        """Valid values [B,n] of the whole scene, or of squares that are spread evenly over it.
+        """Valid values [B,n] of squares spread evenly over the scene, or if few are, of all of it.
 
         Not GDAL's reduced reading: it would take the overviews where a file has some, and these are
         averages, whose percentiles differ.
         """
-        parts = []
-        for (y, height), (x, width) in product(*map(_squares, (self.height, self.width))):
-            values, valid = self._values(x, y, width, height)
-            whole = slice(None) if valid is None else valid.ravel()
-            parts.append(values.reshape(len(values), -1)[:, whole])
-        return np.concatenate(parts, 1)
-
-
-def _squares(length: int) -> list[tuple[int, int]]:
-    """Where the squares of a sample begin along `length` pixels, and their sides."""
-    side = SAMPLE // GRID
-    room = length - side
-    many = [(i * room // (GRID - 1), side) for i in range(GRID)]
-    return many if length > SAMPLE else [(0, length)]
-
-
-def _limits(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Limits [2,B] as float32, so far apart that 255 divided by the difference is finite."""
-    low, high = np.stack([low, high]).clip(-1e30, 1e30).astype(np.float32)
-    least = np.maximum(1e-30, np.abs(low) * 1e-6, dtype=np.float32)
-    return np.stack([low, np.maximum(high, low + least)])
+        sample = np.zeros((len(self.bands), 0))
+        for whole in (False, True):
+            rows, columns = (sampled_parts(n, whole) for n in (self.height, self.width))
+            parts = [sample[:, :0]]
+            for (y, height), (x, width) in product(rows, columns):
+                values, valid = self._values(x, y, width, height)
+                seen = slice(None) if valid is None else valid.ravel()
+                values = values.reshape(len(values), -1)[:, seen]
+                parts.append(values[:, :: 1 + whole * values.shape[1] // MOST_OF_A_PART])
+            sample = np.concatenate(parts, 1)
+            if sample.shape[1] > ENOUGH:
+                break
+        return sample
 
 
 @contextmanager
