@@ -25,6 +25,7 @@ MAX_PIXELS = 500_000_000  # of an image: its labels and its pixels are in memory
 CROWD = "with iscrowd 1, regions to ignore (--no-crowds takes each for one object)"
 UNREADABLE = "without an outline that can be read (their boxes, if they have any, are ignored)"
 NOWHERE = "without a pixel in their image"
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # other white space may be in a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +245,7 @@ def _relative(name: str, path: Path, folder: Path, prefix: str) -> PurePosixPath
         inside = inside.relative_to(folder.resolve())
     parts = inside.parts[len(inside.parts) > 1 and inside.parts[0] == prefix :]
     leads_out = inside.is_absolute() or ".." in parts or re.match(r"[A-Za-z]:", name)
-    if not parts or leads_out or not name.isprintable():
+    if not parts or leads_out or CONTROL.search(name):
         raise UserError(
             f"{str(path)!r} names an image outside the folder of images: {name[:99]!r}; file names "
             f"must be relative to {str(folder)!r}."

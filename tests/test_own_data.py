@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rasterio import Affine
 
 from common.cli import UserError
-from common.data import training_splits
+from common.data import Tiles, training_splits
 from preprocessing import coco, geojson, splits
 
 SIDE = 128
@@ -205,6 +205,15 @@ def test_an_image_is_found_in_either_form_of_its_name(tmp_path, disk, listed):
     assert tile("coco", *words, out=tmp_path / "out") == 0
     scenes = [read_tiles(tmp_path / "out" / s)[0]["images"][0]["scene"] for s in ("train", "val")]
     assert scenes == [f"{FORMS[0]}_{s}{FORMS[0]}" for s in ("train", "val")]
+
+
+def test_any_space_may_be_in_the_name_of_an_image(tmp_path):
+    """macOS writes U+202F into the names of screenshots."""
+    name = "10.00\u202fAM\u00a0a\u3000b.png"
+    picture(tmp_path / "images" / name)
+    file = write(tmp_path / "a.json", [image(name=name)], [annotation()])
+    assert tile("coco", tmp_path / "images", file, out=tmp_path / "out") == 0
+    Tiles(tmp_path / "out/train")
 
 
 def test_names_that_differ_only_in_their_form_are_told(tmp_path):
