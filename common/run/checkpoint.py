@@ -319,9 +319,13 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, counts: Tensor) -> None:
         """Include the current weights if `counts`, a scalar, is true; waits for nothing."""
-        # A few kernels for all weights on a GPU, as by a lerp, which takes no tensor as its weight.
+        share = self._new_share * counts
+        if share.device.type == "cpu":
+            torch._foreach_lerp_(self._old, self._new, [share] * len(self._old))
+            return
+        # On a GPU that would be a kernel for each weight; this is a few for all of them.
         difference = torch._foreach_sub(self._new, self._old)
-        torch._foreach_mul_(difference, self._new_share * counts)
+        torch._foreach_mul_(difference, share)
         torch._foreach_add_(self._old, difference)
 
     def averaged(self, model: nn.Module) -> nn.Module:
