@@ -179,7 +179,7 @@ def _beside(x: np.ndarray, sides: np.ndarray, centre: float, around: float) -> n
 
 
 def _polygons(geometry: Any) -> list[Polygon] | str:
-    """The polygons of a feature's geometry, or why there are none."""
+    """The polygons of a feature's geometry, or the reason to leave the feature out."""
     if geometry is None:
         return EMPTY
     if not isinstance(geometry, dict) or geometry.get("type") not in ("Polygon", "MultiPolygon"):

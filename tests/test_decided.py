@@ -181,7 +181,7 @@ def test_other_classes_or_another_order_are_refused_with_both_lists(tiled_copy, 
     assert (tmp_path / "run/checkpoint.pth").read_bytes() == before
 
 
-def test_other_validation_tiles_are_told_and_the_best_is_chosen_anew(tiled_copy, tmp_path, capsys):
+def test_other_validation_tiles_are_told_and_the_best_is_chosen_again(tiled_copy, tmp_path, capsys):
     folder = tmp_path / "run"
     train.main(training(tiled_copy, folder, "--max-steps", 1))
     for name in ("checkpoint.pth", "model_best.pth"):

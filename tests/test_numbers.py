@@ -254,7 +254,7 @@ def values_of(module, option, number):
 
 
 def trains(folder, output, data, *words):
-    """One step: the weights are finite, or one sentence says why there is none."""
+    """Train two steps: the weights are finite, or one sentence refuses the options."""
     train = importlib.import_module(f"{folder}.train")
     words = ["--max-steps", 2, "--eval-freq", 9, *words]
     _, sentence = outcome(train.main, training(data, output, *words, model=folder))

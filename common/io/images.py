@@ -21,7 +21,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # about EXIF tags, which are
 def orientation(file: BinaryIO) -> int:
     """The orientation in an open JPEG, PNG (both in EXIF) or TIFF: 1 (not turned) to 8.
 
-    1 if there is none, or no valid one. The position of the file changes.
+    Without an orientation, or with an invalid one, it is 1. The function moves the file position.
     """
     tags = Image.Exif()  # image.getexif() would also look into XMP, which other readers do not
     value = None

@@ -143,5 +143,5 @@ def _difference(name: str, before: Any, now: Any) -> str:
     if name == "train index":
         return "the training tiles have changed (the current epoch starts again)"
     if name == "val index":
-        return "the validation tiles have changed (the best checkpoint is chosen anew)"
+        return "the validation tiles have changed (the best checkpoint is chosen again)"
     return f"{name} was {before!r:.80} and is {now!r:.80}"  # `before` is untrusted
