@@ -1,0 +1,244 @@
+"""What rendered scenes are worth on real images, and what raises it: a training for each row.
+
+    python benchmarks/sim_to_real.py real/ --weights-backbone lite0.pth --seeds 0 1 2
+    python benchmarks/sim_to_real.py real/ --weights-backbone lite0.pth --rows rendered grounds
+
+All trainings of a model have the same number of steps. `rareplanes/README.md` says what is in
+`real/`. A training that is in the results file already is not repeated.
+"""
+
+import csv
+import json
+import os
+import resource
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torchvision.ops import box_iou
+
+from benchmarks.lib import readme
+from benchmarks.lib.environment import provenance
+from benchmarks.quickstart import timed
+from common.args import has_native_bf16
+from common.cli import Parser, number, positive, run, seeds
+from preprocessing.hard_negatives import read_predictions
+
+FILE = readme.RESULTS / "sim_to_real.csv"
+PAGE = readme.ROOT / "rareplanes/README.md"
+NETWORK = {
+    "unet": "--encoder tu-efficientnet_lite0",
+    "mask": "--backbone tu-efficientnet_lite0 --proposals 200",
+}
+TRAINING = "--crop-size 256 -b 4 --lr 1e-3 --warmup-steps 20 --ema 0.99 -j 0 --eval-tiles 32"
+SCORE = {"unet": "IoU", "mask": "mask_AP50"}
+COLUMNS = {  # of the results file: title and digits in the table
+    "rendered": ("unseen rendered scenes", 3),
+    "scene": ("RarePlanes' rendered scene", 3),
+    "nwpu58": ("NWPU, 58 images", 3),
+    "nwpu": ("NWPU, 12 images", 3),
+    "airbus": ("Airbus, share of aircraft found", 2),
+    "false_per_km2": ("Airbus, false alarms per km²", 1),
+}
+GSD = 0.5  # metres per pixel of the Airbus scenes
+LEAST_OVERLAP = 0.5  # of a found box and a labelled one, IoU
+
+
+class Recipe(NamedTuple):
+    """What a row is trained with: data sets beside the rendered scenes, and options."""
+
+    title: str
+    data: tuple[str, ...] = ("rendered",)
+    options: str = "--augment light"
+    mined: bool = False
+    """The last third of the steps goes on with what was wrongly found on real ground."""
+
+
+STRONG = "--augment strong"
+ROWS = {
+    "rendered": Recipe("rendered scenes"),
+    "augmented": Recipe("and strong augmentation", options=STRONG),
+    "grounds": Recipe("and aircraft rendered on real ground", ("rendered", "grounds"), STRONG),
+    "mined": Recipe("and hard negatives", ("rendered", "grounds"), STRONG, True),
+    "labelled": Recipe("and 46 labelled photographs", ("rendered", "grounds", "nwpu"), STRONG),
+    "photographs": Recipe("only the 46 labelled photographs", ("nwpu",), STRONG),
+}
+
+
+def prepare(real: Path, data: Path, ground_gsd: float) -> None:
+    """Render and tile whatever is not there yet."""
+    sample = ["rareplanes/sample.py", "-j", "2", "-n", "96", "-o"]
+    tile = ["preprocessing/preprocess.py", "-s", "512", "-n", "2"]
+    nwpu = real / "nwpu_airplane"
+    coco = ["preprocessing/coco.py", str(nwpu / "images"), str(nwpu / "instances.json")]
+    coco += ["-s", "512", "--negatives", "100", "--rename", "airplane=aircraft", "-o"]
+    if not (data / "rendered/test/instances_tiled.json").exists():
+        timed([*sample, str(data / "rendered")])
+        timed([*tile, str(data / "rendered")])
+    if not (data / "grounds/train/instances_tiled.json").exists():
+        grounds = ["--backgrounds", str(real / "negatives"), "--gsd", str(ground_gsd)]
+        timed([*sample, str(data / "grounds"), *grounds, "--test-fraction", "0"])
+        timed([*tile, str(data / "grounds")])
+    if not (data / "nwpu/train/instances_tiled.json").exists():
+        timed([*coco, str(data / "nwpu"), "--split", str(nwpu / "split.json")])
+        timed([*coco, str(data / "nwpu58"), "--as", "test"])
+    if not (data / "scene/test/instances_tiled.json").exists():
+        (data / "scene").mkdir()
+        (data / "scene/test").symlink_to((real / "rareplanes_example").resolve())
+        timed([*tile, str(data / "scene")])
+
+
+def train(model: str, recipe: Recipe, seed: int, steps: int, folder: Path, args: Any) -> float:
+    """Train a row's model into `folder`; CPU minutes.
+
+    With `mined` a third of the steps goes on from the first two, with hard negatives.
+    """
+    data = args.output_dir / "data"
+    fast = ["--amp", "--channels-last"] if has_native_bf16(torch.device("cpu")) else []
+    before = _cpu_minutes()
+
+    def once(run: Path, count: int, extra: tuple[str, ...], start: list[str]) -> None:
+        first, *others = (str(data / name) for name in extra)
+        words = [f"{model}/train.py", "--data-path", first, "--output-dir", str(run), *start]
+        words += ["--extra-data", *others] if others else []
+        words += [*NETWORK[model].split(), *TRAINING.split(), *recipe.options.split(), *fast]
+        words += ["--max-steps", str(count), "--eval-steps", str(count)]
+        timed([*words, "--seed", str(seed)])
+
+    pretrained = ["--weights-backbone", str(args.weights_backbone)]
+    if not recipe.mined:
+        once(folder, steps, recipe.data, pretrained)
+        return _cpu_minutes() - before
+    once(folder / "first", steps - steps // 3, recipe.data, pretrained)
+    best, found = str(folder / "first/model_best.pth"), folder / "found"
+    empty = str(args.real / "negatives")
+    timed([f"{model}/inference.py", best, empty, str(found), *fast])
+    hard = ["preprocessing/hard_negatives.py", str(found / "predictions.json"), empty]
+    timed([*hard, "-o", str(folder / "hard"), "-s", "512", "--rename", "aircraft=aircraft"])
+    extra = (*recipe.data, os.path.relpath(folder / "hard", data))
+    once(folder, steps // 3, extra, ["--init-from", best])
+    return _cpu_minutes() - before
+
+
+def _cpu_minutes() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (used.ru_utime + used.ru_stime) / 60
+
+
+def scores(model: str, folder: Path, args: Any) -> dict[str, float]:
+    """The scores of a model on every set, which no training has seen."""
+    best, data = str(folder / "model_best.pth"), args.output_dir / "data"
+    result = {}
+    splits = {"rendered": "test", "scene": "test", "nwpu58": "test", "nwpu": "val"}
+    for name, split in splits.items():
+        words = ["--data-path", str(data / name), "--test-only", split, "--resume", best]
+        timed([f"{model}/train.py", *words, "--channels-last", "-b", "4", "-j", "0"])
+        content = json.loads((folder / f"{split}_scores.json").read_text())
+        result[name] = content["IoU.aircraft" if model == "unet" else "mask_AP50"]
+    places = folder / "airbus"
+    images = args.real / "airbus_scenes/images"
+    timed([f"{model}/inference.py", best, str(images), str(places), "--min-area", "60"])
+    return result | found_boxes(places / "predictions.json", args.real / "airbus_scenes/boxes.csv")
+
+
+def found_boxes(predictions: Path, labels: Path) -> dict[str, float]:
+    """Recall of the labelled boxes, and false alarms for each labelled aircraft and each km².
+
+    Boxes are matched one to one, those of the largest overlap first. A truncated aircraft may be
+    found, and need not be.
+    """
+    labelled: dict[str, list[list[float]]] = defaultdict(list)
+    needed: dict[str, list[bool]] = defaultdict(list)
+    with labels.open(newline="") as file:
+        for row in csv.DictReader(file):
+            corners = [float(row[name]) for name in ("x0", "y0", "x1", "y1")]
+            labelled[row["image"]].append(corners)
+            needed[row["image"]].append(row["class"] == "Airplane")
+    wanted = sum(map(sum, needed.values()))
+    hits = false = pixels = 0
+    for name, scene in read_predictions(predictions)[1].items():
+        found = [[x, y, x + w, y + h] for x, y, w, h in scene.boxes]
+        pairs = box_iou(*(torch.tensor(b).reshape(-1, 4) for b in (found, labelled[name])))
+        matched: dict[int, int] = {}  # found → labelled
+        while pairs.numel() and pairs.max() >= LEAST_OVERLAP:
+            i, k = divmod(int(pairs.argmax()), pairs.shape[1])
+            matched[i] = k
+            pairs[i], pairs[:, k] = 0, 0
+        hits += sum(needed[name][k] for k in matched.values())
+        false += len(found) - len(matched)
+        pixels += scene.width * scene.height
+    area = pixels * (GSD / 1000) ** 2
+    return {
+        "airbus": hits / wanted,
+        "false_per_aircraft": false / wanted,
+        "false_per_km2": false / area,
+    }
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The means over the seeds, for each model and row; no score on what was trained on."""
+    lines = []
+    for model, score in SCORE.items():
+        for name, recipe in ROWS.items():
+            same = [r for r in rows if r["model"] == model and r["row"] == name]
+            if not same:
+                continue
+            means = {c: mean(float(r[c]) for r in same) for c in (*COLUMNS, "cpu_minutes")}
+            shown = [f"{means[c]:.{digits}f}" for c, (_, digits) in COLUMNS.items()]
+            if "nwpu" in recipe.data:
+                shown[list(COLUMNS).index("nwpu58")] = ""
+            ran = [f"{means['cpu_minutes']:.0f}", str(len(same))]
+            lines.append([f"{model}, {score}", recipe.title, *shown, *ran])
+    titles = [title for title, _ in COLUMNS.values()]
+    return readme.markdown(["model", "trained on", *titles, "CPU minutes", "seeds"], lines, "llr")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("real", type=Path, help="folder of the real images")
+    add("--weights-backbone", type=Path, required=True, help="ImageNet's for efficientnet_lite0")
+    add("--models", nargs="+", choices=list(NETWORK), default=list(NETWORK))
+    add("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    add("--seeds", type=seeds, nargs="+", default=[0])
+    add("--steps", type=positive, default=1500, help="of every training")
+    add(
+        "--ground-gsd",
+        type=number(float, 0.01, 10),
+        default=0.5,
+        help="metres per pixel of real/negatives",
+    )
+    add("-o", "--output-dir", type=Path, default=Path("runs/sim_to_real"))
+    add("--results", type=Path, default=FILE)
+    add("--write-readme", action="store_true", help="also renew the tables of the READMEs")
+    args = parser.parse(argv)
+    prepare(args.real, args.output_dir / "data", args.ground_gsd)
+    rows: list[dict[str, Any]] = [*readme.read_rows(args.results)] if args.results.exists() else []
+    done = {(r["model"], r["row"], r["seed"], r["steps"]) for r in rows}
+    for seed in args.seeds:
+        for name in args.rows:
+            for model in args.models:
+                if (model, name, str(seed), str(args.steps)) in done:
+                    continue
+                folder = args.output_dir / f"{model}_{name}_{seed}"
+                minutes = train(model, ROWS[name], seed, args.steps, folder, args)
+                row = {"model": model, "row": name, "seed": seed, "steps": args.steps}
+                scored = scores(model, folder, args)
+                row |= {"cpu_minutes": round(minutes, 1)}
+                row |= {score: round(value, 4) for score, value in scored.items()}
+                rows.append(row | provenance(__file__, argv))
+                readme.write_rows(args.results, rows)
+    text = table(readme.read_rows(args.results))
+    print(text)
+    if args.write_readme:
+        readme.check_clean(rows)
+        readme.write_part(PAGE, "sim-to-real", text)
+
+
+if __name__ == "__main__":
+    run(main)
