@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.commands import PATIENCE, ROOT, run_forked
+from torch import nn
 from torture import run as torture
 
-from benchmarks import loader, operators, overhead, scenes
+from benchmarks import loader, overhead, scenes
 from benchmarks.lib import engagement, flops, results, turns
-from benchmarks.lib.readme import METHOD, README, part, publish, read_rows, write_part
+from benchmarks.lib.readme import README, part, publish, read_rows, write_part
 from common.cli import UserError
 
 
@@ -23,7 +24,6 @@ from common.cli import UserError
     ("name", "show", "page"),
     [
         ("loader", loader.table, README),
-        ("operators", operators.table, METHOD),
         ("overhead", overhead.sentence, README),
         ("scenes", scenes.table, README),
     ],
@@ -98,24 +98,21 @@ def test_scenes_are_measured_beside_the_network(tiled, tmp_path):
     assert 100 < int(joined) < 200
 
 
-def test_the_operators_are_measured_in_each_layout_and_precision(tmp_path):
-    output = tmp_path / "operators.csv"
-    words = ["--crop-size", 16, "-b", 1, "--rounds", 2, "--device", "cpu", "-o", output]
-    done = run_forked(ROOT / "benchmarks/operators.py", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = read_rows(output)
-    ways = {(row["operator"], row["way"]) for row in rows}
-    assert len(ways) == len(rows) == len(operators.OPERATORS) * len(operators.WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dtype_and_layout_of_the_first_convolution_are_seen(dtype, layout):
+    first, second = (nn.Conv2d(8, 8, 3, padding=1).to(memory_format=layout) for _ in "ab")
+    x = torch.ones(2, 8, 16, 16).to(memory_format=layout)
 
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            loss = second(first(x).float().relu()).sum()
+        loss.backward()
+        return loss
 
-@pytest.mark.parametrize("way", operators.WAYS)
-def test_an_operator_computes_in_the_precision_and_layout_of_its_row(way):
-    sizes = Namespace(crop_size=16, batch_size=2)
-    step = operators._step("convolution 3×3 (ResNets)", way, sizes, torch.device("cpu"))
     _, seen = engagement.watch_convolutions(step)
-    dtype = "bfloat16" if "bf16" in way else "float32"
-    layout = "channels-last" if "channels-last" in way else "contiguous"
-    assert seen["conv_x"] == seen["conv_backward_x"] == f"{dtype} {layout}"
+    name = "channels-last" if layout is torch.channels_last else "contiguous"
+    assert seen["conv_x"] == seen["conv_backward_x"] == f"{str(dtype)[6:]} {name}"
 
 
 def test_what_our_loop_adds_to_a_step_is_in_its_time(tmp_path, monkeypatch):
