@@ -14,7 +14,7 @@ from helpers.commands import PATIENCE, ROOT, run_forked
 from torch import nn
 from torture import run as torture
 
-from benchmarks import loader, overhead, scenes
+from benchmarks import loader, scenes
 from benchmarks.lib import engagement, flops, results, turns
 from benchmarks.lib.readme import README, part, publish, read_rows, write_part
 from common.cli import UserError
@@ -24,7 +24,6 @@ from common.cli import UserError
     ("name", "show", "page"),
     [
         ("loader", loader.table, README),
-        ("overhead", overhead.sentence, README),
         ("scenes", scenes.table, README),
     ],
 )
@@ -115,23 +114,6 @@ def test_dtype_and_layout_of_the_first_convolution_are_seen(dtype, layout):
     assert seen["conv_x"] == seen["conv_backward_x"] == f"{str(dtype)[6:]} {name}"
 
 
-def test_what_our_loop_adds_to_a_step_is_in_its_time(tmp_path, monkeypatch):
-    """Here it adds a sleep."""
-    output, make_step = tmp_path / "overhead.csv", overhead.make_step
-
-    def make_slow_step(*given, **options):
-        step = make_step(*given, **options)
-        return lambda *batch: time.sleep(0.2) or step(*batch)
-
-    monkeypatch.setattr(overhead, "make_step", make_slow_step)
-    words = ["--model", "unet", "--backbone", "tu-test_resnet", "--crop-size", "64", "--steps", "3"]
-    overhead.main([*words, "--rounds", "2", "--device", "cpu", "-o", str(output)])
-    (row,) = read_rows(output)
-    assert float(row["fit_ms"]) > 200
-    assert float(row["bare_ms"]) > 0
-    assert row["command"].startswith("python benchmarks/overhead.py --model unet")
-
-
 def test_ways_take_turns_and_the_first_round_warms_up():
     called = []
 
@@ -142,12 +124,6 @@ def test_ways_take_turns_and_the_first_round_warms_up():
     measured = turns.in_turns({name: partial(measure, name) for name in "ab"}, 3)
     assert "".join(called) == "baabbaab"
     assert measured == {"a": [3, 6, 7], "b": [4, 5, 8]}
-
-
-def test_a_drift_of_the_machine_is_not_in_the_ratio():
-    row = turns.ratio_columns([2.0, 8.0, 22.0], [1.0, 4.0, 10.0])
-    assert row == {"ratio": "2", "ratio_low": "2", "ratio_high": "2.2"}
-    assert turns.shown_ratio(row) == "2.00 (2.00 to 2.20)"
 
 
 def test_the_syncs_of_a_model_are_counted(tmp_path):
