@@ -8,15 +8,13 @@ from common.cli import progress
 T = TypeVar("T")
 
 
-def in_turns(
-    measure: Mapping[str, Callable[[], T]], rounds: int, label: str = "measure"
-) -> dict[str, list[T]]:
+def in_turns(measure: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Name → what its function returned in each round. One more round before them warms up.
 
     The order alternates from round to round, because a later one finds warmer caches.
     """
     measured: dict[str, list[T]] = {name: [] for name in measure}
-    for turn in progress(range(rounds + 1), desc=label, unit="round"):
+    for turn in progress(range(rounds + 1), desc="measure", unit="round"):
         for name in list(measure) if turn % 2 else reversed(list(measure)):
             value = measure[name]()
             if turn:
