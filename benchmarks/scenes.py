@@ -34,7 +34,15 @@ from torch import Tensor
 
 from benchmarks.lib.environment import hardware, measured_on, provenance
 from benchmarks.lib.mosaic import mosaic, one_layer
-from benchmarks.lib.readme import README, add_output, markdown, read_rows, write_part, write_rows
+from benchmarks.lib.readme import (
+    README,
+    RESULTS,
+    check_clean,
+    markdown,
+    read_rows,
+    write_part,
+    write_rows,
+)
 from benchmarks.lib.turns import in_turns
 from common.augment import normalise
 from common.cli import Parser, UserError, positive, run
@@ -78,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
             print(", ".join(f"{k} {v}" for k, v in row.items() if k in EMPTY and v != ""))
         write_rows(args.output, rows)
     if args.write_readme:
+        check_clean(rows)
         write_part(README, "scenes", table(rows))
 
 
@@ -268,7 +277,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--rounds", type=positive, default=3, help="of reading and overhead, after one for warm-up")
     add("--counts", type=positive, nargs="+", default=[10_000, 100_000], help="of join")
-    add_output(parser, "scenes", README)
+    add("-o", "--output", type=Path, default=RESULTS / "scenes.csv")
+    add(
+        "--write-readme", action="store_true", help="also renew the results in benchmarks/README.md"
+    )
     args = parser.parse(argv)
     if not (args.data_path / "train/images").is_dir():
         raise UserError(
