@@ -78,13 +78,14 @@ def test_torture_uses_its_time_also_when_all_goals_are_reached(
 
 def test_scenes_are_measured_beside_the_network(tiled, tmp_path):
     output = tmp_path / "scenes.csv"
-    words = ["--parts", "memory", "join", "--sides", "700", "--counts", "200"]
+    words = ["--scene", "300", "--rounds", "1", "--sides", "700", "--counts", "200"]
     scenes.main(["--data-path", str(tiled), *words, "-o", str(output)])
-    rows = read_rows(output)
-    assert [row["part"] for row in rows] == ["memory", "join"]
-    assert 0 < float(rows[0]["memory_mb"]) < 600
+    *reading, memory, join = read_rows(output)
+    assert {row["part"] for row in reading} == {"reading"}
+    assert len(reading) == len({row["case"] for row in reading}) == 8
+    assert 0 < float(memory["memory_mb"]) < 600
     # Whole aircraft and parts of them are joined to fewer, and none is lost.
-    detected, joined = re.match(r"(\d+) of (\d+) aircraft", rows[1]["case"]).groups()
+    detected, joined = re.match(r"(\d+) of (\d+) aircraft", join["case"]).groups()
     assert detected == "200"
     assert 100 < int(joined) < 200
 
