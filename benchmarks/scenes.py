@@ -6,9 +6,7 @@
 reading:  a compressed scene of eight bands with 8 and with 16 bits, in tiles and in strips, as it
           is and resampled, read in the windows of a prediction.
 memory:   peak memory and time of scenes of growing size, each in a new process, with a network of
-          one layer: a real one takes most of the time, and the same memory for every size.
-overhead: a scene through UNet and through Mask R-CNN, from file to files, against the bare
-          networks on the same windows, in turns.
+          one layer: what a prediction takes beside a real one.
 join:     instances as windows find them, joined, encoded and written as COCO and GeoJSON.
 """
 
@@ -30,25 +28,26 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import rasterio
 import torch
-from torch import Tensor
 
 from benchmarks.lib.environment import hardware, measured_on, provenance
 from benchmarks.lib.mosaic import mosaic, one_layer
-from benchmarks.lib.readme import README, add_output, markdown, read_rows, write_part, write_rows
+from benchmarks.lib.readme import (
+    README,
+    RESULTS,
+    check_clean,
+    markdown,
+    read_rows,
+    write_part,
+    write_rows,
+)
 from benchmarks.lib.turns import in_turns
-from common.augment import normalise
 from common.cli import Parser, UserError, positive, run
 from common.io.look import Look
 from common.io.raster import open_scene
-from common.predict import semantic
 from common.predict.maps import feature_file
 from common.predict.windows import Tiling, strips
 from mask import inference as instances
-from mask.model import build_model as build_mask
-from mask.model import predict
 from mask.scenes import Instance, merge
-from unet.model import build_model as build_unet
-from unet.model import probabilities
 
 CPU = torch.device("cpu")
 CLASSES = ["ground", "aircraft"]
@@ -62,7 +61,6 @@ TABLES = {
         {"per_mpx": "s of CPU per Mpx", "ratio": "of uint8's"},
     ),
     "memory": ("scene", {"seconds": "s of CPU", "per_mpx": "per Mpx", "memory_mb": "MB more"}),
-    "overhead": ("model", {"seconds": "s of CPU", "ratio": "of the bare network's"}),
     "join": ("detections", {"seconds": "s of CPU"}),
 }
 
@@ -78,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
             print(", ".join(f"{k} {v}" for k, v in row.items() if k in EMPTY and v != ""))
         write_rows(args.output, rows)
     if args.write_readme:
+        check_clean(rows)
         write_part(README, "scenes", table(rows))
 
 
@@ -154,56 +153,6 @@ def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         }
 
 
-def overhead(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """From file to files, against the networks alone on the same windows."""
-    torch.manual_seed(0)
-    layout: Any = torch.channels_last
-    unet: Any = build_unet("resnet18", 2).eval().to(memory_format=layout)
-    rcnn = build_mask("resnet18", 2, proposals=200).eval().to(memory_format=layout)
-    # Random weights draw noise: here a hundredth of the ground, and the ten best of each window.
-    rcnn.least_score, rcnn.most_detections = 0.0, 10
-    of_unet = unet, probabilities, semantic.predict_scene, semantic.semantic_parser("")
-    of_rcnn = rcnn, predict, instances.predict_scene, instances.parser()
-    cases = {"UNet, resnet18": of_unet, "Mask R-CNN, resnet18": of_rcnn}
-    with TemporaryDirectory() as folder:
-        mosaic(args.data_path, Path(folder, "scene.tif"), args.scene)
-        with open_scene(Path(folder, "scene.tif")) as scene, torch.inference_mode():
-            crop = torch.from_numpy(scene.read(0, 0, 512, 512)[0])[None]
-            ground, aircraft = unet(normalise(crop))[0]
-            unet.segmentation_head[0].bias[0] += (aircraft - ground).flatten().quantile(0.99)
-
-        def predict_scene(case: str) -> tuple[float, float]:
-            """Seconds of a prediction, and of its network."""
-            model, call, predict_with, parser = cases[case]
-            options = parser.parse(["model", "", folder])
-            options.window, options.max_detections, options.score_threshold = 512, 100, 0.0
-            alone = 0.0
-
-            @torch.inference_mode()
-            def network(crops: Tensor) -> Any:
-                nonlocal alone
-                images = normalise(crops).contiguous(memory_format=layout)
-                since = time.process_time()
-                result = call(model, images)
-                alone += time.process_time() - since
-                return result
-
-            since = time.process_time()
-            with open_scene(Path(folder, "scene.tif")) as scene:
-                predict_with(scene, "out", network, CLASSES, options)
-            return time.process_time() - since, alone
-
-        measured = in_turns({case: partial(predict_scene, case) for case in cases}, args.rounds)
-        for case, pairs in measured.items():
-            times = [total for total, _ in pairs]
-            low, middle, high = np.percentile([a / b for a, b in pairs], [0, 50, 100])
-            yield {
-                "case": f"{case}, {args.scene**2 / 1e6:.1f} Mpx",
-                "seconds": f"{np.median(times):.1f}",
-                "ratio": f"{middle:.3f} ({low:.3f} to {high:.3f})",
-            }
-
-
 def join(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One run each, in seconds of CPU."""
     for count in args.counts:
@@ -251,7 +200,7 @@ def as_seen(count: int, side: int) -> list[Instance]:
     return detections[:count]
 
 
-PARTS = {"reading": reading, "memory": memory, "overhead": overhead, "join": join}
+PARTS = {"reading": reading, "memory": memory, "join": join}
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -260,15 +209,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--parts", nargs="+", choices=TABLES, default=list(TABLES))
     add("--data-path", type=Path, default=ROOT / "sample_data", help="rendered scenes")
     add("--sides", type=positive, nargs="+", default=[2000, 10_000, 30_000], help="of memory")
-    add(
-        "--scene",
-        type=positive,
-        default=1500,
-        help="side of the scene of reading and overhead, pixels",
-    )
-    add("--rounds", type=positive, default=3, help="of reading and overhead, after one for warm-up")
+    add("--scene", type=positive, default=1500, help="side of the scene of reading, pixels")
+    add("--rounds", type=positive, default=3, help="of reading, after one for warm-up")
     add("--counts", type=positive, nargs="+", default=[10_000, 100_000], help="of join")
-    add_output(parser, "scenes", README)
+    add("-o", "--output", type=Path, default=RESULTS / "scenes.csv")
+    add(
+        "--write-readme", action="store_true", help="also renew the results in benchmarks/README.md"
+    )
     args = parser.parse(argv)
     if not (args.data_path / "train/images").is_dir():
         raise UserError(

@@ -144,19 +144,6 @@ def _by_technique(
     return markdown(["technique", *measured], [*first, *lines])
 
 
-def ceilings() -> str:
-    """Images/s that no training on these GPUs can exceed, from the FLOP that `scale.py` counted."""
-    rows = {(r["model"], r["gpu"]): r for r in read_rows(RESULTS / "scale.csv")}
-    gpus = list(dict.fromkeys(gpu for _, gpu in rows))
-    lines = []
-    for name in dict.fromkeys(model for model, _ in rows):
-        on_gpus = [rows[name, gpu] for gpu in gpus]
-        gflop = float(on_gpus[0]["forward_gflop"]) + float(on_gpus[0]["backward_gflop"])
-        speeds = (f"{1e3 * float(r['peak_tflops']) / gflop:,.0f}" for r in on_gpus)
-        lines.append([name, f"{gflop:,.0f}", *speeds])
-    return markdown(["model, crops of 512 pixels", "GFLOP per image", *gpus], lines)
-
-
 def heading(rows: list[Row]) -> str:
     """Where and how these rows were measured, in a sentence or two."""
     r = rows[0]
@@ -229,7 +216,6 @@ def parts(measured: dict[str, dict[str, list[Row]]]) -> dict[tuple[Path, str], s
         blocks += [plots.shown(what, f"the {what} curves")] * bool(blocks)
         made[README, what] = "\n\n".join(blocks) or "Not measured yet."
     made[README, "machines"] = side_by_side(machines)
-    made[METHOD, "ceilings"] = ceilings()
     overviews = [f"{heading(rows)}\n\n{overview(rows)}" for rows in plots.in_front(machines)]
     made[ROOT / "README.md", "benchmark"] = _blocks(overviews, machines)
     return made

@@ -1,7 +1,6 @@
 """The public RarePlanes bucket: which scenes it has, and how its files get to this disk."""
 
 import hashlib
-import json
 import os
 import random
 import re
@@ -11,7 +10,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
 from common.cli import UserError
-from common.io.files import whole_file, write_atomic
+from common.io.files import whole_file
 
 BUCKET, REGION, PREFIX = "rareplanes-public", "us-west-2", "synthetic"
 PARTS = {"images": ".png", "masks": "_mask.png", "xmls": ".xml"}  # folder: what follows the stem
@@ -40,9 +39,7 @@ TIMEOUT_S = 10.0  # to connect, and between two packets
 BOTO_ATTEMPTS = 3
 BACKOFF_S, BACKOFF_CAP_S = 1.0, 30.0  # between retries: 1, 2, 4, … seconds, up to the cap
 FINAL = {403, 404, 412}  # not retried; 412: the object has changed since it was listed
-MANIFEST = "manifest.json"
 
-Entry = dict[str, Any]  # of the manifest: key, size, etag, md5 and mtime_ns of a file
 _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
@@ -59,6 +56,7 @@ class RemoteFile:
     path: str  # below the output folder
     size: int
     etag: str  # the MD5 of the content, 32 digits; for an upload in parts something longer
+    modified: int  # seconds since 1970; a complete file on this disk has the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,32 +174,39 @@ class Bucket:
             fits = key == folder + stem + ending and STEM.fullmatch(stem)
             if fits and 0 <= size <= MAX_BYTES:
                 etag = re.sub(r"[^0-9a-z-]", "", item.get("ETag", ""))
-                files[stem] = RemoteFile(key, f"{split}/{part}/{stem}{ending}", size, etag)
+                modified = int(item["LastModified"].timestamp())
+                path = f"{split}/{part}/{stem}{ending}"
+                files[stem] = RemoteFile(key, path, size, etag, modified)
             elif key != folder:  # S3's console makes a folder by an empty object
                 other_keys.append(key)
             if len(files) + len(other_keys) > MAX_KEYS:
                 raise ValueError(f"more than {MAX_KEYS:,} keys in {folder!r}")
         return files, other_keys
 
-    def fetch(self, root: Path, file: RemoteFile, entry: Entry, verify: bool) -> tuple[Entry, bool]:
-        """Download a file, unless it is there; returns its entry and whether it was downloaded.
+    def fetch(self, root: Path, file: RemoteFile, verify: bool) -> bool:
+        """Download a file, unless it is there; returns whether it was downloaded.
 
-        A file that is unchanged since `entry` was made is not read again unless `verify` is set.
-        Any other existing file is read, and kept if its MD5 is that of the listed object. For an
-        object that was uploaded in parts only `entry` has the MD5.
+        A file with the size and the time of the listed object is not read unless `verify` is set.
+        Any other file of that size is read, and kept if its MD5 is the object's. The MD5 of an
+        object that was uploaded in parts is not known, so such a file is downloaded again.
         """
-        if there := look_up(root, file):
-            if not verify and there | {"md5": entry.get("md5")} == entry:
-                return entry, False
+        if status := look_up(root, file):
+            if not verify and status.st_mtime == file.modified:
+                return False
             with (root / file.path).open("rb") as content:
                 md5 = hashlib.file_digest(content, _md5).hexdigest()
-            if md5 == (entry.get("md5") if entry.get("etag") == file.etag else file.etag):
-                return there | {"md5": md5}, False
-        md5 = self.persist(self._receive, root, file)
-        return look_up(root, file) | {"md5": md5}, True
+            unchanged = md5 == file.etag
+            # Else the present time: if the download fails, the next run must not trust the file.
+            times = (file.modified, file.modified) if unchanged else None
+            with suppress(PermissionError):  # another user's file; the next run reads it again
+                os.utime(root / file.path, times)
+            if unchanged:
+                return False
+        self.persist(self._receive, root, file)
+        return True
 
-    def _receive(self, root: Path, file: RemoteFile) -> str:
-        """Download one object, check it, and return its MD5.
+    def _receive(self, root: Path, file: RemoteFile) -> None:
+        """Download one object, check it, and give the file the object's time.
 
         boto3 compares a body with its length, and with the checksum that comes with it, if any.
         For boto3's transfers in ranges S3 sends no checksum, so this is one request.
@@ -218,7 +223,8 @@ class Bucket:
                 out.write(chunk)
             if len(file.etag) == 32 and md5.hexdigest() != file.etag:
                 raise DamagedError(f"MD5 {md5.hexdigest()} instead of {file.etag}")
-        return md5.hexdigest()
+            out.flush()
+            os.utime(out.fileno(), (file.modified, file.modified))
 
 
 def _status(error: Exception) -> int | None:
@@ -231,29 +237,10 @@ def reason(error: Exception) -> str:
     return ascii(f"{type(error).__name__}: {error}")[1:-1][:200]
 
 
-def look_up(root: Path, file: RemoteFile) -> Entry:
-    """The entry, without its MD5, of an existing file of the listed size; else an empty one."""
+def look_up(root: Path, file: RemoteFile) -> os.stat_result | None:
+    """The status of an existing file of the listed size."""
     try:
         status = (root / file.path).lstat()
     except (FileNotFoundError, NotADirectoryError):
-        return {}
-    if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
-        return {}
-    return {"key": file.key, "size": file.size, "etag": file.etag, "mtime_ns": status.st_mtime_ns}
-
-
-def load_manifest(root: Path) -> dict[str, Entry]:
-    """Path below `root` → entry, for the files that are still there.
-
-    An unreadable manifest counts as empty: its files are then checked by hash.
-    """
-    try:
-        entries = json.loads((root / MANIFEST).read_bytes())["files"]
-        return {path: dict(e) for path, e in entries.items() if (root / path).is_file()}
-    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
-
-
-def save_manifest(root: Path, entries: dict[str, Entry]) -> None:
-    content = {"bucket": BUCKET, "files": dict(sorted(entries.items()))}
-    write_atomic(root / MANIFEST, json.dumps(content, separators=(",", ":")).encode())
+        return None
+    return status if stat.S_ISREG(status.st_mode) and status.st_size == file.size else None

@@ -31,8 +31,7 @@ from rareplanes import bucket
 from rareplanes.bucket import Bucket, RemoteFile, RemoteScene
 
 SPLITS = ("train", "test")
-SPARE_BYTES = 50_000_000  # for the manifest, folders and the files' last blocks
-SAVE_EVERY = 500  # files, of some 500 MB
+SPARE_BYTES = 50_000_000  # for folders and the files' last blocks
 GIVE_UP_AFTER = 24  # failed files in a row, each after all its retries: the bucket is gone
 
 
@@ -168,38 +167,25 @@ def prepare_folders(root: Path, files: Iterable[RemoteFile]) -> None:
 
 
 def fetch_all(remote: Bucket, root: Path, files: list[RemoteFile], verify: bool) -> int:
-    """Download the missing files and keep the manifest up to date; returns the exit code."""
-    entries = bucket.load_manifest(root)
-    jobs = {
-        remote.pool.submit(remote.fetch, root, file, entries.get(file.path, {}), verify): file
-        for file in files
-    }
+    """Download the missing files; returns the exit code."""
+    jobs = {remote.pool.submit(remote.fetch, root, file, verify): file for file in files}
     kept: list[RemoteFile] = []
     fetched: list[RemoteFile] = []
     failed: dict[str, str] = {}  # path: why
     failures_in_a_row = 0
     total = sum(file.size for file in files)
-    try:
-        with progress(total=total, desc="download", unit="B", unit_scale=True) as bar:
-            for number, job in enumerate(as_completed(jobs), start=1):
-                file = jobs[job]
-                bar.update(file.size)
-                try:
-                    entry, is_new = job.result()
-                except bucket.TRANSIENT as error:
-                    entries.pop(file.path, None)
-                    failed[file.path] = bucket.reason(error)
-                    failures_in_a_row += 1
-                    if failures_in_a_row == GIVE_UP_AFTER:
-                        break
-                else:
-                    entries[file.path] = entry
-                    (fetched if is_new else kept).append(file)
-                    failures_in_a_row = 0
-                if number % SAVE_EVERY == 0:
-                    bucket.save_manifest(root, entries)
-    finally:
-        bucket.save_manifest(root, entries)
+    with progress(total=total, desc="download", unit="B", unit_scale=True) as bar:
+        for job in as_completed(jobs):
+            file = jobs[job]
+            bar.update(file.size)
+            try:
+                (fetched if job.result() else kept).append(file)
+                failures_in_a_row = 0
+            except bucket.TRANSIENT as error:
+                failed[file.path] = bucket.reason(error)
+                failures_in_a_row += 1
+                if failures_in_a_row == GIVE_UP_AFTER:
+                    break
 
     size = as_size(sum(file.size for file in fetched))
     print(f"{len(fetched)} files ({size}) fetched, {len(kept)} were in {str(root)!r} already")

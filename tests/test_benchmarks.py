@@ -2,7 +2,6 @@
 
 import re
 import time
-from argparse import Namespace
 from collections import Counter
 from functools import partial
 from itertools import count
@@ -11,37 +10,29 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.commands import PATIENCE, ROOT, run_forked
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 from torture import run as torture
 
-from benchmarks import loader, operators, overhead, scenes
+from benchmarks import scenes
 from benchmarks.lib import engagement, flops, results, turns
-from benchmarks.lib.readme import METHOD, README, part, publish, read_rows, write_part
+from benchmarks.lib.readme import README, RESULTS, check_clean, part, read_rows, write_part
 from common.cli import UserError
 
 
-@pytest.mark.parametrize(
-    ("name", "show", "page"),
-    [
-        ("loader", loader.table, README),
-        ("operators", operators.table, METHOD),
-        ("overhead", overhead.sentence, README),
-        ("scenes", scenes.table, README),
-    ],
-)
-def test_the_pages_show_the_committed_numbers(name, show, page):
-    assert part(page, name) == show(read_rows(ROOT / f"benchmarks/results/{name}.csv")), (
-        f"stale; run: python benchmarks/{name}.py --write-readme"
+def test_the_readme_shows_the_committed_numbers():
+    assert part(README, "scenes") == scenes.table(read_rows(RESULTS / "scenes.csv")), (
+        "stale; run: python benchmarks/scenes.py --write-readme"
     )
 
 
-def test_every_published_row_can_be_reproduced(tmp_path, monkeypatch):
+def test_every_published_row_can_be_reproduced():
     """Rows that were measured with uncommitted changes are not taken."""
-    for path in [*(ROOT / "benchmarks/results").glob("*.csv"), torture.RESULTS]:
+    for path in [*RESULTS.glob("*.csv"), torture.RESULTS]:
         assert "+dirty" not in path.read_text(), path
-    args = Namespace(output=tmp_path / "a.csv", write_readme=True)
     with pytest.raises(UserError, match="uncommitted changes"):
-        publish([{"commit": "abc+dirty"}], str, README, "loader", args)
-    assert args.output.exists()
+        check_clean([{"commit": "abc"}, {"commit": "abc+dirty"}])
 
 
 def test_the_readme_shows_what_the_torture_did():
@@ -87,52 +78,33 @@ def test_torture_uses_its_time_also_when_all_goals_are_reached(
 
 def test_scenes_are_measured_beside_the_network(tiled, tmp_path):
     output = tmp_path / "scenes.csv"
-    words = ["--parts", "memory", "join", "--sides", "700", "--counts", "200"]
+    words = ["--scene", "300", "--rounds", "1", "--sides", "700", "--counts", "200"]
     scenes.main(["--data-path", str(tiled), *words, "-o", str(output)])
-    rows = read_rows(output)
-    assert [row["part"] for row in rows] == ["memory", "join"]
-    assert 0 < float(rows[0]["memory_mb"]) < 600
+    *reading, memory, join = read_rows(output)
+    assert {row["part"] for row in reading} == {"reading"}
+    assert len(reading) == len({row["case"] for row in reading}) == 8
+    assert 0 < float(memory["memory_mb"]) < 600
     # Whole aircraft and parts of them are joined to fewer, and none is lost.
-    detected, joined = re.match(r"(\d+) of (\d+) aircraft", rows[1]["case"]).groups()
+    detected, joined = re.match(r"(\d+) of (\d+) aircraft", join["case"]).groups()
     assert detected == "200"
     assert 100 < int(joined) < 200
 
 
-def test_the_operators_are_measured_in_each_layout_and_precision(tmp_path):
-    output = tmp_path / "operators.csv"
-    words = ["--crop-size", 16, "-b", 1, "--rounds", 2, "--device", "cpu", "-o", output]
-    done = run_forked(ROOT / "benchmarks/operators.py", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = read_rows(output)
-    ways = {(row["operator"], row["way"]) for row in rows}
-    assert len(ways) == len(rows) == len(operators.OPERATORS) * len(operators.WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dtype_and_layout_of_the_first_convolution_are_seen(dtype, layout):
+    first, second = (nn.Conv2d(8, 8, 3, padding=1).to(memory_format=layout) for _ in "ab")
+    x = torch.ones(2, 8, 16, 16).to(memory_format=layout)
 
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            loss = second(first(x).float().relu()).sum()
+        loss.backward()
+        return loss
 
-@pytest.mark.parametrize("way", operators.WAYS)
-def test_an_operator_computes_in_the_precision_and_layout_of_its_row(way):
-    sizes = Namespace(crop_size=16, batch_size=2)
-    step = operators._step("convolution 3×3 (ResNets)", way, sizes, torch.device("cpu"))
     _, seen = engagement.watch_convolutions(step)
-    dtype = "bfloat16" if "bf16" in way else "float32"
-    layout = "channels-last" if "channels-last" in way else "contiguous"
-    assert seen["conv_x"] == seen["conv_backward_x"] == f"{dtype} {layout}"
-
-
-def test_what_our_loop_adds_to_a_step_is_in_its_time(tmp_path, monkeypatch):
-    """Here it adds a sleep."""
-    output, make_step = tmp_path / "overhead.csv", overhead.make_step
-
-    def make_slow_step(*given, **options):
-        step = make_step(*given, **options)
-        return lambda *batch: time.sleep(0.2) or step(*batch)
-
-    monkeypatch.setattr(overhead, "make_step", make_slow_step)
-    words = ["--model", "unet", "--backbone", "tu-test_resnet", "--crop-size", "64", "--steps", "3"]
-    overhead.main([*words, "--rounds", "2", "--device", "cpu", "-o", str(output)])
-    (row,) = read_rows(output)
-    assert float(row["fit_ms"]) > 200
-    assert float(row["bare_ms"]) > 0
-    assert row["command"].startswith("python benchmarks/overhead.py --model unet")
+    name = "channels-last" if layout is torch.channels_last else "contiguous"
+    assert seen["conv_x"] == seen["conv_backward_x"] == f"{str(dtype)[6:]} {name}"
 
 
 def test_ways_take_turns_and_the_first_round_warms_up():
@@ -145,12 +117,6 @@ def test_ways_take_turns_and_the_first_round_warms_up():
     measured = turns.in_turns({name: partial(measure, name) for name in "ab"}, 3)
     assert "".join(called) == "baabbaab"
     assert measured == {"a": [3, 6, 7], "b": [4, 5, 8]}
-
-
-def test_a_drift_of_the_machine_is_not_in_the_ratio():
-    row = turns.ratio_columns([2.0, 8.0, 22.0], [1.0, 4.0, 10.0])
-    assert row == {"ratio": "2", "ratio_low": "2", "ratio_high": "2.2"}
-    assert turns.shown_ratio(row) == "2.00 (2.00 to 2.20)"
 
 
 def test_the_syncs_of_a_model_are_counted(tmp_path):
@@ -174,6 +140,19 @@ def test_a_limited_processor_has_a_results_file_of_its_own(monkeypatch):
     whole = results.file_name(torch.device("cpu"))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert results.file_name(torch.device("cpu")) != whole
+
+
+def test_a_grouped_convolution_costs_twice_its_forward_to_reverse():
+    with FakeTensorMode():
+        model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8))
+        with FlopCounterMode(display=False, custom_mapping=flops.FORMULAS) as counter:
+            loss = model(torch.zeros(2, 3, 64, 64)).sum()
+            forward = counter.get_total_flops()
+            loss.backward()
+    first, grouped = (2 * 2 * 64**2 * n for n in (3 * 8, 8 * 9))
+    assert forward == first + grouped
+    # Images need no gradient.
+    assert counter.get_total_flops() - forward == first + 2 * grouped
 
 
 def test_a_slow_matrix_product_is_timed_once_not_ten_times(monkeypatch):

@@ -3,7 +3,6 @@
 import errno
 import functools
 import hashlib
-import json
 import os
 import random
 import re
@@ -19,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from helpers.commands import PATIENCE, ROOT, wait_for
-from helpers.s3 import AIRPORTS, FakeS3, fill, keys_of
+from helpers.s3 import AIRPORTS, MODIFIED, FakeS3, fill, keys_of
 
 from common.cli import UserError
 from common.io import files
@@ -64,12 +63,8 @@ def download(s3, out, *flags):
 
 
 def tree(out):
-    """Path below `out` → content, for every file except the manifest."""
-    return {
-        str(p.relative_to(out)): p.read_bytes()
-        for p in Path(out).rglob("*")
-        if p.is_file() and p.name != "manifest.json"
-    }
+    """Path below `out` → content."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in Path(out).rglob("*") if p.is_file()}
 
 
 def expected(s3):
@@ -97,36 +92,23 @@ def test_the_second_run_transfers_no_object_byte(s3, tmp_path):
     assert s3.object_bytes == sent
 
 
-@pytest.mark.parametrize("manifest", [None, "", "[]", '{"files": []}', '{"files": {"x": 3}}'])
-def test_without_a_usable_manifest_files_are_known_by_their_content(s3, tmp_path, manifest, capsys):
+def test_files_of_another_time_are_known_by_their_content(s3, tmp_path, capsys):
+    """As after a copy; the third run need not read them again."""
     download(s3, tmp_path, "--all")
-    sent, first = s3.object_bytes, json.loads((tmp_path / "manifest.json").read_text())
-    (tmp_path / "manifest.json").unlink()
-    if manifest is not None:
-        (tmp_path / "manifest.json").write_text(manifest)
+    sent = s3.object_bytes
+    for path in tmp_path.rglob("*.*"):
+        os.utime(path)
     assert download(s3, tmp_path, "--all") == 0
     assert s3.object_bytes == sent
     assert "0 files (0.0 MB) fetched, 72 were in" in capsys.readouterr().out
-    assert json.loads((tmp_path / "manifest.json").read_text()) == first
+    assert {path.stat().st_mtime for path in tmp_path.rglob("*.*")} == {MODIFIED.timestamp()}
 
 
-def test_the_manifest_says_what_is_there(s3, tmp_path):
-    download(s3, tmp_path, "-n", "2")
-    download(s3, tmp_path, "-n", "4")
-    download(s3, tmp_path, "-n", "1")  # removes nothing
-    files = json.loads((tmp_path / "manifest.json").read_text())["files"]
-    assert set(files) == set(tree(tmp_path))
-    assert len(files) == 2 * 4 * 3
-    for path, entry in files.items():
-        content = (tmp_path / path).read_bytes()
-        assert entry["key"] == f"synthetic/{path}"
-        assert entry["size"] == len(content)
-        assert entry["md5"] == hashlib.md5(content).hexdigest()
-    next(tmp_path.rglob("*.xml")).unlink()
-    (tmp_path / "test" / "masks").rename(tmp_path / "elsewhere")
-    download(s3, tmp_path, "-n", "1", "-s", "train", "--airports", "Basel")
-    files = json.loads((tmp_path / "manifest.json").read_text())["files"]
-    assert all((tmp_path / path).is_file() for path in files)
+def test_a_smaller_choice_removes_nothing(s3, tmp_path):
+    for limit in ("2", "4", "1"):
+        download(s3, tmp_path, "-n", limit)
+    assert len(tree(tmp_path)) == 2 * 4 * 3
+    assert tree(tmp_path).items() <= expected(s3).items()
 
 
 def test_dry_run_tells_and_writes_nothing(s3, tmp_path, capsys):
@@ -294,18 +276,18 @@ def test_uploads_in_parts_are_checked_by_the_checksum_of_the_bucket(s3, tmp_path
     assert tree(tmp_path) == expected(s3)
 
 
-def test_uploads_in_parts_are_known_by_the_manifest(s3, tmp_path):
+def test_uploads_in_parts_are_known_by_their_size_and_time(s3, tmp_path):
     in_parts(s3)
     s3.faults = {key: ["short"] for key in list(s3.objects)[::5]}
     assert download(s3, tmp_path, "--all") == 0
     assert tree(tmp_path) == expected(s3)
     sent, victim = s3.object_bytes, min(tmp_path.rglob("*.xml"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
-    assert download(s3, tmp_path, "--all", "--verify") == 0
+    assert download(s3, tmp_path, "--all") == 0
     assert tree(tmp_path) == expected(s3)
     assert s3.object_bytes - sent == victim.stat().st_size
-    (tmp_path / "manifest.json").unlink()  # without it nothing says that the content is right
-    assert download(s3, tmp_path, "--all") == 0
+    # Nothing says that their content is right, so to verify them is to download them.
+    assert download(s3, tmp_path, "--all", "--verify") == 0
     assert s3.object_bytes - sent == victim.stat().st_size + sum(map(len, s3.objects.values()))
 
 
@@ -333,14 +315,22 @@ def test_verify_finds_rot_that_left_size_and_time_alone(s3, tmp_path):
     os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert download(s3, tmp_path, "--all") == 0
     assert tree(tmp_path) != expected(s3)
-    path = str(victim.relative_to(tmp_path))
-    s3.faults[f"synthetic/{path}"] = ["503"]
+    s3.faults[f"synthetic/{victim.relative_to(tmp_path)}"] = ["503"]
     assert download(s3, tmp_path, "--all", "--verify", "--retries", "0") == 1
-    assert path not in json.loads((tmp_path / "manifest.json").read_text())["files"]
     sent = s3.object_bytes
-    assert download(s3, tmp_path, "--all", "--verify") == 0
+    assert download(s3, tmp_path, "--all") == 0  # what was found is not forgotten
     assert tree(tmp_path) == expected(s3)
     assert s3.object_bytes - sent == victim.stat().st_size
+
+
+def test_an_object_that_changed_in_the_bucket_comes_again(s3, tmp_path, monkeypatch):
+    download(s3, tmp_path, "--all")
+    sent, changed = s3.object_bytes, min(s3.objects)
+    s3.objects[changed] = s3.objects[changed][::-1]
+    monkeypatch.setattr("helpers.s3.MODIFIED", MODIFIED.replace(year=2021))
+    assert download(s3, tmp_path, "--all") == 0
+    assert tree(tmp_path) == expected(s3)
+    assert s3.object_bytes - sent == len(s3.objects[changed])
 
 
 def test_temporaries_of_dead_runs_go_and_those_of_living_ones_stay(s3, tmp_path):
@@ -350,7 +340,6 @@ def test_temporaries_of_dead_runs_go_and_those_of_living_ones_stay(s3, tmp_path)
     dead.wait()
     for pid in (dead.pid, os.getpid(), os.getppid()):
         (images / f".x.png.{pid}.tmp").write_text("half")
-    (tmp_path / f".manifest.json.{dead.pid}.tmp").write_text("half")
     (images / ".mine.tmp").write_text("a user's")
     download(s3, tmp_path, "--all")
     left = {path.name for path in temporaries(tmp_path)}
@@ -421,14 +410,11 @@ def test_ctrl_c_and_kill_end_tidily(slow, tmp_path, number):
     there, wanted = tree(tmp_path), expected(slow)
     assert 0 < len(there) < len(wanted)
     assert all(content == wanted[path] for path, content in there.items())
-    files = json.loads((tmp_path / "manifest.json").read_text())["files"]
-    assert files
-    assert set(files) <= set(there)
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_is_there(s3, tmp_path, monkeypatch):
     download(s3, tmp_path, "-n", "1")
-    before, manifest = tree(tmp_path), (tmp_path / "manifest.json").read_bytes()
+    before = tree(tmp_path)
     real, calls = files.fresh_file, []
 
     def full(path):
@@ -443,7 +429,6 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(s3, tmp_path, monkeypa
     after, wanted = tree(tmp_path), expected(s3)
     assert before.items() <= after.items() <= wanted.items()
     assert temporaries(tmp_path) == []
-    assert (tmp_path / "manifest.json").read_bytes() == manifest
 
 
 # No key leads out of the folder
@@ -540,7 +525,6 @@ def test_links_are_not_followed(s3, tmp_path):
     final = data / "train" / "images" / "Basel_Airport_0_0_0.png"
     final.symlink_to(outside / "canary")
     temporary_name(final).symlink_to(outside / "canary")
-    (data / "manifest.json").symlink_to(outside / "canary")
     assert download(s3, data, "--all") == 0
     assert tree(outside) == {"canary": b"alive"}
     assert not final.is_symlink()

@@ -1,6 +1,5 @@
 """Packed tiles: the same batches as PNGs, the same bytes for any number of workers, never stale."""
 
-import csv
 import json
 import pickle
 import random
@@ -12,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from helpers.coco import make_coco, tile_args
-from helpers.commands import ROOT, run_forked, run_script, training
+from helpers.commands import ROOT, run_script, training
 from helpers.scenes import make_dataset, make_scene, tree
 from helpers.tiling import kill, start_and_wait
 
-from benchmarks import loader
 from common.cli import UserError
 from common.data import Tiles
 from common.distributed import Process
@@ -242,17 +240,3 @@ def test_a_disk_too_full_is_found_before_the_arrays_are_begun(tmp_path, monkeypa
     assert {name: data for name, data in found.items() if ".tiling" not in name} == before
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed))
     assert main([*args, "--pack"]) == 0
-
-
-def test_the_loader_benchmark_writes_a_row_for_each_arm(packed, tmp_path):
-    output = tmp_path / "results" / "loader.csv"
-    words = ["--data-path", packed, "-b", "4", "--rounds", "1", "-o", output]
-    done = run_forked(ROOT / "benchmarks/loader.py", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Packed takes" in done.stdout
-    with output.open(newline="") as file:
-        rows = {row["arm"]: row for row in csv.DictReader(file)}
-    assert set(rows) == {"png", "packed", "copy", "usual"}
-    assert all(float(row["p10"]) <= float(row["samples_per_s"]) for row in rows.values())
-    with pytest.raises(UserError, match=r"sample\.py .*--pack"):
-        loader.main(["--data-path", str(tmp_path)])

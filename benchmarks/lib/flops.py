@@ -1,11 +1,9 @@
 """How much arithmetic a step needs, and how much this machine can do."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import conv_flop_count
 
 from benchmarks.lib.environment import seconds
 
@@ -24,31 +22,9 @@ def _convolution_backward(grad_shape: Any, x_shape: Any, w_shape: Any, *rest: An
     return conv_flop_count(x_shape, w_shape, grad_shape, transposed) * (mask[0] + mask[1])
 
 
-# For `FlopCounterMode(custom_mapping=…)`.
+# For `FlopCounterMode(custom_mapping=…)`. It counts only matrix products and convolutions, a
+# multiply-add as two; everything else in these networks is bound by memory, not by arithmetic.
 FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
-
-
-def of_step(
-    model: nn.Module, loss_fn: Callable[..., Tensor], images: Tensor, targets: Tensor
-) -> tuple[int, int, dict[str, int]]:
-    """FLOP of an image's forward and backward pass, and those done backward at each gradient.
-
-    Only matrix products and convolutions are counted, a multiply-add as two; everything else in
-    these networks is bound by memory, not by arithmetic.
-    """
-    done: dict[str, int] = {}
-    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
-    for name, parameter in model.named_parameters():
-
-        def note(_: Tensor, name: str = name) -> None:
-            done[name] = counter.get_total_flops() // len(images) - forward
-
-        parameter.register_post_accumulate_grad_hook(note)
-    with counter:
-        loss = loss_fn(model, images, targets)
-        forward = counter.get_total_flops() // len(images)
-        loss.backward()
-    return forward, counter.get_total_flops() // len(images) - forward, done
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype | None) -> float:

@@ -3,13 +3,12 @@
 A generated part is the text between `<!-- name -->` and `<!-- /name -->`.
 """
 
-import argparse
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from common.cli import Parser, UserError
+from common.cli import UserError
 from common.io.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,30 +54,6 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "l
     rule = "|" + "".join("---|" if side == "l" else "--:|" for side in sides)
     first, *others = (f"| {' | '.join(row)} |" for row in (head, *rows))
     return "\n".join([first, rule, *others])
-
-
-def add_output(parser: Parser, name: str, page: Path) -> None:
-    """Add the options of a small benchmark for its results file and its part of `page`."""
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS / f"{name}.csv")
-    renew = f"also renew the results in {page.relative_to(ROOT)}"
-    parser.add_argument("--write-readme", action="store_true", help=renew)
-
-
-def publish(
-    rows: list[dict],
-    show: Callable[[list[dict[str, str]]], str],
-    page: Path,
-    name: str,
-    args: argparse.Namespace,
-) -> None:
-    """Write the results file, print it by `show`, and with --write-readme renew part `name`."""
-    write_rows(args.output, rows)
-    print(f"wrote {args.output}")
-    text = show(read_rows(args.output))
-    print(text)
-    if args.write_readme:
-        check_clean(rows)
-        write_part(page, name, text)
 
 
 def check_clean(rows: list[dict]) -> None:

@@ -35,15 +35,8 @@ def noise_tiles(count: int, side: int, device: torch.device, aircraft: int = 3) 
     return Batch(images, ids, classes, torch.arange(count, device=device))
 
 
-def bare_session(
-    process: Process,
-    speedups: Speedups,
-    batches: Any = None,
-    output_dir: Path = Path(),
-    total_steps: int = 10_000,
-    **options: Any,
-) -> Session:
-    """A session that was not opened: without data of its own, a lock or a process group.
+def bare_session(process: Process, speedups: Speedups, **options: Any) -> Session:
+    """A session that was not opened: without data, a lock or a process group.
 
     Args:
         options: Options of train.py that differ from the defaults.
@@ -56,11 +49,11 @@ def bare_session(
         settings={},
         process=process,
         speedups=speedups,
-        batches=batches,
+        batches=None,  # type: ignore[arg-type]
         val_batches=None,
-        output_dir=output_dir,
-        total_steps=total_steps,
-        eval_interval=total_steps,
+        output_dir=Path(),
+        total_steps=10_000,
+        eval_interval=10_000,
     )
 
 

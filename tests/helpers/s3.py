@@ -8,12 +8,14 @@ import struct
 import threading
 import time
 import zlib
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from rareplanes.bucket import PARTS
 
+MODIFIED = datetime(2020, 6, 1, tzinfo=UTC)
 AIRPORTS = ("Atlanta", "Basel", "Chicago", "Hong_Kong")
 
 
@@ -89,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         end = start + self.server.page_size
         rows = "".join(
             f"<Contents><Key>{escape(quote(key))}</Key>"
-            f"<LastModified>2020-06-01T00:00:00.000Z</LastModified>"
+            f"<LastModified>{MODIFIED:%Y-%m-%dT%H:%M:%S}.500Z</LastModified>"
             f"<ETag>&quot;{self.server.etag(key)}&quot;</ETag>"
             f"<Size>{self.server.sizes.get(key, len(self.server.objects[key]))}</Size></Contents>"
             for key in keys[start:end]
