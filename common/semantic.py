@@ -177,12 +177,9 @@ def scores(matrix: Tensor, classes: list[str]) -> dict[str, float]:
         "mDice": dice[present].mean().item(),
         "pixel_accuracy": (hits.sum() / matrix.sum()).item(),
     }
-    for name, i, d, there in zip(
-        classes, iou.tolist(), dice.tolist(), present.tolist(), strict=True
-    ):
-        if there:
-            result[f"IoU.{name}"] = i
-            result[f"Dice.{name}"] = d
+    for i in present.nonzero().flatten().tolist():
+        result[f"IoU.{classes[i]}"] = iou[i].item()
+        result[f"Dice.{classes[i]}"] = dice[i].item()
     return result
 
 

@@ -104,11 +104,7 @@ def session(
     Seeds torch last, so that all ranks build a model with the same weights. Sets
     `args.weights_backbone` to `none` where all weights come from a checkpoint.
 
-    Args:
-        args: From `arguments.train_parser`.
-        name: The model's name.
-        stride: Sides of a crop must be multiples of it.
-        min_batch: Tiles that the network's BatchNorm needs in a forward pass.
+    `stride` and `min_batch` are those of `arguments.check`.
 
     Raises:
         UserError: The sentence ends with what to type instead.

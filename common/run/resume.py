@@ -77,7 +77,6 @@ def settings(args: dict[str, Any], process: Process, tiles: Path) -> dict[str, A
 
     Args:
         args: The options, as `arguments.plain` returns them.
-        process: This process.
         tiles: Folder with `train/` and, where there is one, `val/`.
     """
     device = process.device
