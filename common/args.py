@@ -12,6 +12,7 @@ import torchvision
 from torch.amp import GradScaler
 
 from common import graphs
+from common.augment import SCALE_JITTER
 from common.cli import Parser, UserError, fraction, interval, loaders, number, positive, seeds
 from common.distributed import Process, pick_device
 
@@ -49,7 +50,10 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     add("-b", "--batch-size", type=positive, default=8, help="tiles per process and forward pass")
     add("--grad-accum", type=positive, default=1, metavar="K", help="forward passes per step")
     add("--crop-size", type=positive, default=512, help="side of a training crop, pixels")
-    add("--scale-jitter", type=fraction, default=0.0, help="crop at scales from 1/(1+j) to 1+j")
+    help = "views of a tile: pixels only moved (none), in another light, or as of another camera"
+    add("--augment", choices=list(SCALE_JITTER), default="light", help=help)
+    help = "crop at scales from 1/(1+j) to 1+j; default: 0, with --augment strong 1"
+    add("--scale-jitter", type=fraction, metavar="J", help=help)
     add("--lr", type=number(float, 0), default=1e-3, help="peak rate, for the global batch")
     add("--warmup-steps", type=number(int, 0), default=50, help="steps of linear rise to --lr")
     add("--weight-decay", type=number(float, 0), default=1e-2)
