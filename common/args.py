@@ -86,8 +86,7 @@ def add_precision(group: argparse._ActionsContainer) -> None:
     help = "default: bf16 where the hardware has it, else fp16"
     add("--amp-dtype", choices=("bf16", "fp16"), help=help)
     add("--channels-last", action=switch, default=False, help="NHWC layout")
-    help = "compile the network with torch.compile"
-    add("--compile", action=switch, default=False, help=help)
+    add("--compile", action=switch, default=False, help="compile the network with torch.compile")
 
 
 def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int = 1) -> None:

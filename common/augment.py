@@ -5,7 +5,6 @@ worker and restart, and no generator state has to be saved or kept separate.
 """
 
 import math
-from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from common.data import Batch
 
+Number = Tensor | float
 # ImageNet's channel statistics (RGB, 0…255): what pretrained encoders were trained with.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -52,8 +52,7 @@ def random_view(
     Args:
         batch: B tiles of one size, at least `crop` pixels a side.
         crop: Side of the result in pixels.
-        seed: The run's seed.
-        epoch: Part of the hash, so that every epoch has other views.
+        seed, epoch: Of the run; parts of the hash, so that every epoch has other views.
         augment: `none`: pixels are only moved. `light`: and brightness, contrast, colour cast and
             noise. `strong`: before these stretch, blur, exposure, gamma, saturation and hue.
         scale_jitter: j > 0 samples the crop at a random scale between 1/(1+j) and 1+j.
@@ -64,20 +63,19 @@ def random_view(
     """
     u = uniform(batch.tile, 16, seed, epoch)
     strong = augment == "strong"
-    stretch: Tensor | float = 1.0
-    sensor: tuple[Tensor | float, Tensor | float] = 1.0, 0.0  # as fine as the view, and sharp
+    stretch: Number = 1.0
+    sensor: tuple[Number, Number] = 1.0, 0.0  # as fine as the view, and sharp
     if strong:
         v = uniform(batch.tile, 8, seed, ~epoch)  # below 0, so no epoch has the same
-        stretch, sensor = _around_one(v[:, 0:1], STRETCH), _sensor(v[:, 1:3])
-    rows, columns = _lines(u, stretch, batch.ids.shape[1:], crop, scale_jitter)
+        stretch, sensor = _around_one(v[:, 0, None, None], STRETCH), _sensor(v[:, 1:3])
+    lines = _lines(u, stretch, batch.ids.shape[1:], crop, scale_jitter)
     transpose = u[:, 3, None, None] < 0.5
-    ids = _moved(batch.ids, rows, columns, transpose)
+    index = _nearest(lines, transpose)
     if strong or scale_jitter:
-        down, across = _weights(rows, *sensor), _weights(columns, *sensor)
-        images = _resampled(batch.images, down, across, transpose)
+        images = _resampled(batch.images, _weights(lines, *sensor), transpose)
     else:
-        images = _moved(batch.images, rows, columns, transpose)
-    view = batch._replace(images=images, ids=ids)
+        images = _moved(batch.images, index)
+    view = batch._replace(images=images, ids=_moved(batch.ids, index))
     if augment == "none":
         return normalise(images), view
     if strong:
@@ -88,84 +86,88 @@ def random_view(
 
 
 class _Lines(NamedTuple):
-    """Where the rows, or the columns, of each view lie in its tile.
+    """Where the rows (at 0 in the second dimension) and the columns of each view lie in its tile.
 
     The centre of a line is `origin` + (`step` + 0.5) x `scale`, in pixels of the tile.
     """
 
-    step: Tensor  # int64 [B,crop], from 0 to crop - 1 or back
-    origin: Tensor  # [B,1], as is `scale`
+    step: Tensor  # int64 [B,2,crop], from 0 to crop - 1 or back
+    origin: Tensor  # [B,2,1], as is `scale`
     scale: Tensor
-    length: int  # of the tile, along this axis
+    sides: Tensor  # int64 [2,1], height and width of the tile
+    size: torch.Size  # the same
 
 
-def _lines(
-    u: Tensor, stretch: Tensor | float, size: Sequence[int], crop: int, jitter: float
-) -> list[_Lines]:
-    """Rows and columns of the views: a random scale, flip and origin for each tile."""
+def _lines(u: Tensor, stretch: Number, size: torch.Size, crop: int, jitter: float) -> _Lines:
+    """A random scale, place and flip for each tile; `stretch` is of height against width."""
+    axis = torch.arange(2, device=u.device)[:, None]
+    sides = size[0] + (size[1] - size[0]) * axis  # a tensor of the two numbers would cost a sync
     # Not so large that the crop would leave the tile.
     largest = min(1 + jitter, min(size) / crop)
     low, high = -math.log1p(jitter), math.log(largest)
-    scale = torch.exp(low + (high - low) * u[:, 0:1])
+    scale = torch.exp(low + (high - low) * u[:, 0, None, None]) * stretch ** (0.5 - axis)
+    scale = torch.minimum(scale, sides / crop)
     steps = torch.arange(crop, device=u.device)
-    lines = []
-    for axis, length in enumerate(size):
-        of_axis = (scale * stretch ** (0.5 - axis)).clamp(max=length / crop)
-        step = torch.where(u[:, 1 + axis, None] < 0.5, crop - 1 - steps, steps)
-        room = length - crop * of_axis  # >= 0, except for rounding
-        origin = (u[:, 4 + axis, None] * (room + 1)).floor().clamp(min=0)
-        lines.append(_Lines(step, origin, of_axis, length))
-    return lines
+    step = torch.where(u[:, 1:3, None] < 0.5, crop - 1 - steps, steps)
+    room = sides - crop * scale  # >= 0, except for rounding
+    origin = (u[:, 4:6, None] * (room + 1)).floor().clamp(min=0)
+    return _Lines(step, origin, scale, sides, size)
 
 
-def _moved(values: Tensor, rows: _Lines, columns: _Lines, transpose: Tensor) -> Tensor:
-    """The pixels of [B,H,W,…] on which the centres of the view's lie: [B,crop,crop,…]."""
-    y, x = (
-        (line.origin + ((line.step + 0.5) * line.scale).floor()).long().clamp(0, line.length - 1)
-        for line in (rows, columns)
-    )
-    index = y[:, :, None] * columns.length + x[:, None]
+def _nearest(lines: _Lines, transpose: Tensor) -> Tensor:
+    """Where in its tile (as row·width + column) the centre of each pixel of the view is."""
+    at = (lines.origin + ((lines.step + 0.5) * lines.scale).floor()).long()
+    y, x = torch.minimum(at, lines.sides - 1).unbind(1)
+    index = y[:, :, None] * lines.size[1] + x[:, None]
     # Two flips and a transposition generate the eight symmetries of the square.
-    index = torch.where(transpose, index.mT, index).flatten(1)
-    tiles = torch.arange(len(values), device=values.device)[:, None]
-    return values.flatten(1, 2)[tiles, index].unflatten(1, (y.shape[1], -1))
+    return torch.where(transpose, index.mT, index).contiguous()
 
 
-def _resampled(images: Tensor, down: Tensor, across: Tensor, transpose: Tensor) -> Tensor:
+def _moved(values: Tensor, index: Tensor) -> Tensor:
+    """The pixels of [B,H,W,…] at `index`, int64 [B,crop,crop]."""
+    tiles = torch.arange(len(values), device=values.device)[:, None, None]
+    return values.flatten(1, 2)[tiles, index]
+
+
+def _resampled(images: Tensor, weights: tuple[Tensor, Tensor], transpose: Tensor) -> Tensor:
     """uint8 [B,H,W,3] → float32 [B,crop,crop,3], 0…255: a product of matrices for each axis."""
-    rows = torch.bmm(down, images.flatten(2).float()).unflatten(2, images.shape[2:])
-    turned = torch.bmm(across, rows.transpose(1, 2).flatten(2)).unflatten(2, (-1, 3))
+    rows = torch.bmm(weights[0], images.flatten(2).float()).unflatten(2, images.shape[2:])
+    turned = torch.bmm(weights[1], rows.transpose(1, 2).flatten(2)).unflatten(2, (-1, 3))
     return torch.where(transpose[..., None], turned, turned.transpose(1, 2))
 
 
-def _weights(line: _Lines, pitch: Tensor | float, blur: Tensor | float) -> Tensor:
-    """How much each pixel of an axis of the tile adds to each of the view: [B,crop,length].
+def _weights(lines: _Lines, pitch: Number, blur: Number) -> tuple[Tensor, Tensor]:
+    """What each pixel along an axis of the tile adds to those of the view: [B,crop,H], [B,crop,W].
 
     A sensor sees the tile. Its pixels are `pitch` >= 1 pixels of the view wide, but not finer than
     the tile's, and the view is interpolated between them. Each is an average under a tent. It
     reaches to the next pixel of the sensor on either side, so that nothing aliases, and further for
     a `blur`, a standard deviation in pixels of the view (a tent that reaches r has a variance of
-    r²/6). A sharp view at scale 1 has weights of 0 and 1. `pitch` and `blur` may be [B,1].
+    r²/6). A sharp view at scale 1 has weights of 0 and 1. `pitch` and `blur` may be [B,1,1].
     """
-    width = (line.scale * pitch).clamp(min=1)
-    reach = (width**2 + 6 * (line.scale * blur) ** 2).sqrt()[..., None]
-    place = (line.step + 0.5) * (line.scale / width) - 0.5  # in pixels of the sensor
+    wide = (lines.scale * pitch).clamp(min=1)
+    reach = (wide**2 + 6 * (lines.scale * blur) ** 2).sqrt()[..., None]
+    place = (lines.step + 0.5) * (lines.scale / wide) - 0.5  # in pixels of the sensor
     before = place.floor()
-    centre = line.origin + (before + 0.5) * width
-    pixels = torch.arange(0.5, line.length, device=place.device)
+    centre = lines.origin + (before + 0.5) * wide
+    pixels = torch.arange(0.5, max(lines.size), device=place.device)
 
     def tents(top: Tensor) -> Tensor:
-        distance = (pixels - top.clamp(0, line.length)[..., None]).abs()
-        tent = (1 - distance / reach).clamp(min=0)
-        return tent / tent.sum(2, keepdim=True)
+        top = torch.minimum(top.clamp(min=0), lines.sides)[..., None]
+        tent = (1 - (pixels - top).abs() / reach).clamp(min=0)
+        if lines.size[0] != lines.size[1]:
+            tent = tent * (pixels < lines.sides)[:, None]
+        return tent / tent.sum(3, keepdim=True)
 
-    return torch.lerp(tents(centre), tents(centre + width), (place - before)[..., None])
+    both = torch.lerp(tents(centre), tents(centre + wide), (place - before)[..., None])
+    return both[:, 0, :, : lines.size[0]], both[:, 1, :, : lines.size[1]]
 
 
 def _sensor(u: Tensor) -> tuple[Tensor, Tensor]:
     """Pitch and blur for `_weights`."""
-    soft = ((u[:, 0:1] - SHARP) / (1 - SHARP)).clamp(min=0)
-    return 1 + (PITCH - 1) * soft * u[:, 1:2], BLUR * soft * (1 - u[:, 1:2])
+    softness, of_pitch = u[..., None, None].unbind(1)
+    soft = ((softness - SHARP) / (1 - SHARP)).clamp(min=0)
+    return 1 + (PITCH - 1) * soft * of_pitch, BLUR * soft * (1 - of_pitch)
 
 
 def _exposed(images: Tensor, u: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ def fit(s: Session, step: Step, views: Views, scoring: Scoring) -> None:
     Writes into `s.output_dir` the files that common/README.md lists, and what `scoring` writes.
 
     Args:
-        s: A started session.
         step: What `make_step` returned.
         views: (batch on the device, epoch) → (images, targets) of `step`.
         scoring: How the model is scored.

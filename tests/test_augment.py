@@ -186,9 +186,10 @@ def test_every_pixel_equals_a_plain_computation_in_float64(height, width, crop, 
 
 
 def weights(length, crop, scale, pitch=1.0, blur=0.0):
-    step = torch.arange(crop)[None]
-    line = augment._Lines(step, torch.zeros(1, 1), torch.tensor([[scale]]), length)
-    return augment._weights(line, pitch, blur)[0]
+    size, step = torch.Size((length, length)), torch.arange(crop).expand(1, 2, -1)
+    zero, sides = torch.zeros(1, 2, 1), torch.tensor([[length], [length]])
+    lines = augment._Lines(step, zero, zero + scale, sides, size)
+    return augment._weights(lines, pitch, blur)[0][0]
 
 
 @pytest.mark.parametrize("crop", [24, 33, 48, 64, 96, 100])
