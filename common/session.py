@@ -19,7 +19,6 @@ from common.augment import SCALE_JITTER
 from common.data import Tiles, training_splits
 from common.distributed import process_group
 from common.io import files
-from common.io.tiles import hash_of_index
 from common.loader import scoring_loader, training_loader
 from common.run import checkpoint, heartbeat, machine, resume
 from common.run.checkpoint import MovingAverage, State
@@ -88,7 +87,7 @@ class Session(State):
             "total_steps": self.total_steps,
             "settings": self.args | self.settings,
             "data": {
-                tiles.folder.name: tiles.summary() | {"fingerprint": hash_of_index(tiles.folder)}
+                tiles.folder.name: tiles.summary() | {"fingerprint": tiles.fingerprint()}
                 for tiles in sets
                 if isinstance(tiles, Tiles)
             },
@@ -112,7 +111,7 @@ def session(
     """
     if args.scale_jitter is None:
         args.scale_jitter = SCALE_JITTER[args.augment]
-    train_tiles, val_tiles = training_splits(args.data_path)
+    train_tiles, val_tiles = training_splits(args.data_path, args.extra_data)
     arguments.check(args, stride, train_tiles.size, min_batch)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     saved = resume.find(args.resume, args.output_dir, name, train_tiles.classes)
@@ -136,7 +135,7 @@ def session(
             name=name,
             classes=train_tiles.classes,
             args=options | {"look": train_tiles.look},
-            settings=resume.settings(options, process, args.data_path),
+            settings=resume.settings(options, process, train_tiles, val_tiles),
             process=process,
             speedups=arguments.resolve_speedups(args, process),
             batches=batches,
