@@ -12,6 +12,7 @@ import torchvision
 from torch.amp import GradScaler
 
 from common import graphs
+from common.augment import SCALE_JITTER
 from common.cli import Parser, UserError, fraction, interval, loaders, number, positive, seeds
 from common.distributed import Process, pick_device
 
@@ -29,115 +30,64 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     add("-j", "--workers", type=loaders, default=workers, help="loader processes per rank")
     add("--seed", type=seeds, default=0, help="seed of weights, order and augmentation")
     add("--print-freq", type=positive, default=20, help="steps between log lines")
-    add(
-        "--resume",
-        type=Path,
-        nargs="?",
-        const="auto",
-        metavar="CHECKPOINT",
-        help="continue the run that wrote this file; auto or no name: the run in --output-dir",
-    )
-    add(
-        "--save-every",
-        type=interval,
-        default="10m",
-        metavar="STEPS|MINUTES",
-        help="save within epochs: 500 (steps), 10m (minutes), 0 (only after epochs)",
-    )
-    add(
-        "--dist-timeout",
-        type=number(float, 1),
-        default=300,
-        metavar="SECONDS",
-        help="end the run when a process has been silent for this long",
-    )
-    add(
-        "--test-only",
-        nargs="?",
-        const="test",
-        choices=("test", "val"),
-        help="score --resume on data-path/test (or val) and draw a sheet; no training",
-    )
+    help = "continue the run that wrote this file; auto or no name: the run in --output-dir"
+    add("--resume", type=Path, nargs="?", const="auto", metavar="CHECKPOINT", help=help)
+    help = "save within epochs: 500 (steps), 10m (minutes), 0 (only after epochs)"
+    add("--save-every", type=interval, default="10m", metavar="STEPS|MINUTES", help=help)
+    help = "end the run when a process has been silent for this long"
+    add("--dist-timeout", type=number(float, 1), default=300, metavar="SECONDS", help=help)
+    help = "score --resume on data-path/test (or val) and draw a sheet; no training"
+    add("--test-only", nargs="?", const="test", choices=("test", "val"), help=help)
 
     group = parser.add_argument_group("training")
     add = group.add_argument
     add("--epochs", type=positive, default=20, help="passes over the training tiles")
     add("--max-steps", type=positive, help="train for this many steps, whatever --epochs says")
     add("--eval-freq", type=positive, default=1, help="epochs between validations and checkpoints")
-    add(
-        "--eval-steps",
-        type=positive,
-        metavar="STEPS",
-        help="steps between validations and checkpoints, instead of --eval-freq",
-    )
-    add(
-        "--eval-tiles",
-        type=positive,
-        metavar="TILES",
-        help="validate on this many tiles, spread evenly over val/; default: all",
-    )
+    help = "steps between validations and checkpoints, instead of --eval-freq"
+    add("--eval-steps", type=positive, metavar="STEPS", help=help)
+    help = "validate on this many tiles, spread evenly over val/; default: all"
+    add("--eval-tiles", type=positive, metavar="TILES", help=help)
     add("-b", "--batch-size", type=positive, default=8, help="tiles per process and forward pass")
     add("--grad-accum", type=positive, default=1, metavar="K", help="forward passes per step")
     add("--crop-size", type=positive, default=512, help="side of a training crop, pixels")
-    add("--scale-jitter", type=fraction, default=0.0, help="crop at scales from 1/(1+j) to 1+j")
+    help = "views of a tile: pixels only moved (none), in another light, or as of another camera"
+    add("--augment", choices=list(SCALE_JITTER), default="light", help=help)
+    help = "crop at scales from 1/(1+j) to 1+j; default: 0, with --augment strong 1"
+    add("--scale-jitter", type=fraction, metavar="J", help=help)
     add("--lr", type=number(float, 0), default=1e-3, help="peak rate, for the global batch")
     add("--warmup-steps", type=number(int, 0), default=50, help="steps of linear rise to --lr")
     add("--weight-decay", type=number(float, 0), default=1e-2)
-    add(
-        "--ema",
-        type=number(float, 0, 0.99999),
-        metavar="DECAY",
-        help="score and predict with a moving average of the weights: 0.99 for runs of some "
-        "hundred steps, 0.999 for longer ones; default: none",
-    )
+    help = "score and predict with a moving average of the weights: 0.99 for runs of some hundred "
+    help += "steps, 0.999 for longer ones; default: none"
+    add("--ema", type=number(float, 0, 0.99999), metavar="DECAY", help=help)
     add("--clip-grad-norm", type=number(float, 1e-9), metavar="NORM", help="default: no clipping")
     norms = ("batch", "group")
     add("--norm", choices=norms, default="batch", help="group: for few tiles per process")
     add("--weights-backbone", default="imagenet", help="imagenet, none or a file of weights")
-    add(
-        "--init-from",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="start from the weights of this file; if the number of classes differs, the layers "
-        "that depend on it are re-initialised",
-    )
-    add(
-        "--lr-encoder",
-        type=number(float, 0),
-        default=1.0,
-        metavar="FACTOR",
-        help="the encoder (backbone) learns at FACTOR times --lr",
-    )
-    add(
-        "--freeze-encoder",
-        dest="lr_encoder",
-        action="store_const",
-        const=0.0,
-        help="the encoder keeps its weights and BatchNorm statistics: --lr-encoder 0",
-    )
+    help = "start from the weights of this file; if the number of classes differs, the layers that "
+    help += "depend on it are re-initialised"
+    add("--init-from", type=Path, metavar="CHECKPOINT", help=help)
+    help = "the encoder (backbone) learns at FACTOR times --lr"
+    add("--lr-encoder", type=number(float, 0), default=1.0, metavar="FACTOR", help=help)
+    help = "the encoder keeps its weights and BatchNorm statistics: --lr-encoder 0"
+    add("--freeze-encoder", dest="lr_encoder", action="store_const", const=0.0, help=help)
 
     group = parser.add_argument_group("speed-ups", "DDP has no flag: start with torchrun.")
     add_precision(group)
-    switch = argparse.BooleanOptionalAction
-    group.add_argument(
-        "--cuda-graphs", action=switch, default=False, help="launch the whole step at once"
-    )
+    switch, help = argparse.BooleanOptionalAction, "launch the whole step at once"
+    group.add_argument("--cuda-graphs", action=switch, default=False, help=help)
     return parser
 
 
 def add_precision(group: argparse._ActionsContainer) -> None:
     """The speed-ups that training and prediction share."""
-    switch = argparse.BooleanOptionalAction
-    group.add_argument("--amp", action=switch, default=False, help="mixed precision")
-    group.add_argument(
-        "--amp-dtype",
-        choices=("bf16", "fp16"),
-        help="default: bf16 where the hardware has it, else fp16",
-    )
-    group.add_argument("--channels-last", action=switch, default=False, help="NHWC layout")
-    group.add_argument(
-        "--compile", action=switch, default=False, help="compile the network with torch.compile"
-    )
+    add, switch = group.add_argument, argparse.BooleanOptionalAction
+    add("--amp", action=switch, default=False, help="mixed precision")
+    help = "default: bf16 where the hardware has it, else fp16"
+    add("--amp-dtype", choices=("bf16", "fp16"), help=help)
+    add("--channels-last", action=switch, default=False, help="NHWC layout")
+    add("--compile", action=switch, default=False, help="compile the network with torch.compile")
 
 
 def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int = 1) -> None:
@@ -207,11 +157,7 @@ class Speedups:
         return GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
 
     def banner(self, process: Process, batch_size: int | None = None) -> str:
-        """The first line that a run prints: what its flags were resolved to.
-
-        Args:
-            batch_size: Of one forward pass of one process, in training.
-        """
+        """The first line of a run: what its flags mean; `batch_size` is that of a forward pass."""
         device = process.device
         items = [torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"]
         if device.type == "cpu":

@@ -6,12 +6,14 @@ worker and restart, and no generator state has to be saved or kept separate.
 
 import math
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from common.data import Batch
 
+Number = Tensor | float
 # ImageNet's channel statistics (RGB, 0…255): what pretrained encoders were trained with.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -20,6 +22,16 @@ CONTRAST = 0.3  # up to this far from 1, in either direction
 BRIGHTNESS = 32.0  # in grey levels
 CAST = 0.1  # of each channel against the others
 NOISE = 12.0  # greatest standard deviation, in grey levels
+# Only in `strong`:
+STRETCH = 1.2  # of height against width, up to this factor either way
+SHARP = 0.3  # share of the tiles that are neither blurred nor seen by a coarser sensor
+BLUR = 1.7  # greatest standard deviation, in pixels of the view
+PITCH = 2.5  # greatest width of a sensor's pixel, in pixels of the view
+EXPOSURE = 1.7  # up to this factor either way, as is gamma
+GAMMA = 1.7
+SATURATION = 2.0  # from 0, which is grey
+HUE = 0.5  # greatest angle about the grey axis
+SCALE_JITTER = {"none": 0.0, "light": 0.0, "strong": 1.0}  # without --scale-jitter
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -33,63 +45,159 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def random_view(
-    batch: Batch, crop: int, seed: int, epoch: int, scale_jitter: float = 0.0
+    batch: Batch, crop: int, seed: int, epoch: int, augment: str = "light", scale_jitter: float = 0
 ) -> tuple[Tensor, Batch]:
     """A random crop of each tile in one of its eight orientations, under random light.
 
     Args:
         batch: B tiles of one size, at least `crop` pixels a side.
         crop: Side of the result in pixels.
-        seed: The run's seed.
-        epoch: Part of the hash, so that every epoch has other views.
-        scale_jitter: j > 0 samples the crop at a random scale between 1/(1+j) and 1+j, by nearest
-            neighbour (0: pixels are only moved, never resampled).
+        seed, epoch: Of the run; parts of the hash, so that every epoch has other views.
+        augment: `none`: pixels are only moved. `light`: and brightness, contrast, colour cast and
+            noise. `strong`: before these stretch, blur, exposure, gamma, saturation and hue.
+        scale_jitter: j > 0 samples the crop at a random scale between 1/(1+j) and 1+j.
 
     Returns:
         Images, float32 [B,3,crop,crop], normalised, channels-last in memory, and the batch with
-        `images` and `ids` cropped in the same way.
+        `images` (without light; float32 if resampled) and `ids` cropped in the same way.
     """
-    height, width = batch.images.shape[1:3]
     u = uniform(batch.tile, 16, seed, epoch)
-    index = _gather_index(u[:, :6], height, width, crop, scale_jitter)
-    rows = torch.arange(len(u), device=u.device)[:, None]
-    images = batch.images.flatten(1, 2)[rows, index].unflatten(1, (crop, crop))
-    ids = batch.ids.flatten(1)[rows, index].unflatten(1, (crop, crop))
-    view = batch._replace(images=images, ids=ids)
-    return _light(images, u[:, 6:]).permute(0, 3, 1, 2), view
+    strong = augment == "strong"
+    stretch: Number = 1.0
+    sensor: tuple[Number, Number] = 1.0, 0.0  # as fine as the view, and sharp
+    if strong:
+        v = uniform(batch.tile, 8, seed, ~epoch)  # below 0, so no epoch has the same
+        stretch, sensor = _around_one(v[:, 0, None, None], STRETCH), _sensor(v[:, 1:3])
+    lines = _lines(u, stretch, batch.ids.shape[1:], crop, scale_jitter)
+    transpose = u[:, 3, None, None] < 0.5
+    index = _nearest(lines, transpose)
+    if strong or scale_jitter:
+        images = _resampled(batch.images, _weights(lines, *sensor), transpose)
+    else:
+        images = _moved(batch.images, index)
+    view = batch._replace(images=images, ids=_moved(batch.ids, index))
+    if augment == "none":
+        return normalise(images), view
+    if strong:
+        images = _light(_exposed(images, v[:, 3:5]), u[:, 6:], _colours(v[:, 5:7]))
+    else:
+        images = _light(images, u[:, 6:])
+    return images.permute(0, 3, 1, 2), view
 
 
-def _gather_index(u: Tensor, height: int, width: int, crop: int, jitter: float) -> Tensor:
-    """Where in its tile (as row·width + column) each pixel of the view comes from: [B, crop²]."""
+class _Lines(NamedTuple):
+    """Where the rows (at 0 in the second dimension) and the columns of each view lie in its tile.
+
+    The centre of a line is `origin` + (`step` + 0.5) x `scale`, in pixels of the tile.
+    """
+
+    step: Tensor  # int64 [B,2,crop], from 0 to crop - 1 or back
+    origin: Tensor  # [B,2,1], as is `scale`
+    scale: Tensor
+    sides: Tensor  # int64 [2,1], height and width of the tile
+    size: torch.Size  # the same
+
+
+def _lines(u: Tensor, stretch: Number, size: torch.Size, crop: int, jitter: float) -> _Lines:
+    """A random scale, place and flip for each tile; `stretch` is of height against width."""
+    axis = torch.arange(2, device=u.device)[:, None]
+    sides = size[0] + (size[1] - size[0]) * axis  # a tensor of the two numbers would cost a sync
     # Not so large that the crop would leave the tile.
-    largest = min(1 + jitter, min(height, width) / crop)
+    largest = min(1 + jitter, min(size) / crop)
     low, high = -math.log1p(jitter), math.log(largest)
-    scale = torch.exp(low + (high - low) * u[:, 0])
+    scale = torch.exp(low + (high - low) * u[:, 0, None, None]) * stretch ** (0.5 - axis)
+    scale = torch.minimum(scale, sides / crop)
     steps = torch.arange(crop, device=u.device)
-    flip_down, flip_across, transpose = (d[:, None, None] < 0.5 for d in u[:, 1:4].unbind(1))
-    down, across = steps[:, None].expand(crop, crop), steps[None, :].expand(crop, crop)
+    step = torch.where(u[:, 1:3, None] < 0.5, crop - 1 - steps, steps)
+    room = sides - crop * scale  # >= 0, except for rounding
+    origin = (u[:, 4:6, None] * (room + 1)).floor().clamp(min=0)
+    return _Lines(step, origin, scale, sides, size)
+
+
+def _nearest(lines: _Lines, transpose: Tensor) -> Tensor:
+    """Where in its tile (as row·width + column) the centre of each pixel of the view is."""
+    at = (lines.origin + ((lines.step + 0.5) * lines.scale).floor()).long()
+    y, x = torch.minimum(at, lines.sides - 1).unbind(1)
+    index = y[:, :, None] * lines.size[1] + x[:, None]
     # Two flips and a transposition generate the eight symmetries of the square.
-    y = torch.where(transpose, across, down)
-    x = torch.where(transpose, down, across)
-    y = torch.where(flip_down, crop - 1 - y, y)
-    x = torch.where(flip_across, crop - 1 - x, x)
-    y = _source(y, u[:, 4], scale, height, crop)
-    x = _source(x, u[:, 5], scale, width, crop)
-    return (y * width + x).flatten(1)
+    return torch.where(transpose, index.mT, index).contiguous()
 
 
-def _source(step: Tensor, where: Tensor, scale: Tensor, length: int, crop: int) -> Tensor:
-    """Map 0…crop-1 to pixels of a tile `length` long, from a random origin, at `scale`."""
-    room = length - crop * scale  # >= 0, except for rounding
-    origin = (where * (room + 1)).floor().clamp(min=0)
-    source = origin[:, None, None] + ((step + 0.5) * scale[:, None, None]).floor()
-    return source.long().clamp(0, length - 1)
+def _moved(values: Tensor, index: Tensor) -> Tensor:
+    """The pixels of [B,H,W,…] at `index`, int64 [B,crop,crop]."""
+    tiles = torch.arange(len(values), device=values.device)[:, None, None]
+    return values.flatten(1, 2)[tiles, index]
 
 
-def _light(images: Tensor, u: Tensor) -> Tensor:
+def _resampled(images: Tensor, weights: tuple[Tensor, Tensor], transpose: Tensor) -> Tensor:
+    """uint8 [B,H,W,3] → float32 [B,crop,crop,3], 0…255: a product of matrices for each axis."""
+    rows = torch.bmm(weights[0], images.flatten(2).float()).unflatten(2, images.shape[2:])
+    turned = torch.bmm(weights[1], rows.transpose(1, 2).flatten(2)).unflatten(2, (-1, 3))
+    return torch.where(transpose[..., None], turned, turned.transpose(1, 2))
+
+
+def _weights(lines: _Lines, pitch: Number, blur: Number) -> tuple[Tensor, Tensor]:
+    """What each pixel along an axis of the tile adds to those of the view: [B,crop,H], [B,crop,W].
+
+    A sensor sees the tile. Its pixels are `pitch` >= 1 pixels of the view wide, but not finer than
+    the tile's, and the view is interpolated between them. Each is an average under a tent. It
+    reaches to the next pixel of the sensor on either side, so that nothing aliases, and further for
+    a `blur`, a standard deviation in pixels of the view (a tent that reaches r has a variance of
+    r²/6). A sharp view at scale 1 has weights of 0 and 1. `pitch` and `blur` may be [B,1,1].
+    """
+    wide = (lines.scale * pitch).clamp(min=1)
+    reach = (wide**2 + 6 * (lines.scale * blur) ** 2).sqrt()[..., None]
+    place = (lines.step + 0.5) * (lines.scale / wide) - 0.5  # in pixels of the sensor
+    before = place.floor()
+    centre = lines.origin + (before + 0.5) * wide
+    pixels = torch.arange(0.5, max(lines.size), device=place.device)
+
+    def tents(top: Tensor) -> Tensor:
+        top = torch.minimum(top.clamp(min=0), lines.sides)[..., None]
+        tent = (1 - (pixels - top).abs() / reach).clamp(min=0)
+        if lines.size[0] != lines.size[1]:
+            tent = tent * (pixels < lines.sides)[:, None]
+        return tent / tent.sum(3, keepdim=True)
+
+    both = torch.lerp(tents(centre), tents(centre + wide), (place - before)[..., None])
+    return both[:, 0, :, : lines.size[0]], both[:, 1, :, : lines.size[1]]
+
+
+def _sensor(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Pitch and blur for `_weights`."""
+    softness, of_pitch = u[..., None, None].unbind(1)
+    soft = ((softness - SHARP) / (1 - SHARP)).clamp(min=0)
+    return 1 + (PITCH - 1) * soft * of_pitch, BLUR * soft * (1 - of_pitch)
+
+
+def _exposed(images: Tensor, u: Tensor) -> Tensor:
+    """Exposure, which may clip, and gamma: float32, 0…255."""
+    exposure, gamma = _around_one(u[:, 0], EXPOSURE), _around_one(u[:, 1], GAMMA)
+    bright = (images * (exposure[:, None, None, None] / 255)).clamp_(max=1)
+    return bright.pow_(gamma[:, None, None, None]).mul_(255)
+
+
+def _colours(u: Tensor) -> Tensor:
+    """Saturation and hue as a matrix for RGB: [B,3,3].
+
+    It turns about the grey axis (Rodrigues' formula for the axis (1, 1, 1)) and scales across it.
+    """
+    saturation = SATURATION * u[:, 0, None, None]
+    channel = torch.arange(3, device=u.device)
+    turn = HUE * (2 * u[:, 1, None, None] - 1) + (channel - channel[:, None]) * (2 * math.pi / 3)
+    return (1 + 2 * saturation * torch.cos(turn)) / 3
+
+
+def _around_one(u: Tensor, limit: float) -> Tensor:
+    """[0, 1) → 1/limit … limit, uniform in the logarithm."""
+    return torch.exp((u * 2 - 1) * math.log(limit))
+
+
+def _light(images: Tensor, u: Tensor, colours: Tensor | None = None) -> Tensor:
     """Brightness, contrast, colour cast and noise, folded into the normalisation: float, HWC.
 
-    Values may leave 0…255 a little. Clamping would cost a pass and teach the network nothing.
+    With `colours`, these come first, and values are clipped to 0…255. Without, they may leave it a
+    little. Clamping would cost a pass and teach the network nothing.
     """
     mean, scale = _statistics(images.device)
     signed = u * 2 - 1
@@ -97,9 +205,14 @@ def _light(images: Tensor, u: Tensor) -> Tensor:
     gain = contrast * torch.exp(signed[:, 1:4] * math.log1p(CAST))
     shift = 128 + signed[:, 4:5] * BRIGHTNESS - 128 * gain
     gain, shift = gain * scale, (shift - mean) * scale
-    noise = (u[:, 5:6] * NOISE) * scale
-    lit = torch.addcmul(shift[:, None, None], images.float(), gain[:, None, None])
-    return lit.addcmul_(_grain(images.shape[1], u[:, 6:8]), noise[:, None, None])
+    noise = ((u[:, 5:6] * NOISE) * scale)[:, None, None]
+    grain = _grain(images.shape[1], u[:, 6:8])
+    if colours is None:
+        lit = torch.addcmul(shift[:, None, None], images.float(), gain[:, None, None])
+        return lit.addcmul_(grain, noise)
+    matrix = (gain[..., None] * colours).mT
+    lit = torch.baddbmm(shift[:, None], images.flatten(1, 2), matrix).view_as(images)
+    return lit.addcmul_(grain, noise).clamp_(-mean * scale, (255 - mean) * scale)
 
 
 def _grain(side: int, u: Tensor) -> Tensor:

@@ -27,13 +27,9 @@ Views = Callable[[Batch, int], tuple[Tensor, Any]]
 def fit(s: Session, step: Step, views: Views, scoring: Scoring) -> None:
     """Train to `s.total_steps`; log, validate and save on the way.
 
-    Writes into `s.output_dir` `checkpoint.pth` (latest; the one before it is kept),
-    `model_best.pth` (highest selected score; the last state if there is nothing to validate on),
-    `log.jsonl` (a line per log line and per validation), `curves.png`, `run.json`, `report.html`
-    (all of it on a page), and what `scoring` writes.
+    Writes into `s.output_dir` the files that common/README.md lists, and what `scoring` writes.
 
     Args:
-        s: A started session.
         step: What `make_step` returned.
         views: (batch on the device, epoch) → (images, targets) of `step`.
         scoring: How the model is scored.

@@ -52,18 +52,10 @@ class GlobalBatches(Sampler[list[int]]):
         yield from of_rank[self.first_step :].tolist()
 
 
-class Shard(Sampler[list[int]]):
-    """This rank's share of an evaluation: every tile exactly once over all ranks, no padding."""
-
-    def __init__(self, length: int, batch_size: int, process: Process) -> None:
-        tiles = range(process.rank, length, process.world_size)
-        self.batches = [list(tiles[i : i + batch_size]) for i in range(0, len(tiles), batch_size)]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+def shard(length: int, batch_size: int, process: Process) -> list[list[int]]:
+    """This rank's batches of an evaluation: every tile exactly once over all ranks, no padding."""
+    tiles = range(process.rank, length, process.world_size)
+    return [list(tiles[i : i + batch_size]) for i in range(0, len(tiles), batch_size)]
 
 
 def training_loader(
@@ -76,16 +68,16 @@ def training_loader(
 
 def scoring_loader(tiles: Tiles, batch_size: int, workers: int, process: Process) -> DataLoader:
     """Every tile once, in order, split over the processes."""
-    return _loader(tiles, Shard(len(tiles), batch_size, process), workers, process.device)
+    return _loader(tiles, shard(len(tiles), batch_size, process), workers, process.device)
 
 
-def _loader(tiles: Tiles, batches: Sampler, workers: int, device: torch.device) -> DataLoader:
+def _loader(tiles: Tiles, batches: Any, workers: int, device: torch.device) -> DataLoader:
     """Nothing in the workers is random, so they need no seeds.
 
     They are spawned, because a forked worker inherits the locks of OpenCV's and torch's threads. A
     worker that hangs (on a dead network disk, say) ends the run after `PATIENCE`.
     """
-    workers = min(workers, len(batches))  # type: ignore[arg-type]
+    workers = min(workers, len(batches))
     return DataLoader(
         tiles,
         batch_sampler=batches,

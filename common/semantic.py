@@ -37,7 +37,8 @@ def training_views(args: argparse.Namespace) -> Callable[[Batch, int], tuple[Ten
     """(batch on the device, epoch) → images float32 [B,3,crop,crop] and targets int64."""
 
     def views(batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-        images, view = random_view(batch, args.crop_size, args.seed, epoch, args.scale_jitter)
+        options = args.augment, args.scale_jitter
+        images, view = random_view(batch, args.crop_size, args.seed, epoch, *options)
         return images, semantic_target(view)
 
     return views
@@ -150,12 +151,9 @@ def scores(matrix: Tensor, classes: list[str]) -> dict[str, float]:
         "mDice": dice[present].mean().item(),
         "pixel_accuracy": (hits.sum() / matrix.sum()).item(),
     }
-    for name, i, d, there in zip(
-        classes, iou.tolist(), dice.tolist(), present.tolist(), strict=True
-    ):
-        if there:
-            result[f"IoU.{name}"] = i
-            result[f"Dice.{name}"] = d
+    for i in present.nonzero().flatten().tolist():
+        result[f"IoU.{classes[i]}"] = iou[i].item()
+        result[f"Dice.{classes[i]}"] = dice[i].item()
     return result
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from common import args as arguments
 from common.args import Speedups
+from common.augment import SCALE_JITTER
 from common.data import Tiles, training_splits
 from common.distributed import process_group
 from common.io import files
@@ -100,18 +101,16 @@ def session(
 ) -> Iterator[Session]:
     """Refuse what cannot work, open the data, join the process group and lock the output folder.
 
-    Seeds torch last, so that all ranks build a model with the same weights. Sets
-    `args.weights_backbone` to `none` where all weights come from a checkpoint.
+    Seeds torch last, so that all ranks build a model with the same weights. In `args` it resolves
+    `scale_jitter`, and `weights_backbone` to `none` where all weights come from a checkpoint.
 
-    Args:
-        args: From `arguments.train_parser`.
-        name: The model's name.
-        stride: Sides of a crop must be multiples of it.
-        min_batch: Tiles that the network's BatchNorm needs in a forward pass.
+    `stride` and `min_batch` are those of `arguments.check`.
 
     Raises:
         UserError: The sentence ends with what to type instead.
     """
+    if args.scale_jitter is None:
+        args.scale_jitter = SCALE_JITTER[args.augment]
     train_tiles, val_tiles = training_splits(args.data_path, args.extra_data)
     arguments.check(args, stride, train_tiles.size, min_batch)
     args.output_dir.mkdir(parents=True, exist_ok=True)

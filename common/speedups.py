@@ -163,8 +163,6 @@ def step_if_finite(
 
     Args:
         optimizer: A fused one, which skips a step on the device if `found_inf` is set.
-        parameters: The parameters of the optimizer.
-        loss: A scalar.
         norm: The norm of all gradients, if it has been computed already.
 
     Returns:

@@ -20,7 +20,7 @@ from common.cli import UserError
 from common.data import Batch, Tiles, training_splits
 from common.distributed import Process
 from common.io.tiles import tile_paths
-from common.loader import GlobalBatches, Shard
+from common.loader import GlobalBatches, shard
 from common.predict.score import scoring_split
 from common.semantic import semantic_target
 from mask.targets import instance_targets
@@ -160,7 +160,7 @@ def test_epochs_and_seeds_differ():
 
 @given(length=st.integers(0, 50), batch=st.integers(1, 7), world=st.integers(1, 5))
 def test_an_evaluation_counts_every_tile_once(length, batch, world):
-    shards = [Shard(length, batch, Process(r, world, CPU)) for r in range(world)]
+    shards = [shard(length, batch, Process(r, world, CPU)) for r in range(world)]
     seen = [i for shard in shards for part in shard for i in part]
     assert sorted(seen) == list(range(length))
 

@@ -38,6 +38,7 @@ OTHER = {
     "--batch-size": "2",
     "--grad-accum": "2",
     "--crop-size": "32",
+    "--augment": "strong",
     "--scale-jitter": "0.1",
     "--lr": "0.5",
     "--warmup-steps": "3",

@@ -303,7 +303,8 @@ def test_every_epoch_has_an_order_and_keys(seed, epoch):
     tiles = torch.arange(2)
     ids = torch.zeros(2, 16, 16, dtype=torch.uint8)
     batch = Batch(torch.zeros(2, 16, 16, 3, dtype=torch.uint8), ids, torch.zeros(2, 256), tiles)
-    args = argparse.Namespace(crop_size=8, seed=seed, scale_jitter=0.5, max_aircraft=2)
+    args = argparse.Namespace(crop_size=8, seed=seed, augment="strong", max_aircraft=2)
+    args.scale_jitter = 1.0
     images, targets = training_views(args)(batch, epoch)
     assert images.isfinite().all()
     assert (targets.key - targets.key[0]).tolist() == [0, 1]

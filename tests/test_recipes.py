@@ -68,12 +68,20 @@ def another_augmentation(root: Path) -> None:
     """Grey images, for a tenth of the tiles."""
     edit(
         root / "common/augment.py",
-        ("uniform(batch.tile, 16,", "uniform(batch.tile, 17,"),
         (
-            "    return _light(images, u[:, 6:])",
-            "    grey = images.float().mean(3, keepdim=True).round().to(torch.uint8)\n"
-            "    images = torch.where(u[:, 16, None, None, None] < 0.1, grey, images)\n"
-            "    return _light(images, u[:, 6:16])",
+            "        images = _light(images, u[:, 6:])\n",
+            "        grey = images.float().mean(3, keepdim=True)\n"
+            "        images = torch.where(u[:, 14, None, None, None] < 0.1, grey, images)\n"
+            "        images = _light(images, u[:, 6:])\n",
+        ),
+    )
+    edit(
+        root / "tests/test_augment.py",
+        (
+            "    gain = ",
+            '    if mode == "light" and u[14] < 0.1:\n'
+            "        view = view.mean(2, keepdims=True)\n"
+            "    gain = ",
         ),
     )
 

@@ -70,6 +70,7 @@ def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(few, tmp_path, model):
     shutil.copytree(few / "train", tmp_path / "extra/train")
     for name in ("whole", "cut"):
         more = ("--max-steps", "6", "--save-every", "0", "--extra-data", str(tmp_path / "extra"))
+        more += ("--augment", "strong")
         train_it = partial(train_thin, model, kills.arguments(model, few, tmp_path / name, *more))
         child = children.start(train_it, log)
         if name == "cut":
@@ -171,7 +172,7 @@ def test_two_processes_end_together_and_go_on_to_the_bit(tiled, tmp_path):
 
     def start(name):
         logs = [tmp_path / f"{name}{rank}.log" for rank in range(2)]
-        model = kills.command("DeepLabV3", tiled, tmp_path / name, "-b", "2")
+        model = kills.command("DeepLabV3", tiled, tmp_path / name, "-b", "2", "--augment", "strong")
         return children.start_ranks(model, logs)
 
     assert [children.end(child) for child in start("whole")] == [0, 0]

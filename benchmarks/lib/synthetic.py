@@ -41,11 +41,11 @@ def bare_session(process: Process, speedups: Speedups, **options: Any) -> Sessio
     Args:
         options: Options of train.py that differ from the defaults.
     """
-    args = arguments.plain(arguments.train_parser("").parse([])) | options
+    defaults = arguments.plain(arguments.train_parser("").parse(["--scale-jitter", "0"]))
     return Session(
         name="",
         classes=["ground", "aircraft"],
-        args=args,
+        args=defaults | options,
         settings={},
         process=process,
         speedups=speedups,

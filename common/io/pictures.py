@@ -9,27 +9,16 @@ from PIL import Image
 
 from common.io.files import whole_file
 
+SIDE = 320  # of a picture in a sheet or on a page, pixels
 # Class 0, the ground, is not painted; from class 2 on, Okabe and Ito's colour-blind safe palette.
-PALETTE = np.array(
-    [
-        (0, 0, 0),
-        (225, 0, 152),  # nothing on an airport is this magenta
-        (230, 159, 0),
-        (86, 180, 233),
-        (0, 158, 115),
-        (240, 228, 66),
-        (0, 114, 178),
-        (213, 94, 0),
-        (204, 121, 167),
-    ],
-    np.uint8,
-)
+# Class 1 is a magenta that nothing on an airport has.
+COLOURS = "000000 e10098 e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7"
+PALETTE = [(int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for c in COLOURS.split()]
 
 
 def colour(class_id: int) -> tuple[int, int, int]:
     """RGB of a class; beyond eight classes the colours repeat."""
-    r, g, b = PALETTE[0 if class_id == 0 else 1 + (class_id - 1) % (len(PALETTE) - 1)]
-    return int(r), int(g), int(b)
+    return PALETTE[0 if class_id == 0 else 1 + (class_id - 1) % (len(PALETTE) - 1)]
 
 
 def paint(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -53,6 +42,12 @@ def paint(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         width = max(1, round(min(image.shape[:2]) / 500))
         cv2.drawContours(painted, outline, -1, tint, width, cv2.LINE_AA)
     return painted
+
+
+def triple(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> list[np.ndarray]:
+    """The image, and painted with either mask, at `SIDE` pixels a side."""
+    pictures = image, paint(image, truth), paint(image, prediction)
+    return [cv2.resize(p, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for p in pictures]
 
 
 class Sheet:
@@ -84,17 +79,16 @@ class Sheet:
         self.rows.append((image, truth, prediction))
 
     def write(self, path: Path, title: str) -> None:
-        """Write the sheet, each picture at 320 pixels a side; nothing if there are no rows."""
+        """Write the sheet; nothing if there are no rows."""
         if not self.rows:
             return
-        side, gap, head = 320, 10, 46
-        step = side + gap
+        gap, head = 10, 46
+        step = SIDE + gap
         sheet = np.full((head + len(self.rows) * step, gap + 3 * step, 3), 255, np.uint8)
-        for r, (image, truth, prediction) in enumerate(self.rows):
-            for c, picture in enumerate((image, paint(image, truth), paint(image, prediction))):
+        for r, row in enumerate(self.rows):
+            for c, picture in enumerate(triple(*row)):
                 y, x = head + r * step, gap + c * step
-                small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
-                sheet[y : y + side, x : x + side] = small
+                sheet[y : y + SIDE, x : x + SIDE] = picture
         font = cv2.FONT_HERSHEY_SIMPLEX
         for c, label in enumerate(("image", "truth", "prediction")):
             corner = gap + c * step, head - 8

@@ -1,7 +1,6 @@
 """What `--test-only` does: score a checkpoint on a split of the data, and draw a picture."""
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ from common import args as arguments
 from common.cli import UserError
 from common.data import Tiles, other_classes
 from common.distributed import pick_device, process_group
-from common.io.files import write_atomic
 from common.loader import loader_deaths, scoring_loader
 from common.run import checkpoint, heartbeat, machine, report, resume
 from common.run.report import Scoring, describe
@@ -53,8 +51,7 @@ def score_checkpoint(
             process.print(f"--{flag.replace('_', '-')} speeds up training; scoring is without it.")
         scores = scoring.evaluate(model, batches, process, speedups, folder)
         if process.is_main:
-            text = json.dumps(scores, indent=1) + "\n"
-            write_atomic(folder / f"{split}_scores.json", text.encode())
+            report.write(folder / f"{split}_scores.json", scores)
             scored = {"checkpoint": args.resume.name, "step": saved.get("step")}
             scored |= {"when": machine.now()}
             if report.tested(folder, split, scored, scoring):

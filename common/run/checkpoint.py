@@ -18,6 +18,7 @@ from common.distributed import Process, gather
 from common.run import checkpoint_file, nonfinite
 
 T = TypeVar("T")
+COUNTERS = ("epoch", "step", "seen", "best", "scores", "scored_at")
 LATEST, PREVIOUS, BEST = "checkpoint.pth", "checkpoint.previous.pth", "model_best.pth"
 
 
@@ -82,12 +83,7 @@ class State:
                 "optimizer": _numbers(self.optimizer.state_dict()),
                 "lr_scheduler": _numbers(self.lr_scheduler.state_dict()),
                 "scaler": self.scaler.state_dict(),
-                "epoch": self.epoch,
-                "step": self.step,
-                "seen": self.seen,
-                "best": self.best,
-                "scores": self.scores,
-                "scored_at": self.scored_at,
+                **{name: getattr(self, name) for name in COUNTERS},
                 "ranks": ranks,
                 "software": {"torch": str(torch.__version__)},
             }
@@ -300,9 +296,8 @@ class MovingAverage:
 
     Every step multiplies the sums by `decay` and adds 1 - `decay` times the weights. The average is
     the sums divided by the sum of these factors, as Adam corrects its moments (Kingma and Ba 2015,
-    section 3). So the initial weights have no part in it: with a decay of 0.999 and without the
-    division they would still be 70 % of it after 350 steps. A skipped step does not count. Before
-    the first step that counts the average is the model. BatchNorm's statistics are moving averages
+    section 3). So the initial weights have no part in it. A skipped step does not count. Before the
+    first step that counts the average is the model. BatchNorm's statistics are moving averages
     already; those of the model are used.
 
     Args:

@@ -29,7 +29,6 @@ def watched(process: Process, timeout_seconds: float, step: Callable[[], int]) -
     With one process nothing happens.
 
     Args:
-        process: This process.
         timeout_seconds: How long a peer may be silent, or stay behind.
         step: The step that this process has done.
 
@@ -112,16 +111,13 @@ class _Heart(threading.Thread):
     def diagnosis(self, reason: str) -> str:
         """Name the ranks whose beat has stopped, or else those that are behind in steps."""
         time.sleep(min(self.period, 2.0))  # for a rank that was heard a moment ago
-        silent = self.named(self.beats, 2.5 * self.period, "has been silent")
         reason = " ".join(reason.split())[:120]
         return (
-            silent
+            self.named(self.beats, 2.5 * self.period, "has been silent")
             or self.named(self.behind, 0, "is behind")
-            or (
-                f"rank {self.rank} waited at step {self.step()} for a process that did not answer "
-                f"({reason}); no rank is silent, so one hangs inside the same step. The last "
-                "checkpoint is untouched: --resume continues from it."
-            )
+            or f"rank {self.rank} waited at step {self.step()} for a process that did not answer "
+            f"({reason}); no rank is silent, so one hangs inside the same step. The last "
+            "checkpoint is untouched: --resume continues from it."
         )
 
     def named(self, since: Mapping[int, tuple[Any, float]], seconds: float, what: str) -> str:

@@ -24,26 +24,14 @@ import numpy as np
 from common.cli import UserError
 from common.distributed import Process
 from common.io.files import read_json, write_atomic
-from common.io.pictures import paint
+from common.io.pictures import triple
 
 FACTS, CURVES, PAGE = "run.json", "curves.png", "report.html"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 KEYS = {"model", "classes", "select", "definition", "from_step", "settings", "data", "machine"}
 KEYS |= {"started", "total_steps", "command", "commit", "versions"}
-# Of the curves; legible on white and on near black.
-INK = "#7b8592"
+STYLE = Path(__file__).with_name("curves.mplstyle")
 COLOURS = ("#2f7fd6", "#d9701a", "#1f9d6b", "#c2609f", "#a8860f", "#2a9db5", "#8b66c2", "#7b8794")
-STYLE: dict[Any, Any] = {
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
-    **dict.fromkeys(("text.color", "xtick.color", "ytick.color"), INK),
-    **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
-    **{"axes.grid": True, "axes.grid.axis": "y", "grid.alpha": 0.3},
-    **{"figure.constrained_layout.wspace": 0.06, "font.size": 8.5, "lines.markersize": 3.5},
-    "path.simplify_threshold": 0.5,  # of a pixel: long curves stay small
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "curves",  # equal pictures have equal identifiers
-    "text.parse_math": False,
-}
 Scores = dict[str, float]
 
 
@@ -167,7 +155,7 @@ class Record:
 def begin(folder: Path, facts: dict[str, Any]) -> None:
     """Write `run.json` at the start of a training, also of one that continues."""
     before = _read_object(folder / FACTS) if facts["from_step"] else {}
-    _write(folder / FACTS, {"tests": before.get("tests", {}), **facts})
+    write(folder / FACTS, {"tests": before.get("tests", {}), **facts})
 
 
 def tested(folder: Path, split: str, facts: dict[str, Any], scoring: Scoring) -> bool:
@@ -179,7 +167,7 @@ def tested(folder: Path, split: str, facts: dict[str, Any], scoring: Scoring) ->
     known = _read_object(folder / FACTS)
     if known:
         tests = known.get("tests", {}) | {split: facts}
-        _write(folder / FACTS, scoring.facts() | known | {"tests": tests})
+        write(folder / FACTS, scoring.facts() | known | {"tests": tests})
     return bool(known)
 
 
@@ -209,16 +197,12 @@ def read(folder: Path) -> Record:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} if the file is missing or holds something else.
-
-    Raises:
-        UserError: The file is not JSON.
-    """
+    """The object in a JSON file, as `read_json`; {} if it is missing or holds something else."""
     content = read_json(path) if path.is_file() else {}
     return content if isinstance(content, dict) else {}
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def write(path: Path, content: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -247,7 +231,7 @@ def draw(run: Record) -> tuple[bytes, str]:
     from matplotlib.figure import Figure
 
     curves = [("loss", run.steps)] + [(name, run.validations) for name in run.drawn()]
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(fname=STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # letters of a score's name
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -371,8 +355,7 @@ class Extremes:
 
 def _pictures(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> list[str]:
     uris = []
-    for picture in (image, paint(image, truth), paint(image, prediction)):
-        small = cv2.resize(picture, (320, 320), interpolation=cv2.INTER_AREA)
-        jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    for picture in triple(image, truth, prediction):
+        jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
         uris.append("data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode())
     return uris

@@ -77,7 +77,6 @@ def settings(args: dict[str, Any], process: Process, train: Any, val: Any) -> di
 
     Args:
         args: The options, as `arguments.plain` returns them.
-        process: This process.
         train: The `Tiles` to train on.
         val: The `Tiles` to validate on, or None.
     """

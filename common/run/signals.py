@@ -23,17 +23,12 @@ class Watch:
     """While it is entered, `agreed` reports SIGTERM, SIGUSR1 and Ctrl-C.
 
     A second Ctrl-C ends the process at once; a file that is being written is then left as it was.
-
-    Args:
-        process: This process.
-        save_every: What `interval` returned; None means never.
+    `save_every` is what `interval` returned; None means never.
     """
 
     def __init__(self, process: Process, save_every: tuple[str, float] | None) -> None:
         self.process = process
-        self.unit: str
-        self.count: float
-        self.unit, self.count = save_every or ("steps", 0)
+        self.unit, self.count = save_every or ("steps", 0.0)
         self.signal = 0
         self.interrupted = float("inf")
         self.saved = time.monotonic()
