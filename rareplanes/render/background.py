@@ -107,7 +107,7 @@ def render(scene: GroundScene) -> tuple[np.ndarray, np.ndarray, str]:
     canvas = Canvas(image, np.full_like(image, labels[0]), material, shadow, dirt)
     things: list[traffic.Thing] = []
     if valid.any() and rng.random() >= EMPTY:
-        canvas.material[_smooth(image, view)] = Material.APRON
+        canvas.material[_smooth(image, valid, view)] = Material.APRON
         canvas.material[~valid] = Material.ROOF  # nothing is drawn there
         plan.slots = _stands(view, canvas.material == Material.APRON, rng)
         colours = traffic.free_colours(rng, {label[::-1] for label in labels})
@@ -150,14 +150,15 @@ def _crop(
     return np.ascontiguousarray(upright), turned(valid, orientation)
 
 
-def _smooth(image: np.ndarray, view: View) -> np.ndarray:
-    """The third of the image, [H,W] bool, that is smoothest and greyest, as pavement is."""
+def _smooth(image: np.ndarray, valid: np.ndarray, view: View) -> np.ndarray:
+    """The third of the valid pixels, [H,W] bool, that is smoothest and greyest, like pavement."""
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     rough = cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     rough = cv2.add(rough, np.ptp(image, axis=2) // 2)
+    rough[~valid] = 255
     side = round(24 * view.ppm)
     rough = cv2.blur(rough, (side, side))  # of uint8, so that it is the same on every machine
-    return rough <= np.percentile(rough, 34)
+    return rough <= np.percentile(rough[valid], 34)
 
 
 def _stands(view: View, paved: np.ndarray, rng: np.random.Generator) -> list[Slot]:
@@ -213,6 +214,7 @@ def _draw(
     soft = cv2.GaussianBlur(drawn * changed[..., None], (0, 0), blur)
     image = ((1 - alpha) * ground + soft) * gain + black + alpha * grain[..., None]
     canvas.image = np.rint(image * valid[..., None]).clip(0, 255).astype(np.uint8)
+    canvas.mask[~valid] = labels[0]
     return traffic.measure(canvas, aircraft + [thing for _, thing in named])
 
 
@@ -246,4 +248,5 @@ def _blur(grey: np.ndarray) -> float:
 def _noise(grey: np.ndarray) -> float:
     """The sensor's noise, a deviation: what is fine where the picture is smoothest."""
     fine = grey - cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 1.5)
-    return float(np.sqrt(np.percentile(cv2.blur(fine**2, (15, 15)), 10)))
+    power = np.percentile(cv2.blur(fine**2, (15, 15)), 10)
+    return float(np.sqrt(max(power, 0)))  # sums of floats may end below 0
