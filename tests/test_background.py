@@ -42,7 +42,11 @@ class Read:
         assert (*map(int, size),) == self.image.shape[1::-1] == mask.shape[1::-1]
         ground = np.bincount(codes.ravel()).argmax()
         self.objects = codes != ground  # aircraft and vehicles
-        self.near = cv2.dilate(self.objects.astype(np.uint8), NEAR) > 0
+        near = cv2.dilate(self.objects.astype(np.uint8), NEAR)
+        # A thin tip of an aircraft beyond the border may be in the picture and not in the mask.
+        self.near = (
+            cv2.copyMakeBorder(near[3:-3, 3:-3], 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=1) > 0
+        )
 
 
 def render(out, folder, *words):
@@ -75,11 +79,18 @@ def ramps(height=480, width=560):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Five small pictures."""
+    """Five small pictures, and a smaller one."""
     folder = tmp_path_factory.mktemp("grounds")
-    for seed in range(5):
-        picture(folder / f"{seed}.png", patches(seed))
+    for seed in range(6):
+        picture(folder / f"{seed}.png", patches(seed, side=340 if seed else 150))
     return folder
+
+
+@pytest.fixture(scope="module")
+def rendered(folder, tmp_path_factory):
+    """24 scenes: their folder, and as they are read."""
+    out = tmp_path_factory.mktemp("rendered") / "out"
+    return out, render(out, folder, "-n", 24, "--gsd", GSD, "--seed", 1)
 
 
 def test_ground_is_the_images_own_at_the_scenes_scale(tmp_path):
@@ -114,7 +125,7 @@ def test_ground_is_the_images_own_at_the_scenes_scale(tmp_path):
 
 @pytest.mark.parametrize("grey", [0, 128, 255])
 def test_nothing_changes_but_aircraft_vehicles_and_shadows(tmp_path, grey):
-    picture(tmp_path / "in/a.png", np.full((500, 600, 3), grey, np.uint8))
+    picture(tmp_path / "in/a.png", np.full((400, 500, 3), grey, np.uint8))
     scenes = render(tmp_path / "out", tmp_path / "in", "-n", 8, "--gsd", GSD)
     changed = [(scene.image != grey).any(-1) for scene in scenes]
     empty = [scene for scene in scenes if not scene.aircraft]
@@ -130,10 +141,10 @@ def test_nothing_changes_but_aircraft_vehicles_and_shadows(tmp_path, grey):
     assert (shadows > 0) == (grey > 0)
 
 
-def test_some_scenes_are_the_bare_image(folder, tmp_path):
-    scenes = render(tmp_path / "out", folder, "-n", 40, "--gsd", GSD)
+def test_some_scenes_are_the_bare_image(rendered):
+    scenes = rendered[1]
     empty = [scene for scene in scenes if not scene.objects.any()]
-    assert 2 <= len(empty) <= 16
+    assert 2 <= len(empty) <= 10
     assert all(not scene.aircraft for scene in empty)
     assert sum(len(scene.aircraft) for scene in scenes) > 40
 
@@ -157,7 +168,7 @@ def test_aircraft_have_the_sharpness_and_the_light_of_the_image(tmp_path):
     results = {}
     for kind, (smooth, light) in kinds.items():
         for seed in range(4):
-            image = (patches(seed, smooth=smooth) * light).astype(np.uint8)
+            image = (patches(seed, 300, smooth) * light).astype(np.uint8)
             picture(tmp_path / kind / f"{seed}.png", image)
         results[kind] = rims(
             render(tmp_path / f"{kind}_out", tmp_path / kind, "-n", 12, "--gsd", GSD)
@@ -206,7 +217,7 @@ def test_parts_that_are_all_valid_are_preferred(tmp_path):
 
 
 def test_same_bytes_from_copies_of_the_images_and_by_two_processes(folder, tmp_path):
-    words = ["-n", 6, "--gsd", GSD, "--seed", 3]
+    words = ["-n", 6, "--gsd", GSD, "--seed", 3, "--size", 300, 300]
     render(tmp_path / "a", folder, *words)
     (tmp_path / "in").mkdir()
     for path in folder.iterdir():
@@ -214,7 +225,7 @@ def test_same_bytes_from_copies_of_the_images_and_by_two_processes(folder, tmp_p
     shutil.copy(folder / "0.png", tmp_path / "in/twice.png")
     render(tmp_path / "b", tmp_path / "in", *words, "-j", 2)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
-    render(tmp_path / "c", folder, "-n", 6, "--gsd", GSD, "--seed", 4)
+    render(tmp_path / "c", folder, *words, "--seed", 4)
     assert not set(tree(tmp_path / "a").values()) & set(tree(tmp_path / "c").values())
 
 
@@ -239,18 +250,14 @@ def test_a_run_goes_on_with_the_same_images_only(folder, tmp_path):
     assert str(folder) not in (tmp_path / "out/sample.json").read_text()
 
 
-def test_preprocess_tiles_them_with_each_image_on_one_side(folder, tmp_path):
-    picture(tmp_path / "in/small.png", patches(8, side=150))
-    for path in folder.iterdir():
-        shutil.copy(path, tmp_path / "in")
-    scenes = render(tmp_path / "out", tmp_path / "in", "-n", 24, "--gsd", GSD, "--seed", 1)
+def test_preprocess_tiles_them_with_each_image_on_one_side(rendered, tmp_path):
+    folder, scenes = rendered
     assert len({scene.image.shape for scene in scenes}) > 5
-    assert preprocess.main(
-        [str(tmp_path / "out"), "-s", "128", "--negatives", "100", "-n", "1"]
-    ) in (0, None)
+    words = [folder, "-o", tmp_path, "-s", 128, "--negatives", 100, "-n", 1]
+    assert preprocess.main(list(map(str, words))) == 0
     airports, stems = {}, {}
     for split in ("train", "val", "test"):
-        coco, tiles = read_tiles(tmp_path / "out" / split)
+        coco, tiles = read_tiles(tmp_path / split)
         airports[split] = {image["airport"] for image in coco["images"]}
         stems |= {image["scene"]: split for image in coco["images"]}
         assert tiles

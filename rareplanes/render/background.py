@@ -154,8 +154,10 @@ def _smooth(image: np.ndarray, valid: np.ndarray, view: View) -> np.ndarray:
     """The third of the valid pixels, [H,W] bool, that is smoothest and greyest, like pavement."""
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     rough = cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    rough = cv2.add(rough, np.ptp(image, axis=2) // 2)
-    rough[~valid] = 255
+    blue, green, red = cv2.split(image)
+    colourful = cv2.max(cv2.max(blue, green), red) - cv2.min(cv2.min(blue, green), red)
+    rough = cv2.add(rough, colourful // 2)
+    rough[~valid | (grey == 0)] = 255  # black is often a margin without data
     side = round(24 * view.ppm)
     rough = cv2.blur(rough, (side, side))  # of uint8, so that it is the same on every machine
     return rough <= np.percentile(rough[valid], 34)
@@ -187,27 +189,27 @@ def _draw(
     rng: np.random.Generator,
 ) -> list[traffic.Thing]:
     """Park aircraft and vehicles on the canvas; returns what the XML lists."""
-    black, white = _light(canvas.image[valid], rng)
+    black, white = _light(canvas.image[valid][::8].astype(np.float32), rng)
     grey = cv2.cvtColor(canvas.image, cv2.COLOR_BGR2GRAY)
     blur, noise = _blur(grey), _noise(grey)
     # The renderer's colours: 0 is the darkest of the image, 255 a white surface in its light.
     gain = (white - black) / 255
-    bare = ((canvas.image - black) / gain).astype(np.float32)
+    bare = (canvas.image - black) / gain
     canvas.image = bare.copy()
     labels = scenery.label_colours(plan.airport)
     blocks, named = traffic.park_vehicles(view, plan, colours, rng) if plan.slots else ([], [])
     scenery.raise_blocks(view, canvas, blocks, labels)
     for block, thing in named:
         scenery.raise_blocks(view, canvas, [block], [thing.colour[::-1]])
-    built = (canvas.image != bare).any(-1, keepdims=True)
+    built = _differ(canvas.image, bare)
     aircraft = traffic.park_aircraft(view, plan, canvas, colours, rng)
     traffic.shade_ground(canvas, aircraft)
     ground = bare.copy()
     light = weather.cast_light(canvas, ground, np.zeros_like(canvas.shadow), rng)
-    drawn = np.where(built, canvas.image, ground)
+    drawn = np.where(built[..., None], canvas.image, ground)
     traffic.lay_aircraft(canvas, drawn, light, aircraft)
 
-    changed = (drawn != ground).any(-1).astype(np.float32)
+    changed = _differ(drawn, ground).astype(np.float32)
     alpha = cv2.GaussianBlur(changed, (0, 0), blur)[..., None]
     grain = cv2.GaussianBlur(rng.standard_normal(changed.shape, np.float32), (0, 0), blur)
     grain *= noise / grain.std()
@@ -218,6 +220,11 @@ def _draw(
     return traffic.measure(canvas, aircraft + [thing for _, thing in named])
 
 
+def _differ(image: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Where two float pictures [H,W,3] differ: [H,W] bool, in a tenth of numpy's time."""
+    return cv2.transform(cv2.absdiff(image, other), np.ones((1, 3))) > 0
+
+
 def _light(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """BGR of black and of white surfaces among pixels [N,3], from the darkest and brightest."""
     luma = pixels.mean(1)
@@ -226,7 +233,8 @@ def _light(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
     cast = np.clip(bright / level, 0.75, 1.25) ** 0.5  # what is bright may be sand
     white = max(level, 150.0)
     white = (white + rng.uniform(0, 0.6) * (255 - white)) * cast
-    return np.minimum(np.percentile(pixels, 0.5, axis=0), 0.4 * white), white
+    black = np.minimum(np.percentile(pixels, 0.5, axis=0), 0.4 * white)
+    return black.astype(np.float32), white.astype(np.float32)
 
 
 def _blur(grey: np.ndarray) -> float:
@@ -248,5 +256,5 @@ def _blur(grey: np.ndarray) -> float:
 def _noise(grey: np.ndarray) -> float:
     """The sensor's noise, a deviation: what is fine where the picture is smoothest."""
     fine = grey - cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 1.5)
-    power = np.percentile(cv2.blur(fine**2, (15, 15)), 10)
-    return float(np.sqrt(max(power, 0)))  # sums of floats may end below 0
+    power = np.percentile(cv2.blur(fine**2, (15, 15)), 5)
+    return float(np.sqrt(np.clip(power, 0, 4)))  # more is texture
