@@ -149,32 +149,36 @@ def test_some_scenes_are_the_bare_image(rendered):
     assert sum(len(scene.aircraft) for scene in scenes) > 40
 
 
-def rims(scenes):
-    """The mean slope at the edges of aircraft, and the brightness of their brightest tenth."""
-    slopes, lights = [], []
+def looks(scenes):
+    """Of aircraft: the slope at the edges, the brightest tenth, the share of evenly grey pixels."""
+    slopes, lights, evens = [], [], []
     for scene in scenes:
         grey = scene.image.mean(-1).astype(np.float32)
         slope = np.hypot(cv2.Sobel(grey, -1, 1, 0), cv2.Sobel(grey, -1, 0, 1)) / 8
+        even = grey == np.roll(grey, 1, 1)
         for aircraft in scene.aircraft:
             edge = cv2.morphologyEx(aircraft.astype(np.uint8), cv2.MORPH_GRADIENT, NEAR[:3, :3]) > 0
             slopes.append(slope[edge].mean())
             lights.append(np.percentile(grey[aircraft], 90))
-    assert len(slopes) > 20
-    return np.mean(slopes), np.mean(lights)
+            evens.append(even[aircraft].mean())
+    assert len(slopes) > 12
+    return np.mean(slopes), np.mean(lights), np.mean(evens)
 
 
-def test_aircraft_have_the_sharpness_and_the_light_of_the_image(tmp_path):
-    kinds = {"sharp": (0.0, 1.0), "soft": (2.5, 1.0), "dark": (0.0, 0.5)}
-    results = {}
-    for kind, (smooth, light) in kinds.items():
+def test_aircraft_have_the_sharpness_the_light_and_the_noise_of_the_image(tmp_path):
+    kinds = {"sharp": (0.0, 1.0, 0), "soft": (2.5, 1.0, 0), "dark": (0.0, 0.5, 0)}
+    results, rng = {}, np.random.default_rng(0)
+    for kind, (smooth, light, noise) in {**kinds, "noisy": (0.0, 1.0, 2.5)}.items():
         for seed in range(4):
-            image = (patches(seed, 300, smooth) * light).astype(np.uint8)
-            picture(tmp_path / kind / f"{seed}.png", image)
-        results[kind] = rims(
-            render(tmp_path / f"{kind}_out", tmp_path / kind, "-n", 12, "--gsd", GSD)
-        )
-    assert results["soft"][0] < 0.7 * results["sharp"][0]
-    assert results["dark"][1] < results["sharp"][1] - 10
+            image = patches(seed, 300, smooth) * light
+            image = image + rng.normal(0, noise, image.shape[:2])[..., None]
+            picture(tmp_path / kind / f"{seed}.png", image.clip(0, 255).astype(np.uint8))
+        words = [tmp_path / f"{kind}_out", tmp_path / kind, "-n", 12, "--gsd", GSD]
+        results[kind] = looks(render(*words))
+    slope, light, even = results["sharp"]
+    assert results["soft"][0] < 0.7 * slope
+    assert results["dark"][1] < light - 10
+    assert results["noisy"][2] < 0.5 * even
 
 
 def test_the_measured_blur_is_the_one_that_was_made():
