@@ -106,7 +106,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 def arms_of(tiles: Tiles, packed: Packed, batch_size: int) -> dict[str, Arm]:
     png = copy(tiles)
-    png.stored = Pngs(tiles.folder, tiles.images, [len(instances) for instances in tiles.instances])
+    png.stored = Pngs(tiles.images, [len(instances) for instances in tiles.instances])
     process = Process(0, 1, torch.device("cpu"))
     loader = training_loader(tiles, batch_size, 0, process, seed=0)
 

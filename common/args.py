@@ -22,6 +22,7 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     add = parser.add_argument
     add("--config", metavar="FILE.yaml", help="sets any option; the command line overrides it")
     add("--data-path", type=Path, default="data", help="folder with the tiled train/ and val/")
+    add("--extra-data", nargs="+", default=(), help="folders whose train/ is trained on, too")
     add("--output-dir", type=Path, default=output_dir, help="checkpoints, log and pictures")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     workers = min(4, os.cpu_count() or 1)

@@ -7,6 +7,7 @@ uint8, a quarter of the bytes of float32. There `augment.py` crops, turns and no
 import copy
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from common.cli import UserError
-from common.io.tiles import IGNORE, INDEX, Packed, Pngs, airport_of, mask_dtype, read_index
+from common.io import tiles as stored
+from common.io.tiles import IGNORE, Packed, Pngs
 
 
 class Batch(NamedTuple):
@@ -38,43 +40,56 @@ class Batch(NamedTuple):
 
 
 class Tiles(Dataset):
-    """The tiles that `preprocess.py` or `coco.py` wrote into one folder (`data/train`, …).
+    """The tiles that `preprocess.py` or `coco.py` wrote into a folder (`data/train`, …) or several.
+
+    Packed arrays are read if there is one folder.
 
     Raises:
-        UserError: The folder is missing, not tiled or empty, or its files do not agree.
+        UserError: A folder is missing, not tiled or empty, or its files do not agree.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        coco = read_index(self.folder)
-        self.images: list[dict] = coco["images"]
-        self.look = coco.get("info", {}).get("look")  # see common.io.look.options_of
-        names = {category["id"]: category["name"] for category in coco["categories"]}
-        self.classes = ["ground", *(names[i] for i in sorted(names))]
-        if len(self.classes) > IGNORE:
-            raise UserError(
-                f"{str(self.folder)!r} has {len(names)} categories and a mask holds at most "
-                f"{IGNORE - 1}; tile again with another --attribute (preprocess.py) or with "
-                "--rename (coco.py, geojson.py)."
-            )
-        index = {category: i for i, category in enumerate(sorted(names), start=1)}
-        aircraft = [a for a in coco["annotations"] if not a.get("iscrowd", 0)]
-        aircraft.sort(key=lambda a: a["instance"])
-        of_image: dict[int, list[int]] = {image["id"]: [] for image in self.images}
-        for a in aircraft:
-            of_image[a["image_id"]].append(index[a["category_id"]])
+    def __init__(self, *folders: Path) -> None:
+        self.folder, self.folders = Path(folders[0]), folders
+        self.images: list[dict] = []
         # Per tile the classes of its aircraft 1…N, in the order of their ids in the mask.
-        self.instances = [of_image[image["id"]] for image in self.images]
+        self.instances: list[list[int]] = []
+        self.look: dict | None = None  # see common.io.look.options_of
+        self.classes: list[str] = []
+        for folder in folders:
+            coco = stored.read_index(folder)
+            categories = sorted(coco["categories"], key=lambda category: category["id"])
+            classes = ["ground", *(category["name"] for category in categories)]
+            if len(classes) > IGNORE:
+                raise UserError(
+                    f"{str(folder)!r} has {len(categories)} categories and a mask holds at most "
+                    f"{IGNORE - 1}; tile again with another --attribute (preprocess.py) or with "
+                    "--rename (coco.py, geojson.py)."
+                )
+            index = {category["id"]: i for i, category in enumerate(categories, start=1)}
+            aircraft = [a for a in coco["annotations"] if not a.get("iscrowd", 0)]
+            aircraft.sort(key=lambda a: a["instance"])
+            of_image: dict[int, list[int]] = {image["id"]: [] for image in coco["images"]}
+            for a in aircraft:
+                of_image[a["image_id"]].append(index[a["category_id"]])
+            if self.images and classes != self.classes:
+                raise other_classes(self.folder, self.classes, folder, classes)
+            self.classes = classes
+            self.images += [image | {"set": str(folder)} for image in coco["images"]]
+            self.instances += [of_image[image["id"]] for image in coco["images"]]
+            self.look = self.look or coco.get("info", {}).get("look")
+        sides = {(image["width"], image["height"]) for image in self.images}
+        if len(sides) > 1:
+            raise UserError(f"the tiles have several sizes, {sorted(sides)}; use one -s for all.")
         count = [len(classes) for classes in self.instances]
         self._classes = np.zeros((len(self.images), 1 + max(count)), np.uint8)
-        for row, classes in zip(self._classes, self.instances, strict=True):
-            row[1 : len(classes) + 1] = classes
-        dtype = mask_dtype(count)
+        for row, of_tile in zip(self._classes, self.instances, strict=True):
+            row[1 : len(of_tile) + 1] = of_tile
+        dtype = stored.mask_dtype(count)
         self.ignore = int(np.iinfo(dtype).max)
         self.stored: Pngs | Packed = (
             Packed(self.folder, self.images, dtype)
-            if (self.folder / INDEX).is_file()
-            else Pngs(self.folder, self.images, count)
+            if len(folders) == 1 and (self.folder / stored.INDEX).is_file()
+            else Pngs(self.images, count)
         )
         self._stored_at: list[int] | range = range(len(self.images))
 
@@ -89,9 +104,13 @@ class Tiles(Dataset):
     def shows_aircraft(self, index: int) -> bool:
         return bool(self.instances[index])
 
+    def fingerprint(self) -> str:
+        """The hash of the COCO file; of several folders those of all, joined by `+`."""
+        return "+".join(map(stored.hash_of_index, self.folders))
+
     def airports(self) -> tuple[list[str], list[int]]:
         """The known airports, and each tile's index into them; for an unknown one their number."""
-        names = [airport_of(image) for image in self.images]
+        names = [stored.airport_of(image) for image in self.images]
         known = sorted({name for name in names if name is not None})
         index = {name: i for i, name in enumerate(known)} | {None: len(known)}
         return known, [index[name] for name in names]
@@ -107,10 +126,10 @@ class Tiles(Dataset):
         known, airport_of_tile = self.airports()
         tiles_of = Counter(airport_of_tile)
         return {
-            "folder": str(self.folder),
+            "folder": ", ".join(map(str, self.folders)),
             "tiles": len(self),
             "size": self.size,
-            "scenes": len({str(image.get("scene")) for image in self.images}),
+            "scenes": len({(image["set"], str(image.get("scene"))) for image in self.images}),
             "tiles_with_aircraft": sum(map(bool, self.instances)),
             "aircraft": {name: aircraft[name] for name in self.classes[1:]},
             "airports": {name: tiles_of[i] for i, name in enumerate(known)},
@@ -167,19 +186,29 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
-def training_splits(root: Path) -> tuple[Tiles, Tiles | None]:
-    """`root/train` and, where preprocessing could hold out an airport, `root/val`.
+def training_splits(root: Path, extra: Sequence[str] = ()) -> tuple[Tiles, Tiles | None]:
+    """`root/train` with those of `extra`, and, if preprocessing held out an airport, `root/val`.
 
     Raises:
-        UserError: There are no tiles, or the two have different classes.
+        UserError: There are no tiles, their classes differ, or `val` shows an airport of `extra`.
     """
-    train = Tiles(root / "train")
+    train = Tiles(root / "train", *(Path(folder) / "train" for folder in extra))
     if not (root / "val").is_dir():
         return train, None
     val = Tiles(root / "val")
     if val.classes != train.classes:
+        raise other_classes(train.folder, train.classes, val.folder, val.classes)
+    if seen := sorted({*train.airports()[0]} & {*val.airports()[0]}):
         raise UserError(
-            f"{str(train.folder)!r} has the classes {train.classes[1:]} and {str(val.folder)!r} "
-            f"has {val.classes[1:]}; tile both in one run, or with --rename (coco.py, geojson.py)."
+            f"{str(val.folder)!r} and the training tiles show the airport {seen[0]}, so the score "
+            "would be too high; leave that --extra-data out, or tile the scenes in one folder."
         )
     return train, val
+
+
+def other_classes(one: object, classes: list[str], other: object, others: list[str]) -> UserError:
+    return UserError(
+        f"{str(one)!r} has the classes {classes[1:]} and {str(other)!r} has {others[1:]}; tile "
+        "both in one run, or with the same --attribute (preprocess.py), or the second beside the "
+        "first with --rename OLD=NEW (coco.py, geojson.py)."
+    )

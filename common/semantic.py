@@ -1,7 +1,6 @@
 """What the semantic models share: targets, loss, predicted classes and scores."""
 
 import argparse
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,11 +24,8 @@ from common.run.report import Extremes, Scoring
 
 DEFINITION = (
     "IoU = TP / (TP + FP + FN) from one confusion matrix over all pixels of the set; "
-    "a class absent from truth and prediction is left out of the mean; recall.size = share of the "
-    "pixels of small (areas up to 32², in pixels of the tile), medium (up to 96²) and large "
-    "aircraft that are predicted as their class"
+    "a class absent from truth and prediction is left out of the mean"
 )
-SIZES = {"small": 32**2, "medium": 96**2, "large": math.inf}  # COCO's, the largest area of each
 # Weight of an aircraft class's pixels; ground pixels weigh 1 and are about forty times as many.
 AIRCRAFT_WEIGHT = 2.0
 # Weight of the auxiliary head, which reads the backbone's last but one stage and is not used in
@@ -130,29 +126,6 @@ def confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
     return counts[:-1].view(images, num_classes, num_classes)
 
 
-def recalled(batch: Batch, right: Tensor) -> Tensor:
-    """Count the aircraft's pixels, and those that are right, by the aircraft's size in `SIZES`.
-
-    There is no IoU by size: a pixel that is wrongly called aircraft belongs to none of them.
-
-    Args:
-        batch: The labels.
-        right: bool [B,H,W], whether a pixel is predicted as its class.
-
-    Returns:
-        int64 [len(SIZES), 2].
-    """
-    tiles, ids = batch.classes.shape
-    first = torch.arange(tiles, device=right.device)[:, None, None] * ids
-    cell = 2 * (first + batch.ids) + right
-    counts = torch.bincount(cell.flatten(), minlength=2 * tiles * ids).view(tiles, ids, 2)
-    counts *= ((batch.classes > 0) & (batch.classes != IGNORE))[..., None]
-    area, hits = counts.sum(2).flatten(), counts[..., 1].flatten()
-    limits = torch.tensor(list(SIZES.values())[:-1], device=right.device)
-    size = torch.bucketize(area, limits)  # 0 up to the first limit
-    return area.new_zeros(len(SIZES), 2).index_add_(0, size, torch.stack([area, hits], 1))
-
-
 def scores(matrix: Tensor, classes: list[str]) -> dict[str, float]:
     """IoU and Dice per class, their means over the classes that occur, and pixel accuracy.
 
@@ -206,9 +179,8 @@ def evaluate(
     the best and the worst. Leaves `model` in evaluation mode.
 
     Returns:
-        On all processes what `scores` gives, `recall.size.<size>` for the sizes in `SIZES` that
-        occur, and if there are several airports `mIoU.airport.<name>` and, without the ground,
-        `IoU.<class>.airport.<name>`, from the tiles of one airport.
+        On all processes what `scores` gives, and if there are several airports
+        `mIoU.airport.<name>` and, without the ground, `IoU.<class>.airport.<name>`.
     """
     tiles = batches.dataset
     assert isinstance(tiles, Tiles)
@@ -218,7 +190,6 @@ def evaluate(
     airport = torch.tensor(airport_of_tile, device=device)
     # One for each airport, and a last one for tiles of unknown airports.
     matrices = torch.zeros(len(airports) + 1, count, count, dtype=torch.int64, device=device)
-    sizes = torch.zeros(len(SIZES), 2, dtype=torch.int64, device=device)
     sheet = Sheet(list(batches.batch_sampler or []), tiles.shows_aircraft)
     extremes = Extremes(tiles.images)
     bar = progress(total=len(batches), desc="score", enabled=process.is_main)
@@ -229,7 +200,6 @@ def evaluate(
         target = semantic_target(batch)
         counts = confusion(predicted, target, count)
         matrices.index_add_(0, airport[batch.tile], counts)
-        sizes += recalled(batch, predicted == target)
         row = partial(_row, batch.images, target, predicted)
         if process.is_main:
             for i in sheet.chosen(number):
@@ -246,9 +216,6 @@ def evaluate(
         extremes.write(folder / f"{split}_tiles.json")
     all_reduce_sum(matrices)
     result = scores(matrices.sum(0), tiles.classes)
-    for name, (pixels_of_size, right) in zip(SIZES, all_reduce_sum(sizes).tolist(), strict=True):
-        if pixels_of_size:
-            result[f"recall.size.{name}"] = right / pixels_of_size
     for name, matrix in zip(airports if len(airports) > 1 else [], matrices, strict=False):
         for score, value in scores(matrix, tiles.classes).items():
             if score == "mIoU" or score.removeprefix("IoU.") in tiles.classes[1:]:

@@ -18,7 +18,6 @@ from common.args import Speedups
 from common.data import Tiles, training_splits
 from common.distributed import process_group
 from common.io import files
-from common.io.tiles import hash_of_index
 from common.loader import scoring_loader, training_loader
 from common.run import checkpoint, heartbeat, machine, resume
 from common.run.checkpoint import MovingAverage, State
@@ -87,7 +86,7 @@ class Session(State):
             "total_steps": self.total_steps,
             "settings": self.args | self.settings,
             "data": {
-                tiles.folder.name: tiles.summary() | {"fingerprint": hash_of_index(tiles.folder)}
+                tiles.folder.name: tiles.summary() | {"fingerprint": tiles.fingerprint()}
                 for tiles in sets
                 if isinstance(tiles, Tiles)
             },
@@ -113,7 +112,7 @@ def session(
     Raises:
         UserError: The sentence ends with what to type instead.
     """
-    train_tiles, val_tiles = training_splits(args.data_path)
+    train_tiles, val_tiles = training_splits(args.data_path, args.extra_data)
     arguments.check(args, stride, train_tiles.size, min_batch)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     saved = resume.find(args.resume, args.output_dir, name, train_tiles.classes)
@@ -137,7 +136,7 @@ def session(
             name=name,
             classes=train_tiles.classes,
             args=options | {"look": train_tiles.look},
-            settings=resume.settings(options, process, args.data_path),
+            settings=resume.settings(options, process, train_tiles, val_tiles),
             process=process,
             speedups=arguments.resolve_speedups(args, process),
             batches=batches,

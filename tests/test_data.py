@@ -9,13 +9,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.commands import training
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import default_collate
 
+import unet.train
 from common import loader
 from common.cli import UserError
-from common.data import Batch, Tiles
+from common.data import Batch, Tiles, training_splits
 from common.distributed import Process
 from common.io.tiles import tile_paths
 from common.loader import GlobalBatches, Shard
@@ -252,6 +254,83 @@ def test_scenes_that_were_never_tiled(tmp_path):
         Tiles(tmp_path / "train")
     with pytest.raises(UserError, match="there is no folder"):
         Tiles(tmp_path / "nowhere" / "train")
+
+
+def own_set(root, count, name="aircraft", side=128):
+    """A set of one tile with `count` aircraft of a pixel each, and some ignored pixels."""
+    for folder in ("images_tiled", "masks_tiled"):
+        (root / "train" / folder).mkdir(parents=True)
+    ids = np.zeros((side, side), np.uint8 if count < 255 else np.uint16)
+    ids.flat[: count + 1] = range(count + 1)
+    ids[-1] = np.iinfo(ids.dtype).max
+    pixels = np.random.default_rng(count).integers(0, 256, (side, side, 3), np.uint8)
+    cv2.imwrite(str(root / "train/images_tiled/a.png"), pixels)
+    cv2.imwrite(str(root / "train/masks_tiled/a_mask.png"), ids)
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": side, "height": side, "scene": "a"}],
+        "categories": [{"id": 5, "name": name}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 5, "instance": i, "iscrowd": 0}
+            for i in range(1, count + 1)
+        ],
+    }
+    (root / "train/instances_tiled.json").write_text(json.dumps(coco))
+    return root
+
+
+@pytest.mark.parametrize("count", [0, 3, 254, 300])
+def test_sets_that_are_joined_keep_each_tile(tiled, tmp_path, count):
+    """Also if one of them has more aircraft in a tile than 8 bits can number."""
+    other = own_set(tmp_path, count) / "train"
+    sets = [Tiles(tiled / "train"), Tiles(other), Tiles(tiled / "test")]
+    whole = Tiles(*(part.folder for part in sets))
+    assert len(whole) == sum(map(len, sets))
+    parts = [(part, i) for part in sets for i in range(len(part))]
+    for (part, i), tile in zip(parts, (whole[k] for k in range(len(whole))), strict=True):
+        alone = part[i]
+        assert torch.equal(tile.images, alone.images)
+        assert torch.equal(
+            semantic_target(default_collate([tile])), semantic_target(default_collate([alone]))
+        )
+        ignored = alone.ids == part.ignore
+        assert torch.equal(tile.ids[~ignored], alone.ids[~ignored].to(tile.ids.dtype))
+        assert (tile.ids[ignored] == whole.ignore).all()
+    assert whole.summary()["scenes"] == sum(part.summary()["scenes"] for part in sets)
+    assert whole.fingerprint() == "+".join(part.fingerprint() for part in sets)
+
+
+def test_sets_that_cannot_be_joined(tiled, tmp_path):
+    with pytest.raises(UserError, match=r"has the classes \['aircraft'\] and .* has \['ship'\]"):
+        Tiles(tiled / "train", own_set(tmp_path / "a", 2, "ship") / "train")
+    with pytest.raises(UserError, match=r"several sizes, \[\(64, 64\), \(128, 128\)\]"):
+        Tiles(tiled / "train", own_set(tmp_path / "b", 2, side=64) / "train")
+    with pytest.raises(UserError, match="there is no folder"):
+        training_splits(tiled, [str(tmp_path / "nowhere")])
+    # What is validated on must not be trained on.
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/train").symlink_to(tiled / "val")
+    with pytest.raises(UserError, match="the score would be too high"):
+        training_splits(tiled, [str(tmp_path / "c")])
+    train, val = training_splits(tiled, [str(own_set(tmp_path / "d", 2))])
+    assert len(train) == len(Tiles(tiled / "train")) + 1
+    assert len(val) == len(Tiles(tiled / "val"))
+
+
+def test_a_training_on_several_folders(few, tmp_path, capsys):
+    """Resuming with other folders is said. `test_resume.py` compares the bits."""
+    config = tmp_path / "options.yaml"
+    extra = [str(own_set(tmp_path / name, 3)) for name in ("one", "two")]
+    config.write_text(json.dumps({"extra-data": extra}))
+    unet.train.main(training(few, tmp_path / "run", "--max-steps", 1, "--config", config))
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert facts["data"]["train"]["tiles"] == len(Tiles(few / "train")) + 2
+    assert facts["settings"]["extra_data"] == extra
+    (tmp_path / "two").rename(tmp_path / "three")
+    again = ("--max-steps", 2, "--resume", "--extra-data")
+    unet.train.main(training(few, tmp_path / "run", *again, tmp_path / "one", tmp_path / "three"))
+    assert "tiles have changed" not in capsys.readouterr().out
+    unet.train.main(training(few, tmp_path / "run", *again, tmp_path / "one", "--max-steps", 3))
+    assert "the training tiles have changed" in capsys.readouterr().out
 
 
 def test_a_step_does_not_wait_for_the_batch_after_its_own(monkeypatch):

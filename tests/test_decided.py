@@ -19,6 +19,7 @@ README = (ROOT / "common/run/README.md").read_text()
 OTHER = {
     "--config": None,  # what it sets counts
     "--data-path": None,  # what is in the folder counts
+    "--extra-data": None,
     "--output-dir": None,
     "--resume": None,
     "--test-only": None,

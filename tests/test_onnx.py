@@ -186,3 +186,45 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path
         export.main(["model.pth", str(tmp_path / "a.onnx")])
     with pytest.raises(UserError, match="`python -m pip install onnxruntime`"):
         inference.main(["a.onnx", str(tmp_path), str(tmp_path / "out")])
+
+
+def test_weights_alone_are_half_the_size_and_predict_the_same(exported, few, tmp_path):
+    """The averaged weights, in half precision; nothing of the machine that trained them."""
+    name = exported.model
+    small = tmp_path / "small.pth"
+    exported.module("export").main([str(exported.checkpoint), str(small)])
+    whole = checkpoint.load(exported.checkpoint, name)
+    assert (
+        small.stat().st_size
+        < 0.55 * sum(w.numel() * w.element_size() for w in whole["model"].values()) + 100_000
+    )
+    assert str(few).encode() not in small.read_bytes()
+    models = [
+        checkpoint.rebuild(checkpoint.load(path, name), exported.module("model").from_checkpoint)
+        for path in (exported.checkpoint, small)
+    ]
+    weights, halved = (model.state_dict() for model in models)
+    for key, value in weights.items():
+        assert halved[key].dtype == value.dtype
+        assert torch.equal(halved[key], value.half().to(value.dtype)), key
+    assert any(not torch.equal(whole["model"][k], v) for k, v in weights.items())  # the average
+    inference = exported.module("inference")
+    tile = min((few / "train/images_tiled").glob("*.png"))
+    inference.main([str(small), str(tile), str(tmp_path / "found"), "--window", "64"])
+    assert (tmp_path / "found/predictions.json").is_file()
+
+
+def test_weights_alone_can_be_trained_on_but_not_resumed(exported, few, tmp_path):
+    small = tmp_path / "small.pth"
+    exported.module("export").main([str(exported.checkpoint), str(small)])
+    train = exported.module("train").main
+    words = training(few, tmp_path / "run", "--max-steps", 1, model=exported.model)
+    with pytest.MonkeyPatch.context() as patch:
+        narrow(patch.setattr)
+        with pytest.raises(UserError, match=r"weights alone; start from it with --init-from"):
+            train([*words, "--resume", str(small)])
+        train([*words, "--init-from", str(small), "--lr", "0"])
+        started = checkpoint.load(tmp_path / "run/checkpoint.pth")["model"]
+    stored = checkpoint.averaged(checkpoint.load(small))
+    trained = [key for key in stored if key.endswith(("weight", "bias"))]
+    assert all(torch.equal(started[key], stored[key]) for key in trained)

@@ -67,8 +67,9 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(few, tmp_path, number):
 @pytest.mark.parametrize("model", ["fcn", "mask"])
 def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(few, tmp_path, model):
     log = tmp_path / "log"
+    shutil.copytree(few / "train", tmp_path / "extra/train")
     for name in ("whole", "cut"):
-        more = ("--max-steps", "6", "--save-every", "0")
+        more = ("--max-steps", "6", "--save-every", "0", "--extra-data", str(tmp_path / "extra"))
         train_it = partial(train_thin, model, kills.arguments(model, few, tmp_path / name, *more))
         child = children.start(train_it, log)
         if name == "cut":

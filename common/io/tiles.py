@@ -92,14 +92,14 @@ def _check(coco: dict[str, Any]) -> None:
 
 
 class Pngs:
-    """A pair of PNG files for each tile."""
+    """A pair of PNG files for each tile; an image's `set` is the folder of its split."""
 
-    def __init__(self, folder: Path, images: list[dict], aircraft: list[int]) -> None:
-        self.folder, self.aircraft = folder, aircraft
-        self.names = [image["file_name"] for image in images]
+    def __init__(self, images: list[dict], aircraft: list[int]) -> None:
+        self.aircraft = aircraft
+        self.names = [(Path(image["set"]), image["file_name"]) for image in images]
         # One listing per folder: `stat` per tile is slow on a network disk.
-        files = {*folder.glob("images_tiled/*.png"), *folder.glob("masks_tiled/*.png")}
-        for path in chain.from_iterable(tile_paths(folder, name) for name in self.names):
+        files = {p for folder in {f for f, _ in self.names} for p in folder.glob("*_tiled/*.png")}
+        for path in chain.from_iterable(tile_paths(*name) for name in self.names):
             if path not in files:
                 raise UserError(
                     f"{str(path)!r} is listed in instances_tiled.json but is missing; make the "
@@ -108,7 +108,7 @@ class Pngs:
 
     def read(self, indices: list[int], images: np.ndarray, ids: np.ndarray) -> None:
         for row, i in enumerate(indices):
-            read_tile(self.folder, self.names[i], self.aircraft[i], images[row], ids[row])
+            read_tile(*self.names[i], self.aircraft[i], images[row], ids[row])
 
 
 class Packed:

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.args import of_the_model
 from common.augment import MEAN, STD, normalise
 from common.cli import Parser, UserError, say
 from common.io.files import read_file, write_atomic
 from common.predict.folder import STRIDE, WINDOW, window
-from common.run import checkpoint
+from common.run import checkpoint, checkpoint_file
 from common.run.checkpoint_file import MAX_CLASSES, check_model
 
-SUFFIX = ".onnx"
+SUFFIX, WEIGHTS = ".onnx", ".pth"
 PYTORCH_OPTIONS = ("amp", "amp_dtype", "channels_last", "compile")  # of inference.py
 
 
@@ -32,7 +33,7 @@ def export_parser(description: str) -> Parser:
     parser = Parser(description=description)
     add = parser.add_argument
     add("model", type=Path, help="model_best.pth or checkpoint.pth of a training run")
-    add("output", type=Path, help="the file to write; its name ends in .onnx")
+    add("output", type=Path, help="the file to write: .onnx, or .pth for the weights alone")
     add("--window", type=window, default=WINDOW, help="side of an input, pixels; multiple of 32")
     return parser
 
@@ -60,18 +61,23 @@ def export(
         UserError: A package is missing, the output's name or folder is unsuitable, or torch cannot
             export this network.
     """
-    _require("onnx", "onnxscript")
-    if args.output.suffix != SUFFIX:
+    if args.output.suffix not in (SUFFIX, WEIGHTS):
         raise UserError(
-            f"{str(args.output)!r} does not end in {SUFFIX}, by which inference.py knows the file; "
-            f"use {str(args.output.with_suffix(SUFFIX))!r}."
+            f"{str(args.output)!r} ends neither in {SUFFIX} nor in {WEIGHTS}, by which "
+            f"inference.py knows the file; use {str(args.output.with_suffix(SUFFIX))!r}."
         )
     if not args.output.parent.is_dir():
         raise UserError(
             f"there is no folder {str(args.output.parent)!r}; make it, or choose another."
         )
+    if args.output.suffix == SUFFIX:
+        _require("onnx", "onnxscript")
     saved = checkpoint.load(args.model, name)
     model = checkpoint.rebuild(saved, from_checkpoint).eval()
+    if args.output.suffix == WEIGHTS:
+        checkpoint_file.write(weights_alone(saved), args.output)
+        size = args.output.stat().st_size / 1e6
+        return say(f"wrote {str(args.output)!r} ({size:.1f} MB): the weights in half precision")
     facts = {
         "model": name,
         "classes": saved["classes"],
@@ -88,6 +94,21 @@ def export(
         f"wrote {str(args.output)!r} ({len(data) / 1e6:.1f} MB): images uint8 "
         f"[B,{args.window},{args.window},3] → {', '.join(names)}"
     )
+
+
+def weights_alone(saved: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint to publish: what prediction needs, the weights in half precision.
+
+    The weights are the averaged ones if there are any. Of the options those stay that make the
+    network, and how scenes are read: no path of the machine is in the file.
+    """
+    kept = of_the_model(saved["args"]) | {"look": saved["args"].get("look")}
+    weights = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in checkpoint.averaged(saved).items()
+    }
+    facts = {key: saved[key] for key in ("format", "model_name", "classes")}
+    return facts | {"args": kept, "model": weights}
 
 
 class _FromPixels(nn.Module):

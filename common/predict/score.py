@@ -11,7 +11,7 @@ from torch import nn
 
 from common import args as arguments
 from common.cli import UserError
-from common.data import Tiles
+from common.data import Tiles, other_classes
 from common.distributed import pick_device, process_group
 from common.io.files import write_atomic
 from common.loader import loader_deaths, scoring_loader
@@ -72,11 +72,7 @@ def scoring_split(root: Path, split: str, classes: list[str]) -> Tiles:
     if tiles.classes == classes:
         return tiles
     if len(tiles.classes) != 2 or len(classes) != 2:
-        raise UserError(
-            f"{str(tiles.folder)!r} has the classes {tiles.classes[1:]} and the checkpoint has "
-            f"{classes[1:]}; tile it with the same --attribute (preprocess.py), or beside the "
-            f"training tiles with --as {split} and --rename OLD=NEW (coco.py)."
-        )
+        raise other_classes("the checkpoint", classes, tiles.folder, tiles.classes)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"{tiles.classes[1]!r} of {str(tiles.folder)!r} is scored as {classes[1]!r}")
     tiles.classes = classes

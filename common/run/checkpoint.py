@@ -102,6 +102,8 @@ class State:
         Raises:
             UserError: It is of another model, or from a version that could not resume.
         """
+        if "optimizer" not in content:
+            raise UserError("the checkpoint holds weights alone; start from it with --init-from.")
         if content["format"] < checkpoint_file.FORMATS[-1]:
             raise UserError(
                 "the checkpoint was written before runs could be resumed in the middle of an "
@@ -354,8 +356,12 @@ class MovingAverage:
 
 
 def averaged(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a checkpoint by name, averaged if it was written with `--ema`."""
-    return content["model"] | _divided(content.get("ema", {}))
+    """The weights of a checkpoint by name, averaged if it was written with `--ema`.
+
+    Those that `export.py` stored in half precision become float32.
+    """
+    weights = content["model"] | _divided(content.get("ema", {}))
+    return {k: w.float() if w.dtype == torch.half else w for k, w in weights.items()}
 
 
 def _divided(state: dict[str, Any]) -> dict[str, Tensor]:

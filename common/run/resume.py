@@ -9,7 +9,6 @@ import torch
 
 from common.cli import UserError
 from common.distributed import Process
-from common.io.tiles import hash_of_index
 from common.run import checkpoint, checkpoint_file
 
 AUTO = Path("auto")
@@ -17,6 +16,7 @@ AUTO = Path("auto")
 # so, or the run is refused. README.md lists them all.
 FREE = {"config", "data_path", "output_dir", "resume", "test_only", "device", "workers"}
 FREE |= {"print_freq", "save_every", "dist_timeout", "init_from", "weights_backbone"}
+FREE |= {"extra_data"}  # the tiles there count, as those in data_path do
 
 
 def find(
@@ -72,13 +72,14 @@ def find(
     return saved
 
 
-def settings(args: dict[str, Any], process: Process, tiles: Path) -> dict[str, Any]:
+def settings(args: dict[str, Any], process: Process, train: Any, val: Any) -> dict[str, Any]:
     """What must be equal for a bit-exact run besides its state, as plain values for a checkpoint.
 
     Args:
         args: The options, as `arguments.plain` returns them.
         process: This process.
-        tiles: Folder with `train/` and, where there is one, `val/`.
+        train: The `Tiles` to train on.
+        val: The `Tiles` to validate on, or None.
     """
     device = process.device
     on_gpu = device.type == "cuda"
@@ -89,8 +90,8 @@ def settings(args: dict[str, Any], process: Process, tiles: Path) -> dict[str, A
         "world_size": process.world_size,
         "global_batch": args["batch_size"] * args["grad_accum"] * process.world_size,
         "torch": str(torch.__version__),
-        "train index": hash_of_index(tiles / "train"),
-        "val index": hash_of_index(tiles / "val") if (tiles / "val").is_dir() else None,
+        "train index": train.fingerprint(),
+        "val index": val.fingerprint() if val else None,
     }
 
 
