@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from common.cli import UserError
 from common.io.folders import rasters_in
@@ -69,8 +70,8 @@ def find_grounds(folder: Path, gsd: float | None, look: Look) -> list[Ground]:
             if not METRES[0] <= metres <= METRES[1] or shortest < SHORTEST:
                 raise UserError(
                     f"image {str(path)!r} has {metres:g} metres of ground per pixel and a side of "
-                    f"{shortest:.0f} metres; leave out of the folder what has not {METRES[0]:g} to "
-                    f"{METRES[1]:g} and {SHORTEST}."
+                    f"{shortest:.0f} metres; {METRES[0]:g} to {METRES[1]:g} metres per pixel and "
+                    f"sides from {SHORTEST} metres are supported, so leave it out of the folder."
                 )
             name = f"Ground-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
         grounds[name] = Ground(name, path, metres, look)
@@ -142,8 +143,8 @@ def _crop(
                 weight = weight if known is None else known.astype(np.float32)
             if best == 1:
                 break
-    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    pixels = cv2.resize(pixels, shown, interpolation=smooth)
+    # Pillow's arithmetic is the same on every machine; where aircraft stand depends on the pixels.
+    pixels = np.array(Image.fromarray(pixels).resize(shown, Image.Resampling.BICUBIC))
     valid = cv2.resize(weight, shown, interpolation=cv2.INTER_AREA) > 0.999
     pixels[~valid] = 0
     upright = np.moveaxis(turned(np.moveaxis(pixels, 2, 0), orientation), 0, 2)[..., ::-1]
@@ -152,15 +153,14 @@ def _crop(
 
 def _smooth(image: np.ndarray, valid: np.ndarray, view: View) -> np.ndarray:
     """The third of the valid pixels, [H,W] bool, that is smoothest and greyest, like pavement."""
-    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    rough = cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     blue, green, red = cv2.split(image)
+    rough = cv2.morphologyEx(green, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     colourful = cv2.max(cv2.max(blue, green), red) - cv2.min(cv2.min(blue, green), red)
     rough = cv2.add(rough, colourful // 2)
-    rough[~valid | (grey == 0)] = 255  # black is often a margin without data
+    rough[~valid | (green == 0)] = 255  # black is often a margin without data
     side = round(24 * view.ppm)
-    rough = cv2.blur(rough, (side, side))  # of uint8, so that it is the same on every machine
-    return rough <= np.percentile(rough[valid], 34)
+    total = cv2.boxFilter(rough, cv2.CV_32S, (side, side), normalize=False)
+    return total <= np.percentile(total[valid], 34, method="lower")
 
 
 def _stands(view: View, paved: np.ndarray, rng: np.random.Generator) -> list[Slot]:
