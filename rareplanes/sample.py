@@ -2,6 +2,7 @@
 
     python rareplanes/sample.py -o sample_data -n 80 --seed 0
     python rareplanes/sample.py -o sample_data -n 16 --size 960 540 --workers 4
+    python rareplanes/sample.py -o ground_data -n 80 --backgrounds my_scenes --gsd 0.5
 
 Each scene is three files, as in the bucket: images/<stem>.png, masks/<stem>_mask.png and
 xmls/<stem>.xml under train/ or test/. To continue an interrupted run, run it again.
@@ -11,6 +12,7 @@ import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +24,9 @@ import numpy as np
 
 from common.cli import Parser, UserError, number, processes, progress, run, seeds
 from common.io.files import sweep, write_atomic
+from common.io.look import add_look_options, look_from, options_of
+from rareplanes.render import background
+from rareplanes.render.background import GroundScene
 from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render
 from rareplanes.scene import scene_files
@@ -47,12 +52,15 @@ def schedule(count: int, seed: int, size: tuple[int, int], test_fraction: float)
     return scenes
 
 
-def write(scene: Scene, folder: Path) -> None:
+def write(scene: Scene | GroundScene, folder: Path) -> None:
     """Render a scene and write its three files, unless they exist."""
     cv2.setNumThreads(0)
     image, mask, xml = scene_files(folder / scene.split, scene.stem)
     if not (image.exists() and mask.exists() and xml.exists()):
-        pixels, labels, description = render(scene)
+        if isinstance(scene, GroundScene):
+            pixels, labels, description = background.render(scene)
+        else:
+            pixels, labels, description = render(scene)
         write_atomic(image, _png(pixels))
         write_atomic(mask, _png(labels))
         write_atomic(xml, description.encode())
@@ -99,11 +107,26 @@ def main(argv: list[str] | None = None) -> None:
     add("--size", type=side, nargs=2, default=(1920, 1080), metavar=("W", "H"), help="pixels")
     add("--test-fraction", type=number(float, 0, 0.99), default=0.2, help="share of test scenes")
     add("-j", "--workers", type=processes, default=1, help="processes")
+    help_ = "images without aircraft to render aircraft on, instead of invented airports"
+    add("--backgrounds", type=Path, metavar="FOLDER", help=help_)
+    add_look_options(parser, gsd=False)
+    help_ = "metres of ground per pixel of the images that are not georeferenced"
+    add("--gsd", type=number(float, *background.METRES), metavar="METRES", help=help_)
     args = parser.parse(argv)
     size = tuple(args.size)
     settings = {"renderer": RENDERER, "seed": args.seed, "scenes": args.scenes, "size": size}
-    claim(args.output_dir, {**settings, "test_fraction": args.test_fraction})
-    scenes = schedule(args.scenes, args.seed, size, args.test_fraction)
+    settings["test_fraction"] = args.test_fraction
+    scenes: list[Scene] | list[GroundScene]
+    if args.backgrounds is None:
+        if given := options_of(args):
+            raise UserError(f"--{min(given)} is about --backgrounds; give that, too.")
+        scenes = schedule(args.scenes, args.seed, size, args.test_fraction)
+    else:
+        look = replace(look_from(args), gsd=None)  # the scene's own resolution is used
+        grounds = background.find_grounds(args.backgrounds, args.gsd, look)
+        settings |= {"backgrounds": [ground.name for ground in grounds], **options_of(args)}
+        scenes = background.schedule(grounds, args.scenes, args.seed, size, args.test_fraction)
+    claim(args.output_dir, settings)
     job = partial(write, folder=args.output_dir)
     bar = partial(progress, total=len(scenes), desc="render", unit="scene")
     if args.workers == 1:

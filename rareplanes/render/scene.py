@@ -7,7 +7,7 @@ import numpy as np
 
 from rareplanes.render import scenery, traffic, weather
 from rareplanes.render.airport import plan
-from rareplanes.render.plan import Airport, Plan
+from rareplanes.render.plan import Airport, Pair, Plan
 from rareplanes.render.traffic import Thing, free_colours
 from rareplanes.render.view import View
 
@@ -61,7 +61,7 @@ def render(scene: Scene) -> tuple[np.ndarray, np.ndarray, str]:
     traffic.raise_masts(view, canvas, aircraft, rng)
     things = traffic.measure(canvas, aircraft + [thing for _, thing in named])
     image = weather.develop(view, canvas.image, sky, rng)
-    return image, canvas.mask, _describe(scene, things)
+    return image, canvas.mask, describe(scene.stem, scene.size, things)
 
 
 def _camera(size: tuple[int, int], ground: Plan, rng: np.random.Generator) -> View:
@@ -70,21 +70,25 @@ def _camera(size: tuple[int, int], ground: Plan, rng: np.random.Generator) -> Vi
     x, y = np.array(targets[rng.integers(len(targets))]) + rng.normal(0, 60, 2)
     if rng.random() < 0.35:
         y *= rng.uniform(0.2, 0.9)
+    return camera(size, (float(x), float(y)), rng)
+
+
+def camera(size: tuple[int, int], centre: Pair, rng: np.random.Generator) -> View:
+    """A satellite over `centre`, at any heading and time of day."""
     tilt, towards = rng.uniform(0, 0.22), rng.uniform(0, 2 * np.pi)
     lean = tilt * np.array((np.cos(towards), np.sin(towards)))
     elevation, azimuth = np.radians(rng.uniform(30, 68)), rng.uniform(0, 2 * np.pi)
     flat = np.cos(elevation)
     sun = np.array((flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)))
     ppm, yaw = rng.uniform(2.3, 2.8), rng.uniform(0, 2 * np.pi)
-    return View(*size, ppm, (float(x), float(y)), yaw, lean, sun)
+    return View(*size, ppm, centre, yaw, lean, sun)
 
 
-def _describe(scene: Scene, things: list[Thing]) -> str:
+def describe(stem: str, size: tuple[int, int], things: list[Thing]) -> str:
     """The scene's XML: of RarePlanes' elements those that `rareplanes/scene.py` reads."""
     root = ET.Element("image")
-    width, height = scene.size
-    resolution = {"width": width, "height": height}
-    _grow(root, {"filename": f"{scene.stem}.png", "image_resolution": resolution})
+    resolution = dict(zip(("width", "height"), size, strict=True))
+    _grow(root, {"filename": f"{stem}.png", "image_resolution": resolution})
     for thing in things:
         _grow(ET.SubElement(root, "object", persistent_id=thing.name), _object(thing))
     ET.indent(root, "\t")
