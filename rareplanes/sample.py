@@ -26,7 +26,7 @@ from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render
 from rareplanes.scene import scene_files
 
-RENDERER = 1  # to be increased whenever a scene's pixels or labels change
+RENDERER = 2  # to be increased whenever a scene's pixels or labels change
 SETTINGS = "sample.json"
 
 

@@ -142,6 +142,21 @@ def test_ground_of_the_mask_is_coloured_and_textured(scenes):
     assert max(len(np.unique(scene.codes)) for scene in scenes) > 40
 
 
+def test_ground_covers_what_real_images_show(scenes):
+    """Aircraft are not the only bright things, and some scenes are dark and some are bright."""
+    bright, medians = [], []
+    for scene in scenes:
+        grey = cv2.cvtColor(scene.image, cv2.COLOR_BGRA2GRAY)
+        ground = ~np.any([scene.pixels(thing) for thing in scene.planes()], axis=0)
+        bright.append((grey[ground] > 192).mean())
+        medians.append(np.median(grey[ground]))
+    assert 0.04 < np.mean(bright) < 0.25  # 0.06 to 0.16 in three sets of real images
+    assert min(bright) < 0.005
+    assert max(bright) > 0.15
+    assert min(medians) < 95
+    assert max(medians) > 145
+
+
 def test_wing_spans_of_whole_aircraft(scenes):
     seen = 0
     for scene in scenes:
