@@ -11,6 +11,7 @@ import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,10 +31,12 @@ RENDERER = 2  # to be increased whenever a scene's pixels or labels change
 SETTINGS = "sample.json"
 
 
-def schedule(count: int, seed: int, size: tuple[int, int], test_fraction: float) -> list[Scene]:
+def schedule(
+    count: int, seed: int, size: tuple[int, int], test_fraction: float, plain: bool = False
+) -> list[Scene]:
     """Give scenes to the airports in turn; a fraction of each, at least one, are test scenes."""
     scenes = []
-    table = airports()
+    table = [replace(airport, plain=plain) for airport in airports()]
     for i in range(count):
         turn, row = divmod(i, len(table))
         airport = table[row]
@@ -98,12 +101,14 @@ def main(argv: list[str] | None = None) -> None:
     side = number(int, 128, 8192)
     add("--size", type=side, nargs=2, default=(1920, 1080), metavar=("W", "H"), help="pixels")
     add("--test-fraction", type=number(float, 0, 0.99), default=0.2, help="share of test scenes")
+    add("--plain", action="store_true", help="easy scenes: hardly anything but aircraft is bright")
     add("-j", "--workers", type=processes, default=1, help="processes")
     args = parser.parse(argv)
     size = tuple(args.size)
     settings = {"renderer": RENDERER, "seed": args.seed, "scenes": args.scenes, "size": size}
-    claim(args.output_dir, {**settings, "test_fraction": args.test_fraction})
-    scenes = schedule(args.scenes, args.seed, size, args.test_fraction)
+    settings |= {"test_fraction": args.test_fraction, "plain": args.plain}
+    claim(args.output_dir, settings)
+    scenes = schedule(args.scenes, args.seed, size, args.test_fraction, args.plain)
     job = partial(write, folder=args.output_dir)
     bar = partial(progress, total=len(scenes), desc="render", unit="scene")
     if args.workers == 1:

@@ -154,7 +154,7 @@ def _apron(p: Plan, rng: np.random.Generator, top: float, bottom: float, slabs: 
         x, y = rng.uniform(-REACH, REACH), rng.uniform(top, bottom)
         w, h = rng.choice((15, 30, 45, 90)), rng.choice((7.5, 15, 30))
         spread = 0.06
-        if rng.random() < 0.15:  # a part that was built at another time
+        if rng.random() < 0.15 and not p.airport.plain:  # a part that was built at another time
             w, h, spread = w * 3, h * 3, 0.25
         shape = np.clip(box((x, y), w, h, 0), (-REACH, top), (REACH, bottom))
         tone = rng.uniform(1 - spread, 1 + spread)
@@ -166,7 +166,7 @@ def _apron(p: Plan, rng: np.random.Generator, top: float, bottom: float, slabs: 
                 p.pave(rect(x, y - width / 2, x + length, y + width / 2), ground)
                 for end in (x, x + length):
                     p.pave(oval((end, y), width, width, 0), ground)
-    for _ in range(70):
+    for _ in range(0 if p.airport.plain else 70):
         y = rng.choice((rng.uniform(top, bottom), rng.uniform(-18, 18)))  # or on the runway
         at = (rng.uniform(-REACH, REACH), y)
         name, height = str(rng.choice(list(GLYPHS))), rng.uniform(3, 14)

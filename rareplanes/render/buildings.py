@@ -52,7 +52,7 @@ def terminal_building(
     sides = (points[1] - points[0], points[-1] - points[0])
     axis, other = sorted(sides, key=np.linalg.norm, reverse=True)
     length, angle = float(np.linalg.norm(axis)), float(np.arctan2(axis[1], axis[0]))
-    if len(points) == 4 and rng.random() < 0.5:
+    if len(points) == 4 and rng.random() < 0.5 and not p.airport.plain:
         period, share, across, rise, tone, corners = ROOF_ROWS[rng.integers(len(ROOF_ROWS))]
         across *= float(np.linalg.norm(other))
         for t in np.arange(period / 2, length - period / 2, period) / length - 0.5:
@@ -67,7 +67,7 @@ def terminal_building(
     for _ in range(int(length / 9)):
         x, y = centre + axis * rng.uniform(-0.45, 0.45) + other * rng.uniform(-0.4, 0.4)
         unit = box((x, y), rng.uniform(1.5, 6), rng.uniform(1.5, 4), angle)
-        grey = rng.uniform(85, 230)
+        grey = rng.uniform(85, 150 if p.airport.plain else 230)
         colour = (grey, grey, grey * 0.98)
         p.blocks.append(Block(unit, height, rng.uniform(0.8, 2), colour, group + 30))
 
@@ -91,7 +91,9 @@ def gabled(
 def build_lot(p: Plan, rng: np.random.Generator, area: Area) -> None:
     """Fill a rectangle (x0, y0, x1, y1) of land with rows of one of LOTS."""
     x0, y0, x1, y1 = area
-    build, _, material, steps, rows, width = LOTS[rng.choice(len(LOTS), p=[lot[1] for lot in LOTS])]
+    shares = np.array([lot[1] for lot in (LOTS[:2] if p.airport.plain else LOTS)])
+    kind = rng.choice(len(shares), p=shares / shares.sum())
+    build, _, material, steps, rows, width = LOTS[kind]
     if material != Material.GROUND:
         p.pave(rect(*area), material, rng.uniform(0.8, 1.3))
     size = rng.uniform()  # of all things of the lot, 0-1

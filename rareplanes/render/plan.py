@@ -70,6 +70,7 @@ class Airport:
     asphalt: Colour
     concrete: Colour
     roof: Colour
+    plain: bool = False  # hardly anything but aircraft is bright
 
 
 # name, segments of the apron, weather, density of woods, then the colours (RGB) of ground, soil,

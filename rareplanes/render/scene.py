@@ -62,7 +62,7 @@ def render(scene: Scene) -> tuple[np.ndarray, np.ndarray, str]:
     scenery.raise_blocks(view, canvas, scenery.repaint(bridges, tones), labels)
     traffic.raise_masts(view, canvas, aircraft, rng)
     things = traffic.measure(canvas, aircraft + [thing for _, thing in named])
-    image = weather.develop(view, canvas.image, sky, rng)
+    image = weather.develop(view, canvas.image, sky, rng, scene.airport.plain)
     return image, canvas.mask, _describe(scene, things)
 
 

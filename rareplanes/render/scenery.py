@@ -35,7 +35,7 @@ def lay_ground(view: View, plan: Plan, rng: np.random.Generator) -> Canvas:
     for target, strokes in ((painted, plan.paint), (canvas.dirt, plan.stains)):
         for line, pixels in visible(view, strokes, 20):
             stroke(target, pixels, line.colour, line.width * view.ppm, cv2.LINE_AA)
-    fresh = float(rng.uniform(0.35, 1.0))
+    fresh = float(rng.uniform(0.3, 0.5 if plan.airport.plain else 1.0))
     wear = np.clip(fresh + 0.25 * texture(view, "middle", 0.5, shrink=2), 0.1, 1)
     cv2.blendLinear(painted, image, wear, 1 - wear, image)
     canvas.image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.5, 1.1)))
@@ -46,11 +46,13 @@ def lay_ground(view: View, plan: Plan, rng: np.random.Generator) -> Canvas:
 def _palette(airport: Airport, rng: np.random.Generator) -> dict[int, np.ndarray]:
     """Colours of the materials: the airport's, of another age, season and camera in each scene."""
     looks = (airport.asphalt, airport.ground, airport.concrete, airport.soil)
-    colours = np.array(looks) * np.exp(rng.normal(TONES[0], TONES[1]))[:, None]
+    tones = np.exp(rng.normal(*TONES) * (not airport.plain))
+    colours = np.array(looks) * tones[:, None]
     colours *= 1 + rng.normal(0, 0.03) * np.array((-1, 0, 1))
     grey = colours.mean(1, keepdims=True)
     asphalt, ground, concrete, soil = np.minimum(grey + rng.uniform(0.3, 1) * (colours - grey), 245)
-    runway, taxiway, apron = rng.choice((0, 0, 0.3, 1), 3)[:, None] * (concrete - asphalt) + asphalt
+    mixed = rng.choice((0, 0, 0.3, 1), 3)[:, None] * (not airport.plain)
+    runway, taxiway, apron = mixed * (concrete - asphalt) + asphalt
     return {
         Material.GROUND: ground,
         Material.SOIL: soil,
@@ -67,6 +69,8 @@ def _palette(airport: Airport, rng: np.random.Generator) -> dict[int, np.ndarray
 
 def draw_tones(airport: Airport, rng: np.random.Generator) -> dict[int, np.ndarray]:
     """How much brighter than in the plan the blocks of a group are in this scene, [3] BGR."""
+    if airport.plain:
+        return {}
     tones = {BRIDGES: np.full(3, rng.uniform(0.6, 1.5))}
     for group in range(1, 9):  # of buildings; their roofs are 10 further on
         white, grey = np.full(3, rng.uniform(235, 320)), np.full(3, rng.uniform(55, 200))

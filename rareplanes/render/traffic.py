@@ -77,7 +77,7 @@ def park_aircraft(
         if make is None:
             continue
         position = view.screen(np.array(((x, y),)))[0]
-        mesh = aircraft.build(make, livery(make, rng))
+        mesh = aircraft.build(make, livery(make, rng, plan.airport.plain))
         drawing = aircraft.draw(mesh, heading + view.yaw, position, view, rng.uniform(10, 110))
         low, high = drawing.low, drawing.low + drawing.alpha.shape[::-1]
         inside, patch = overlap(low, high, size)
@@ -170,7 +170,7 @@ def idle_bridges(view: View, plan: Plan, rng: np.random.Generator) -> list[Block
     """Jet bridges that wait beside the stands for an aircraft."""
     blocks = []
     for _, _, heading, span, start in plan.slots:
-        if start is not None and rng.random() < 0.5:
+        if start is not None and rng.random() < 0.5 and not plan.airport.plain:
             away = heading + np.pi + rng.uniform(-0.5, 0.5)
             ahead = np.array((np.cos(away), np.sin(away)))
             end = start + ahead * rng.uniform(0.25, 0.4) * span
@@ -207,7 +207,7 @@ def park_vehicles(
     blocks: list[Block] = []
     spots = view.screen(np.array([slot[:2] for slot in plan.slots]))
     near = [plan.slots[i] for i in np.flatnonzero(view.sees(spots, spots, 60))]
-    busy = rng.uniform(0.4, 2.6)
+    busy, white = rng.uniform(0.4, 2.6), 0.06 if plan.airport.plain else 0.3
     for slot in near:
         for _ in range(rng.poisson(busy * (0.12 if slot.span < 25 else 1.0))):
             a = rng.choice((0.0, 0.5, 1.0, 1.5)) * np.pi + slot.heading + rng.normal(0, 0.1)
@@ -216,10 +216,10 @@ def park_vehicles(
             ahead = slot.span * rng.uniform(-0.5, 0.7)
             x, y = (ahead, side) @ rotation(slot.heading) + slot[:2]
             carts = slot.span > 25 and rng.random() < 0.3
-            blocks += _carts(x, y, a, rng) if carts else [_box(x, y, a, rng)]
+            blocks += _carts(x, y, a, rng) if carts else [_box(x, y, a, rng, white)]
     for _ in range(rng.poisson(3)):
         x, y = np.array(view.centre) + rng.uniform(-380, 380, 2)
-        blocks.append(_box(x, y, rng.uniform(0, 6.28), rng))
+        blocks.append(_box(x, y, rng.uniform(0, 6.28), rng, white))
     full = rng.uniform(0.1, 0.9)
     for x, y, heading in plan.cars:
         if abs(x - view.centre[0]) < 450 and rng.random() < full:
@@ -243,13 +243,13 @@ def park_vehicles(
     return blocks, named
 
 
-def _box(x: float, y: float, heading: float, rng: np.random.Generator) -> Block:
+def _box(x: float, y: float, heading: float, rng: np.random.Generator, white: float) -> Block:
     """A truck, tug, container or white box."""
     sizes = ((6, 2.4), (9, 2.6), (3.5, 2), (12, 2.5), (2.4, 2), (4.5, 4))
     length, width = sizes[rng.integers(len(sizes))]
-    grey = rng.uniform(45, 200)
+    grey = rng.uniform(45, 150 + 160 * white)
     colours = ((grey, grey, grey), (250, 252, 252), (40, 160, 215), (60, 60, 190), (160, 110, 50))
-    colour = colours[rng.choice(5, p=(0.4, 0.3, 0.14, 0.06, 0.1))]
+    colour = colours[rng.choice(5, p=(0.7 - white, white, 0.14, 0.06, 0.1))]
     return Block(box((x, y), length, width, heading), 0, rng.uniform(1.2, 3.2), colour, 51)
 
 
