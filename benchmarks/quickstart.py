@@ -41,7 +41,8 @@ def commands(seed: int, fast: list[str]) -> dict[str, list[str]]:
     """
     best = f"{RUN}/model_best.pth"
     return {
-        "render": f"rareplanes/sample.py -o {DATA} -n 64 --test-fraction 0.125 -j 2".split(),
+        "render": f"rareplanes/sample.py -o {DATA} -n 64 --plain --test-fraction 0.125 "
+        "-j 2".split(),
         "tile": f"preprocessing/preprocess.py {DATA} -s 512 -n 2".split(),
         "train": f"unet/train.py --data-path {DATA} --output-dir {RUN} --seed {seed} "
         "--encoder tu-regnetx_002 --weights-backbone none --decoder-channels 128 64 32 16 16 "

@@ -31,14 +31,16 @@ from rareplanes.render.plan import airports
 from rareplanes.render.scene import Scene, render
 from rareplanes.scene import scene_files
 
-RENDERER = 1  # to be increased whenever a scene's pixels or labels change
+RENDERER = 2  # to be increased whenever a scene's pixels or labels change
 SETTINGS = "sample.json"
 
 
-def schedule(count: int, seed: int, size: tuple[int, int], test_fraction: float) -> list[Scene]:
+def schedule(
+    count: int, seed: int, size: tuple[int, int], test_fraction: float, plain: bool = False
+) -> list[Scene]:
     """Give scenes to the airports in turn; a fraction of each, at least one, are test scenes."""
     scenes = []
-    table = airports()
+    table = [replace(airport, plain=plain) for airport in airports()]
     for i in range(count):
         turn, row = divmod(i, len(table))
         airport = table[row]
@@ -106,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     side = number(int, 128, 8192)
     add("--size", type=side, nargs=2, default=(1920, 1080), metavar=("W", "H"), help="pixels")
     add("--test-fraction", type=number(float, 0, 0.99), default=0.2, help="share of test scenes")
+    add("--plain", action="store_true", help="easy scenes: hardly anything but aircraft is bright")
     add("-j", "--workers", type=processes, default=1, help="processes")
     help_ = "images without aircraft to render aircraft on, instead of invented airports"
     add("--backgrounds", type=Path, metavar="FOLDER", help=help_)
@@ -115,12 +118,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse(argv)
     size = tuple(args.size)
     settings = {"renderer": RENDERER, "seed": args.seed, "scenes": args.scenes, "size": size}
-    settings["test_fraction"] = args.test_fraction
+    settings |= {"test_fraction": args.test_fraction, "plain": args.plain}
     scenes: list[Scene] | list[GroundScene]
     if args.backgrounds is None:
         if given := options_of(args):
             raise UserError(f"--{min(given)} is about --backgrounds; give that, too.")
-        scenes = schedule(args.scenes, args.seed, size, args.test_fraction)
+        scenes = schedule(args.scenes, args.seed, size, args.test_fraction, args.plain)
+    elif args.plain:
+        raise UserError("--plain is about invented airports; leave it or --backgrounds out.")
     else:
         look = replace(look_from(args), gsd=None)  # the scene's own resolution is used
         grounds = background.find_grounds(args.backgrounds, args.gsd, look)

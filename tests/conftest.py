@@ -55,7 +55,7 @@ def pytest_sessionfinish(session, exitstatus):
 def tiled(tmp_path_factory) -> Path:
     """24 scenes of 384x256 in 128-pixel tiles: train/, val/ and test/. Do not write into it."""
     root = tmp_path_factory.mktemp("tiled")
-    sample.main(["-o", str(root), "-n", "24", "--seed", "1", "--size", "384", "256"])
+    sample.main(["-o", str(root), "-n", "24", "--seed", "8", "--size", "384", "256"])
     preprocess.main([str(root), "-s", "128", "-n", "1"])
     return root
 

@@ -142,6 +142,36 @@ def test_ground_of_the_mask_is_coloured_and_textured(scenes):
     assert max(len(np.unique(scene.codes)) for scene in scenes) > 40
 
 
+def bright_ground(scenes):
+    """Of each scene the share of ground brighter than 192, and the ground's median."""
+    shares, medians = [], []
+    for scene in scenes:
+        grey = cv2.cvtColor(scene.image, cv2.COLOR_BGRA2GRAY)
+        ground = ~np.any([scene.pixels(thing) for thing in scene.planes()], axis=0)
+        shares.append((grey[ground] > 192).mean())
+        medians.append(np.median(grey[ground]))
+    return shares, medians
+
+
+def test_ground_is_as_bright_and_as_dark_as_in_real_images(scenes):
+    """Aircraft are not the only bright things, and some scenes are dark and some are bright."""
+    shares, medians = bright_ground(scenes)
+    assert 0.04 < np.mean(shares) < 0.25  # 0.05 to 0.16 in three sets of real images
+    assert min(shares) < 0.005
+    assert max(shares) > 0.15
+    assert min(medians) < 95
+    assert max(medians) > 145
+
+
+def test_ground_of_plain_scenes_is_hardly_ever_bright(tmp_path):
+    out = tmp_path / "out"
+    sample.main(["-o", str(out), "-n", "8", "--plain", "--size", "640", "360"])
+    shares, _ = bright_ground([Read(xml) for xml in out.glob("*/xmls/*.xml")])
+    assert np.mean(shares) < 0.02
+    with pytest.raises(UserError, match="other settings"):
+        sample.main(["-o", str(out), "-n", "8", "--size", "640", "360"])
+
+
 def test_wing_spans_of_whole_aircraft(scenes):
     seen = 0
     for scene in scenes:

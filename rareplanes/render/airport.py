@@ -1,11 +1,10 @@
 """Lays out a whole airport: runway, taxiways, aprons, terminals, roads, woods and a small field."""
 
-import zlib
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
 
+from rareplanes.render.buildings import build_lot, gabled, terminal_building
 from rareplanes.render.plan import (
     REACH,
     RED,
@@ -13,22 +12,32 @@ from rareplanes.render.plan import (
     YELLOW,
     Airport,
     Block,
+    Colour,
     Material,
+    Pair,
     Plan,
     Points,
     Slot,
     bend,
     box,
     line,
+    oval,
     rect,
-    scaled,
+    rotation,
 )
 
+# Figures painted on pavement: each has lines through points of a grid, as digits x (0-2) and
+# y (0-4).
+SHAPES = """
+0020240400,1014,002022020424,00202404 0222,000222 2024,200002222404,200004242202,
+002024,0020240400 0222,220200202404,000424,0400202202 1224,0024 0420,0004 2024 0222,
+0020 1014,1014 0222,1014 011021,021022 041224,0020 0222 0424
+"""
+GLYPHS = dict(zip("0123456789LRXHT+AV=", map(str.split, SHAPES.split(",")), strict=True))
 
-@cache
-def plan(airport: Airport) -> Plan:
-    """The airport's plan; everything random in it is derived from the airport's name."""
-    rng = np.random.default_rng(zlib.crc32(airport.name.encode()))
+
+def plan(airport: Airport, rng: np.random.Generator) -> Plan:
+    """A plan in the style of an airport; each scene has another one."""
     p = Plan(airport)
     taxi = rng.uniform(85, 125)
     apron = taxi + rng.uniform(40, 60)
@@ -75,7 +84,20 @@ def _runway(p: Plan, rng: np.random.Generator) -> None:
             length = rng.uniform(40, 160)
             drift = rng.normal(0, 1)
             p.stain(line((x, y), (x + length, y + drift)), 0.7, rng.uniform(25, 80))
+        number = f"{rng.integers(1, 37):02}" + str(rng.choice(("", "L", "R")))
+        for k, name in enumerate(number):
+            side = inward * (k - (len(number) - 1) / 2) * 9
+            _paint(p, name, (zone + inward * 52, side), (6, 16), inward * np.pi / 2, 1.8)
     p.routes.append(line((-REACH, 0), (REACH, 0)))
+
+
+def _paint(
+    p: Plan, name: str, at: Pair, size: Pair, heading: float, width: float, colour: Colour = WHITE
+) -> None:
+    """One of GLYPHS, `size` metres wide and high."""
+    for text in GLYPHS[name]:
+        grid = np.array([list(map(int, text[i : i + 2])) for i in range(0, len(text), 2)])
+        p.mark(((grid / (2, 4) - 0.5) * size) @ rotation(heading) + at, width, colour)
 
 
 def _way(p: Plan, points: Points, width: float = 23.0) -> None:
@@ -131,8 +153,29 @@ def _apron(p: Plan, rng: np.random.Generator, top: float, bottom: float, slabs: 
     for _ in range(90):
         x, y = rng.uniform(-REACH, REACH), rng.uniform(top, bottom)
         w, h = rng.choice((15, 30, 45, 90)), rng.choice((7.5, 15, 30))
+        spread = 0.06
+        if rng.random() < 0.15 and not p.airport.plain:  # a part that was built at another time
+            w, h, spread = w * 3, h * 3, 0.25
         shape = np.clip(box((x, y), w, h, 0), (-REACH, top), (REACH, bottom))
-        p.pave(shape, int(rng.choice((material, Material.TAXIWAY))), rng.uniform(0.9, 1.12))
+        tone = rng.uniform(1 - spread, 1 + spread)
+        p.pave(shape, int(rng.choice((material, material, Material.TAXIWAY))), tone)
+    for x in np.arange(-REACH, REACH - 200, rng.uniform(180, 500)):  # islands of grass
+        if rng.random() < 0.4:
+            length, y = rng.uniform(50, 150), top + 49.5
+            for width, ground in ((30, Material.SHOULDER), (22, Material.GROUND)):
+                p.pave(rect(x, y - width / 2, x + length, y + width / 2), ground)
+                for end in (x, x + length):
+                    p.pave(oval((end, y), width, width, 0), ground)
+    for _ in range(0 if p.airport.plain else 70):
+        y = rng.choice((rng.uniform(top, bottom), rng.uniform(-18, 18)))  # or on the runway
+        at = (rng.uniform(-REACH, REACH), y)
+        name, height = str(rng.choice(list(GLYPHS))), rng.uniform(3, 14)
+        size, turn = (height * rng.uniform(0.4, 1), height), rng.integers(4) * np.pi / 2
+        colour = (WHITE, YELLOW)[int(rng.random() < 0.4)]
+        _paint(p, name, at, size, turn, height * rng.uniform(0.08, 0.2), colour)
+        if name == "H" or rng.random() < 0.08:
+            ring = oval(at, 1.6 * height, 1.6 * height, 0)
+            p.mark(np.concatenate((ring, ring[:1])), 0.9, colour)
     for y in (top + 24, top + 75):
         p.mark(line((-REACH, y), (REACH, y)), 0.7, YELLOW)
         p.routes.append(line((-REACH, y), (REACH, y)))
@@ -148,24 +191,17 @@ def _apron(p: Plan, rng: np.random.Generator, top: float, bottom: float, slabs: 
 
 
 def _landside(p: Plan, rng: np.random.Generator, y: float) -> None:
+    """A road, and lots behind it, behind the small field, and in gaps of the woods."""
     p.lay(line((-REACH, y + 8), (REACH, y + 8)), 14, Material.ROAD)
     for x in np.arange(-REACH, REACH, 9):
         p.mark(line((x, y + 8), (x + 4, y + 8)), 0.5)
-    x = -REACH + 20
-    while x < REACH - 150:
-        width = rng.uniform(90, 190)
-        if rng.random() < 0.55:
-            p.pave(rect(x, y + 22, x + width, y + 120), Material.CARPARK)
-            for row in np.arange(y + 28, y + 116, 9):
-                for column in np.arange(x + 5, x + width - 4, 2.9):
-                    p.cars.append((column, row, np.pi / 2))
-                p.mark(line((x + 4, row + 3), (x + width - 4, row + 3)), 0.4)
-        else:
-            for left in np.arange(x + 5, x + width - 30, 44):
-                depth = rng.uniform(20, 50)
-                ground = rect(left, y + 30, left + 30, y + 30 + depth)
-                terminal_building(p, rng, ground, rng.uniform(6, 20))
-        x += width + rng.uniform(10, 40)
+    for y0, y1, share in ((y + 22, y + 120, 1.0), (y + 140, y + 240, 0.4), (-390, -285, 0.5)):
+        x = -REACH + 20
+        while x < REACH - 150:
+            width = rng.uniform(90, 190)
+            if rng.random() < share:
+                build_lot(p, rng, (x, y0, x + width, y1))
+            x += width + rng.uniform(10, 40)
     _trees(p, rng, y + 130, y + 320)
     _trees(p, rng, -420, -300)
 
@@ -196,7 +232,7 @@ def _small_field(p: Plan, rng: np.random.Generator) -> None:
                         stand(p, column, y, heading, span, 12)
             for left in np.arange(x - 5, x + 205, 36):
                 depth = rng.uniform(18, 30)
-                hangar(p, rng, rect(left, -212 - depth, left + 30, -212), 8)
+                gabled(p, rng, rect(left, -212 - depth, left + 30, -212), 8)
         else:
             for pad_x in np.arange(x, x + 260, 65):
                 y = -150 - 25 * (int(pad_x) % 2)
@@ -220,30 +256,8 @@ def stand(p: Plan, x: float, y: float, heading: float, span: float, lead: float)
     if span > 20:
         outline = box((x, y), span * 1.05, span * 1.08, heading)
         p.mark(outline[1:], 0.5, RED if int(x) % 2 else WHITE)
+    p.mark(line(corner, (corner[0] + 3, corner[1])), 2.5, YELLOW)
     p.stain(line((x, y), (x - c * 4, y - s * 4)), 3.5, 90.0)
-
-
-def terminal_building(p: Plan, rng: np.random.Generator, points: Points, height: float) -> None:
-    """A building with a parapet, strips of roof light and machines on its roof."""
-    group = int(rng.integers(1, 9))
-    colour = scaled(p.airport.roof, rng.uniform(0.7, 1.02))
-    p.blocks.append(Block(points, 0, height, scaled(colour, 0.8), group))
-    centre = points.mean(0)
-    inner = centre + (points - centre) * 0.96
-    p.blocks.append(Block(inner, height, 0.05, colour, group + 10))
-    sides = (points[1] - points[0], points[-1] - points[0])
-    axis, other = sorted(sides, key=np.linalg.norm, reverse=True)
-    length, angle = float(np.linalg.norm(axis)), float(np.arctan2(axis[1], axis[0]))
-    for offset in rng.uniform(-0.35, 0.35, rng.integers(1, 4)):
-        x, y = centre + other * offset
-        strip = box((x, y), length * rng.uniform(0.6, 0.9), rng.uniform(0.6, 2.5), angle)
-        p.blocks.append(Block(strip, height, 0.4, (95, 90, 86), group + 20))
-    for _ in range(int(length / 9)):
-        x, y = centre + axis * rng.uniform(-0.45, 0.45) + other * rng.uniform(-0.4, 0.4)
-        unit = box((x, y), rng.uniform(1.5, 6), rng.uniform(1.5, 4), angle)
-        grey = rng.uniform(85, 150)
-        colour = (grey, grey, grey * 0.98)
-        p.blocks.append(Block(unit, height, rng.uniform(0.8, 2), colour, group + 30))
 
 
 def _linear(p: Plan, rng: np.random.Generator, x0: float, x1: float, bottom: float) -> None:
@@ -264,6 +278,8 @@ def _piers(p: Plan, rng: np.random.Generator, x0: float, x1: float, bottom: floa
     for x in np.arange(x0 + 70, x1 - 40, rng.uniform(150, 190)):
         end = bottom - rng.uniform(90, 125)
         terminal_building(p, rng, rect(x - 11, end, x + 11, bottom), 9)
+        if rng.random() < 0.4:  # a round hall at the end
+            terminal_building(p, rng, oval((x, end), 34, 34, 0), 11)
         for side in (-1, 1):
             y = end + 14
             while y < bottom - 20:
@@ -300,19 +316,7 @@ def _remote(p: Plan, rng: np.random.Generator, x0: float, x1: float, bottom: flo
             p.slots.append(Slot(x, y, heading, span))
             stand(p, x, y, heading, span, 30)
     for x in np.arange(x0, x1 - 80, rng.uniform(95, 130)):
-        hangar(p, rng, rect(x, bottom + 12, x + 75, bottom + 66), 16)
-
-
-def hangar(p: Plan, rng: np.random.Generator, points: Points, height: float) -> None:
-    """A gabled hall: the two slopes differ in tone."""
-    colour, group = scaled(p.airport.roof, rng.uniform(0.65, 1.05)), int(rng.integers(1, 9))
-    p.blocks.append(Block(points, 0, height, colour, group))
-    (x0, y0), (x1, y1) = points[0], points[2]
-    half = rect(x0, y0, x1, (y0 + y1) / 2)
-    p.blocks.append(Block(half, height, 0.05, scaled(colour, 0.86), group + 10))
-    for x in np.linspace(x0, x1, 6)[1:-1]:
-        seam = rect(x - 0.4, y0 + 3, x + 0.4, y1 - 3)
-        p.blocks.append(Block(seam, height, 0.1, (200, 200, 196), 31))
+        gabled(p, rng, rect(x, bottom + 12, x + 75, bottom + 66), 16)
 
 
 SEGMENTS = {"linear": _linear, "piers": _piers, "satellite": _satellite, "remote": _remote}

@@ -108,7 +108,7 @@ def makes() -> tuple[Make, ...]:
     return tuple(rows)
 
 
-def livery(make: Make, rng: np.random.Generator) -> Livery:
+def livery(make: Make, rng: np.random.Generator, plain: bool = False) -> Livery:
     """Paint: mostly white or light grey with a coloured tail; some all coloured, some dark."""
     if "M" in make.traits:
         colours = ((118, 116, 112), (84, 98, 92), (140, 136, 130), (128, 160, 176))
@@ -118,8 +118,8 @@ def livery(make: Make, rng: np.random.Generator) -> Livery:
     white = rng.uniform(228, 255) - np.array((1, 0.4, 0)) * rng.uniform(0, 14)
     grey = np.full(3, rng.uniform(150, 205))
     bodies = (white, grey, _vivid(rng), np.full(3, rng.uniform(45, 100)))
-    body = bodies[rng.choice(4, p=(0.82, 0.08, 0.08, 0.02))]
-    wing = (np.full(3, rng.uniform(200, 245)), body)[int(rng.random() < 0.65)]
+    body = bodies[rng.choice(4, p=(0.82, 0.08, 0.08, 0.02) if plain else (0.74, 0.12, 0.1, 0.04))]
+    wing = (np.full(3, rng.uniform(200 if plain else 150, 245)), body)[int(rng.random() < 0.6)]
     tail = (accent, body)[int(rng.random() < 0.4)]
     engine = (white, wing * 0.9, accent, body)[rng.integers(4)]
     stripe = (body, accent)[int(rng.random() < 0.4)]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 REACH = 1500.0  # metres, half the length of a plan
-WHITE, YELLOW, RED = (205.0, 208, 208), (70.0, 165, 195), (80.0, 85, 170)
+WHITE, YELLOW, RED = (232.0, 235, 235), (70.0, 175, 210), (80.0, 85, 180)
 
 Colour = tuple[float, float, float]  # BGR, 0-255
 Points = np.ndarray  # [N,2] metres
@@ -20,8 +20,8 @@ Pair = tuple[float, float]
 
 
 class Material(IntEnum):
-    GROUND, SOIL, RUNWAY, TAXIWAY, SHOULDER, APRON, SLABS, ROAD, CARPARK = range(9)
-    ROOF = 9  # not in a plan: what is above the aircraft
+    GROUND, SOIL, RUNWAY, TAXIWAY, SHOULDER, APRON, SLABS, ROAD, CARPARK, WATER = range(10)
+    ROOF = 10  # not in a plan: what is above the aircraft
 
 
 class Surface(NamedTuple):
@@ -70,6 +70,7 @@ class Airport:
     asphalt: Colour
     concrete: Colour
     roof: Colour
+    plain: bool = False  # hardly anything but aircraft is bright
 
 
 # name, segments of the apron, weather, density of woods, then the colours (RGB) of ground, soil,
@@ -142,6 +143,12 @@ def box(centre: Points | Pair, length: float, width: float, heading: float) -> P
     """A rectangle around `centre`, its length along `heading`."""
     corners = np.array(((1, 1), (1, -1), (-1, -1), (-1, 1))) * (length / 2, width / 2)
     return corners @ rotation(heading) + np.asarray(centre)
+
+
+def oval(centre: Points | Pair, length: float, width: float, heading: float) -> Points:
+    angle = np.arange(16) * np.pi / 8
+    ring = np.stack((np.cos(angle) * length / 2, np.sin(angle) * width / 2), 1)
+    return ring @ rotation(heading) + np.asarray(centre)
 
 
 def bend(start: Pair, corner: Pair, end: Pair) -> Points:

@@ -32,20 +32,22 @@ def render(scene: Scene) -> tuple[np.ndarray, np.ndarray, str]:
         Image and mask as [H,W,3] uint8 BGR, and the XML.
     """
     rng = np.random.default_rng((scene.seed, scene.number))
-    ground = plan(scene.airport)
+    ground = plan(scene.airport, rng)
     view = _camera(scene.size, ground, rng)
     sky = str(rng.choice(scene.airport.weather))
     labels = scenery.label_colours(scene.airport)
     flat_colours = [*labels, scenery.TREE_LABEL, scenery.MAST_LABEL]
     colours = free_colours(rng, {label[::-1] for label in flat_colours})
 
+    tones = scenery.draw_tones(scene.airport, rng)
     canvas = scenery.lay_ground(view, ground, rng)
     blocks, named = traffic.park_vehicles(view, ground, colours, rng)
     scenery.plant_trees(view, canvas, ground, rng)
     scenery.raise_blocks(view, canvas, blocks, labels)
     for block, thing in named:
         scenery.raise_blocks(view, canvas, [block], [thing.colour[::-1]])
-    scenery.raise_blocks(view, canvas, ground.blocks, labels, roof=True)
+    blocks = ground.blocks + traffic.idle_bridges(view, ground, rng)
+    scenery.raise_blocks(view, canvas, scenery.repaint(blocks, tones), labels, roof=True)
 
     aircraft = traffic.park_aircraft(view, ground, canvas, colours, rng)
     if rng.random() < 0.04:
@@ -57,10 +59,10 @@ def render(scene: Scene) -> tuple[np.ndarray, np.ndarray, str]:
     traffic.lay_aircraft(canvas, image, light, aircraft)
     canvas.image = np.clip(image, 0, 255).astype(np.uint8)
     bridges = [thing.bridge for thing in aircraft if thing.bridge is not None]
-    scenery.raise_blocks(view, canvas, bridges, labels)
+    scenery.raise_blocks(view, canvas, scenery.repaint(bridges, tones), labels)
     traffic.raise_masts(view, canvas, aircraft, rng)
     things = traffic.measure(canvas, aircraft + [thing for _, thing in named])
-    image = weather.develop(view, canvas.image, sky, rng)
+    image = weather.develop(view, canvas.image, sky, rng, scene.airport.plain)
     return image, canvas.mask, describe(scene.stem, scene.size, things)
 
 

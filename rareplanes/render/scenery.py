@@ -10,12 +10,17 @@ from rareplanes.render.view import SHIFT, Canvas, View, fill, fixed, stroke, tex
 
 Label = tuple[int, int, int]  # a mask colour, BGR
 TREE_LABEL, MAST_LABEL = (30, 90, 46), (90, 230, 220)
+BRIDGES = 53  # the group of jet bridges
+# How the brightness of asphalt, ground, concrete and soil differs between scenes: mean and
+# deviation of its logarithm.
+TONES = ((-0.05, -0.15, 0.15, 0.15), (0.35, 0.3, 0.2, 0.25))
+ROOFS = ((80, 90, 165), (150, 105, 60), (100, 125, 70), (120, 165, 185))  # BGR
 
 
 def lay_ground(view: View, plan: Plan, rng: np.random.Generator) -> Canvas:
     """Draw pavement, paint and stains, without texture and light."""
     shape = (view.height, view.width)
-    palette, labels = _palette(plan.airport), label_colours(plan.airport)
+    palette, labels = _palette(plan.airport, rng), label_colours(plan.airport)
     image = np.full((*shape, 3), palette[Material.GROUND], np.uint8)
     canvas = Canvas(image, np.empty_like(image), *(np.zeros(shape, np.uint8) for _ in range(3)))
     ways = sorted(plan.ways, key=lambda way: (way.material != Material.SOIL, -way.width))
@@ -30,7 +35,7 @@ def lay_ground(view: View, plan: Plan, rng: np.random.Generator) -> Canvas:
     for target, strokes in ((painted, plan.paint), (canvas.dirt, plan.stains)):
         for line, pixels in visible(view, strokes, 20):
             stroke(target, pixels, line.colour, line.width * view.ppm, cv2.LINE_AA)
-    fresh = float(rng.uniform(0.35, 0.85))
+    fresh = float(rng.uniform(0.3, 0.5 if plan.airport.plain else 1.0))
     wear = np.clip(fresh + 0.25 * texture(view, "middle", 0.5, shrink=2), 0.1, 1)
     cv2.blendLinear(painted, image, wear, 1 - wear, image)
     canvas.image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.5, 1.1)))
@@ -38,21 +43,49 @@ def lay_ground(view: View, plan: Plan, rng: np.random.Generator) -> Canvas:
     return canvas
 
 
-def _palette(airport: Airport) -> dict[int, tuple[float, float, float]]:
+def _palette(airport: Airport, rng: np.random.Generator) -> dict[int, np.ndarray]:
+    """Colours of the materials: the airport's, of another age, season and camera in each scene."""
     looks = (airport.asphalt, airport.ground, airport.concrete, airport.soil)
-    asphalt, ground, concrete, soil = map(np.array, looks)
-    colours = {
+    tones = np.exp(rng.normal(*TONES) * (not airport.plain))
+    colours = np.array(looks) * tones[:, None]
+    colours *= 1 + rng.normal(0, 0.03) * np.array((-1, 0, 1))
+    grey = colours.mean(1, keepdims=True)
+    asphalt, ground, concrete, soil = np.minimum(grey + rng.uniform(0.3, 1) * (colours - grey), 245)
+    mixed = rng.choice((0, 0, 0.3, 1), 3)[:, None] * (not airport.plain)
+    runway, taxiway, apron = mixed * (concrete - asphalt) + asphalt
+    return {
         Material.GROUND: ground,
         Material.SOIL: soil,
-        Material.RUNWAY: asphalt * 0.95,
-        Material.TAXIWAY: asphalt,
-        Material.SHOULDER: asphalt * 0.6 + ground * 0.3,
-        Material.APRON: concrete * 0.7 + asphalt * 0.3,
+        Material.RUNWAY: runway * 0.95,
+        Material.TAXIWAY: taxiway,
+        Material.SHOULDER: taxiway * 0.6 + ground * 0.3,
+        Material.APRON: apron * 0.7 + concrete * 0.3,
         Material.SLABS: concrete,
         Material.ROAD: asphalt * 0.9,
         Material.CARPARK: asphalt * 1.05,
+        Material.WATER: np.array((70, 62, 38)) * rng.uniform(0.5, 1.4),
     }
-    return {key: tuple(value.tolist()) for key, value in colours.items()}
+
+
+def draw_tones(airport: Airport, rng: np.random.Generator) -> dict[int, np.ndarray]:
+    """How much brighter than in the plan the blocks of a group are in this scene, [3] BGR."""
+    if airport.plain:
+        return {}
+    tones = {BRIDGES: np.full(3, rng.uniform(0.6, 1.5))}
+    for group in range(1, 9):  # of buildings; their roofs are 10 further on
+        white, grey = np.full(3, rng.uniform(235, 320)), np.full(3, rng.uniform(55, 200))
+        plain, vivid = np.array(airport.roof) * rng.uniform(0.8, 1.2), ROOFS[rng.integers(4)]
+        tone = (white, grey, plain, vivid)[rng.choice(4, p=(0.3, 0.2, 0.35, 0.15))]
+        tones[group] = tones[group + 10] = np.array(tone) / airport.roof
+    return tones
+
+
+def repaint(blocks: list[Block], tones: dict[int, np.ndarray]) -> list[Block]:
+    painted = []
+    for block in blocks:
+        b, g, r = block.colour * tones.get(block.group, np.ones(3))
+        painted.append(block._replace(colour=(b, g, r)))
+    return painted
 
 
 @cache
@@ -125,7 +158,7 @@ def raise_blocks(
             normal *= np.sign(normal @ (foot[i - 1] - foot.mean(0))) or 1.0
             light = 0.45 + 0.6 * max(0.0, float(normal @ view.sun[:2]))
             wall = np.array((foot[i - 1], foot[i], top[i], top[i - 1]))
-            faces.append((wall, tuple(colour * light)))
+            faces.append((wall, tuple(np.minimum(colour * light, 255))))
         faces.append((top, tuple(np.minimum(colour * (0.5 + 0.62 * view.sun[2]), 255))))
         for shape, shade in faces:
             fill(canvas.image, shape, shade, cv2.LINE_AA)

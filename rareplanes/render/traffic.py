@@ -10,7 +10,7 @@ from rareplanes.render import aircraft
 from rareplanes.render.aircraft import Drawing
 from rareplanes.render.makes import Make, livery, makes
 from rareplanes.render.plan import Block, Material, Plan, Slot, box, rotation
-from rareplanes.render.scenery import MAST_LABEL, along
+from rareplanes.render.scenery import BRIDGES, MAST_LABEL, along
 from rareplanes.render.view import SHIFT, Canvas, View, fixed, stroke
 
 SPANS = (25.0, 169.0)  # wing spans that are drawn, pixels
@@ -22,7 +22,7 @@ VEHICLES = {  # persistent name: (length, width, height, colour, categories 1 to
     "StairTruck": (7.5, 2.5, 3.0, (215, 220, 220), ("GroundSupport", "Vehicle", "StairTruck")),
 }
 CAR_COLOURS = (
-    *((225, 225, 225), (200, 200, 200), (60, 58, 56), (110, 105, 100)),
+    *((250, 250, 250), (205, 205, 205), (60, 58, 56), (110, 105, 100), (245, 245, 245)),
     *((50, 50, 150), (140, 80, 40), (40, 40, 42), (170, 190, 200)),
 )
 Colour = tuple[int, int, int]  # RGB in the mask
@@ -77,7 +77,7 @@ def park_aircraft(
         if make is None:
             continue
         position = view.screen(np.array(((x, y),)))[0]
-        mesh = aircraft.build(make, livery(make, rng))
+        mesh = aircraft.build(make, livery(make, rng, plan.airport.plain))
         drawing = aircraft.draw(mesh, heading + view.yaw, position, view, rng.uniform(10, 110))
         low, high = drawing.low, drawing.low + drawing.alpha.shape[::-1]
         inside, patch = overlap(low, high, size)
@@ -163,7 +163,20 @@ def _name(categories: tuple[str, ...], number: int) -> str:
 def _bridge(start: np.ndarray, end: np.ndarray) -> Block:
     length = float(np.hypot(*(end - start)))
     heading = float(np.arctan2(*(end - start)[::-1]))
-    return Block(box((start + end) / 2, length, 3.2, heading), 3.6, 2.8, (168, 166, 160), 53)
+    return Block(box((start + end) / 2, length, 3.2, heading), 3.6, 2.8, (168, 166, 160), BRIDGES)
+
+
+def idle_bridges(view: View, plan: Plan, rng: np.random.Generator) -> list[Block]:
+    """Jet bridges that wait beside the stands for an aircraft."""
+    blocks = []
+    for _, _, heading, span, start in plan.slots:
+        if start is not None and rng.random() < 0.5 and not plan.airport.plain:
+            away = heading + np.pi + rng.uniform(-0.5, 0.5)
+            ahead = np.array((np.cos(away), np.sin(away)))
+            end = start + ahead * rng.uniform(0.25, 0.4) * span
+            cab = Block(box(end, 5, 4.4, away), 3.4, 3.2, (150, 150, 146), BRIDGES)
+            blocks += [_bridge(np.array(start), end), cab]
+    return blocks
 
 
 def lay_aircraft(canvas: Canvas, image: np.ndarray, light: np.ndarray, things: list[Thing]) -> None:
@@ -194,7 +207,7 @@ def park_vehicles(
     blocks: list[Block] = []
     spots = view.screen(np.array([slot[:2] for slot in plan.slots]))
     near = [plan.slots[i] for i in np.flatnonzero(view.sees(spots, spots, 60))]
-    busy = rng.uniform(0.4, 2.6)
+    busy, white = rng.uniform(0.4, 2.6), 0.06 if plan.airport.plain else 0.3
     for slot in near:
         for _ in range(rng.poisson(busy * (0.12 if slot.span < 25 else 1.0))):
             a = rng.choice((0.0, 0.5, 1.0, 1.5)) * np.pi + slot.heading + rng.normal(0, 0.1)
@@ -203,10 +216,10 @@ def park_vehicles(
             ahead = slot.span * rng.uniform(-0.5, 0.7)
             x, y = (ahead, side) @ rotation(slot.heading) + slot[:2]
             carts = slot.span > 25 and rng.random() < 0.3
-            blocks += _carts(x, y, a, rng) if carts else [_box(x, y, a, rng)]
+            blocks += _carts(x, y, a, rng) if carts else [_box(x, y, a, rng, white)]
     for _ in range(rng.poisson(3)):
         x, y = np.array(view.centre) + rng.uniform(-380, 380, 2)
-        blocks.append(_box(x, y, rng.uniform(0, 6.28), rng))
+        blocks.append(_box(x, y, rng.uniform(0, 6.28), rng, white))
     full = rng.uniform(0.1, 0.9)
     for x, y, heading in plan.cars:
         if abs(x - view.centre[0]) < 450 and rng.random() < full:
@@ -230,13 +243,13 @@ def park_vehicles(
     return blocks, named
 
 
-def _box(x: float, y: float, heading: float, rng: np.random.Generator) -> Block:
+def _box(x: float, y: float, heading: float, rng: np.random.Generator, white: float) -> Block:
     """A truck, tug, container or white box."""
     sizes = ((6, 2.4), (9, 2.6), (3.5, 2), (12, 2.5), (2.4, 2), (4.5, 4))
     length, width = sizes[rng.integers(len(sizes))]
-    grey = rng.uniform(45, 150)
-    colours = ((grey, grey, grey), (240, 242, 242), (40, 150, 200), (60, 60, 190), (160, 110, 50))
-    colour = colours[rng.choice(5, p=(0.62, 0.08, 0.12, 0.08, 0.1))]
+    grey = rng.uniform(45, 150 + 160 * white)
+    colours = ((grey, grey, grey), (250, 252, 252), (40, 160, 215), (60, 60, 190), (160, 110, 50))
+    colour = colours[rng.choice(5, p=(0.7 - white, white, 0.14, 0.06, 0.1))]
     return Block(box((x, y), length, width, heading), 0, rng.uniform(1.2, 3.2), colour, 51)
 
 

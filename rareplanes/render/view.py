@@ -77,7 +77,8 @@ def textures() -> dict[str, np.ndarray]:
         field = np.fft.irfft2(spectrum)
         return (field / field.std()).astype(np.float32)
 
-    slabs = rng.normal(0, 0.5, (32, 32)).repeat(32, 0).repeat(32, 1)
+    slabs = rng.normal(0, 0.4, (32, 32)) + rng.normal(0, 0.5, 32)  # and lanes of slabs
+    slabs = slabs.repeat(32, 0).repeat(32, 1)
     slabs[::32] = slabs[:, ::32] = -2.6
     slabs[1::32] = slabs[:, 1::32] = -1.2
     return {
