@@ -11,6 +11,8 @@ from torch import nn
 from common.cli import UserError
 from common.run.checkpoint import averaged
 
+PLACES = ("encoder.", "backbone.", "dense.backbone.body.")  # of the backbone, in our models
+
 
 @contextmanager
 def imagenet_weights(weights_backbone: str, backbone: str) -> Iterator[None]:
@@ -26,14 +28,13 @@ def imagenet_weights(weights_backbone: str, backbone: str) -> Iterator[None]:
         ) from error
 
 
-def load_backbone(backbone: nn.Module, weights_backbone: str, name: str) -> None:
+def load_backbone(backbone: nn.Module, weights_backbone: str) -> None:
     """Load `--weights-backbone FILE`; the constructor has already handled `imagenet` and `none`.
 
     Args:
         backbone: Receives the weights.
         weights_backbone: A state dict of the backbone, of torchvision's classifier with the same
-            backbone, or a checkpoint of this repository whose model holds it under `name`.
-        name: The backbone's attribute in the model.
+            backbone, or a checkpoint of any model of this repository with the same backbone.
 
     Raises:
         UserError: There is no such file, or it does not fit.
@@ -46,8 +47,8 @@ def load_backbone(backbone: nn.Module, weights_backbone: str, name: str) -> None
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
         if "model" in weights:
-            saved = averaged(weights)
-            weights = {k[len(name) + 1 :]: saved[k] for k in saved if k.startswith(f"{name}.")}
+            saved = averaged(weights).items()
+            weights = {k[len(p) :]: v for k, v in saved for p in PLACES if k.startswith(p)}
         built = backbone.state_dict()
         # Feature extractors of torchvision drop the prefix `features.`.
         prefix = "" if any(key.startswith("features.") for key in built) else "features."

@@ -69,7 +69,7 @@ def build_model(
     pretrained = "IMAGENET1K_V1" if weights_backbone == "imagenet" else None
     with imagenet_weights(weights_backbone, backbone):
         pyramid = _pyramid(backbone.removesuffix("_v2"), pretrained, norm_layer)
-    load_backbone(pyramid.body, weights_backbone, "dense.backbone.body")
+    load_backbone(pyramid.body, weights_backbone)
     box_head: nn.Module = TwoMLPHead(CHANNELS * 7**2, 1024)
     if v2:
         box_head = FastRCNNConvFCHead(

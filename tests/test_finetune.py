@@ -10,6 +10,7 @@ from helpers.commands import ENCODER, NETWORKS, training
 
 from common.cli import UserError
 from common.run import checkpoint
+from mask.model import build_model as build_mask
 from unet import train
 from unet.model import build_model
 
@@ -106,6 +107,15 @@ def test_an_encoder_takes_its_own_weights(tmp_path, encoder):
     torch.save(made, tmp_path / "own.pth")
     loaded = build_model(encoder, 2, str(tmp_path / "own.pth")).encoder.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in made.items())
+
+
+def test_the_encoder_of_a_unet_starts_mask_rcnn(tmp_path):
+    torch.manual_seed(1)
+    unet = build_model("resnet50", 2)
+    torch.save({"model": unet.state_dict()}, tmp_path / "unet.pth")
+    body = build_mask("resnet50", 2, str(tmp_path / "unet.pth")).dense["backbone"].body
+    pairs = zip(unet.encoder.state_dict().items(), body.state_dict().items(), strict=True)
+    assert all(name == own and torch.equal(value, mine) for (name, value), (own, mine) in pairs)
 
 
 @pytest.mark.parametrize(

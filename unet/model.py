@@ -69,7 +69,7 @@ def build_model(
             f"--encoder {encoder} cannot be the encoder of a UNet ({reason}); use a convolutional "
             "network with five stages, such as resnet34 or tu-regnetx_002."
         ) from error
-    load_backbone(model.encoder, weights_backbone, "encoder")
+    load_backbone(model.encoder, weights_backbone)
     return normalised_by(norm, model)
 
 
