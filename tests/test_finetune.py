@@ -122,14 +122,26 @@ def test_the_encoder_of_a_unet_starts_mask_rcnn(tmp_path):
     ("encoder", "sentence"),
     [
         ("tu-resnet81", "is not known"),
-        ("tu-vit_tiny_patch16_224", "cannot be the encoder of a UNet"),
-        ("tu-swin_tiny_patch4_window7_224", "cannot be the encoder of a UNet"),
+        ("tu-resnet18.a:b", "is not known"),
+        ("tu-vit_tiny_patch16_224", r"cannot be used \(Unsupported model"),
+        ("tu-swin_tiny_patch4_window7_224", r"cannot be used \(Input height"),
     ],
 )
 def test_an_encoder_that_does_not_work_is_answered_by_one_sentence(encoder, sentence):
     for weights_backbone in ("none", "imagenet") if sentence == "is not known" else ("none",):
         with pytest.raises(UserError, match=sentence):
             build_model(encoder, 2, weights_backbone)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("build", [build_model])
+def test_what_an_encoder_does_not_use_is_frozen(build, norm):
+    """Its last convolution, which only the classifier needed: DDP would wait for its gradient."""
+    encoder = [module for module in build("efficientnet-b0", 2, norm=norm).modules()
+               if hasattr(module, "_conv_head")]  # fmt: skip
+    (encoder,) = encoder
+    frozen = {name for name, value in encoder.named_parameters() if not value.requires_grad}
+    assert frozen == {"_conv_head.weight", "_bn1.weight", "_bn1.bias"}
 
 
 def test_a_single_value_per_channel_is_refused(few, tmp_path):

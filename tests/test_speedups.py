@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.commands import ENCODER
+from helpers.fake_cuda import backward
 from helpers.networks import session_of
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
@@ -78,6 +79,7 @@ def test_on_a_gpu_no_operator_of_a_prediction_mixes_devices(fake, monkeypatch, n
     """Those of a training step: `test_fake_cuda.py`."""
     device = torch.device("cuda")
     module = MODELS[name].module
+    monkeypatch.setattr(torch.Tensor, "backward", backward)  # building tries an encoder out
     with device:
         model = module.build_model(LIGHT[name], 2).eval()
     with monkeypatch.context() as patch:

@@ -31,9 +31,7 @@ class Watch:
 
     def __init__(self, process: Process, save_every: tuple[str, float] | None) -> None:
         self.process = process
-        self.unit: str
-        self.count: float
-        self.unit, self.count = save_every or ("steps", 0)
+        self.unit, self.count = save_every or ("steps", 0.0)
         self.signal = 0
         self.interrupted = float("inf")
         self.saved = time.monotonic()
