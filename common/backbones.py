@@ -114,7 +114,9 @@ def normalised_by(norm: str, module: nn.Module) -> nn.Module:
         if isinstance(child, nn.BatchNorm2d):
             channels = child.num_features
             layer = nn.GroupNorm(channels // 16 if channels % 16 == 0 else 1, channels)
-            setattr(module, name, layer.requires_grad_(child.weight.requires_grad))
+            layer.requires_grad_(child.weight.requires_grad)
+            act: Any = getattr(child, "act", None)  # in timm's BatchNormAct2d
+            setattr(module, name, layer if act is None else nn.Sequential(layer, act))
         else:
             normalised_by(norm, child)
     return module

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from helpers.commands import ENCODER, NETWORKS, training
+from timm.layers import BatchNormAct2d, GroupNormAct
 
 from common.cli import UserError
 from common.run import checkpoint
@@ -131,6 +132,27 @@ def test_an_encoder_that_does_not_work_is_answered_by_one_sentence(encoder, sent
     for weights_backbone in ("none", "imagenet") if sentence == "is not known" else ("none",):
         with pytest.raises(UserError, match=sentence):
             build_model(encoder, 2, weights_backbone)
+
+
+@pytest.mark.parametrize("encoder", ["tu-test_efficientnet", "tu-regnetx_002"])
+def test_group_norm_keeps_the_activations_of_timms_batch_norm(encoder):
+    """Against timm's own layer with both, in place of every BatchNorm with an activation."""
+    torch.manual_seed(0)
+    ours = build_model(encoder, 2, norm="group").encoder
+    theirs = build_model(encoder, 2).encoder
+    for path, layer in dict(theirs.named_modules()).items():
+        if isinstance(layer, BatchNormAct2d):
+            channels = layer.num_features
+            groups = channels // 16 if channels % 16 == 0 else 1
+            both = GroupNormAct(channels, num_groups=groups)
+            both.act = layer.act
+            theirs.set_submodule(path, both)
+    with torch.no_grad():
+        for parameter, value in zip(theirs.parameters(), ours.parameters(), strict=True):
+            parameter.copy_(value)
+    images = torch.randn(1, 3, 64, 64)
+    for found, expected in zip(ours.eval()(images), theirs.eval()(images), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
