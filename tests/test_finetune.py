@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from helpers.commands import ENCODER, NETWORKS, training
 from timm.layers import BatchNormAct2d, GroupNormAct
@@ -101,6 +102,21 @@ def test_another_network_is_refused_by_its_options(few, trained, tmp_path):
             train.main(training(few, tmp_path / "run", "--init-from", path))
 
 
+@pytest.mark.parametrize("build", [build_model, build_mask])
+def test_weights_of_smps_encoder_start_it(tmp_path, build):
+    """Saved as the README does; then from a run of either model."""
+    torch.manual_seed(1)
+    made = smp.encoders.get_encoder("tu-test_efficientnet", weights=None).state_dict()
+    torch.save(made, tmp_path / "0.pth")
+    for number, model in enumerate((build, build_model, build_mask)):
+        found = model("tu-test_efficientnet", 2, str(tmp_path / f"{number}.pth")).state_dict()
+        inside = [k for k in found if "model.conv_stem" in k or "model.b" in k]
+        assert len(inside) == len(made)
+        for name in inside:
+            assert torch.equal(found[name], made[name[name.index("model.") :]]), name
+        torch.save({"model": found}, tmp_path / f"{number + 1}.pth")
+
+
 @pytest.mark.parametrize("encoder", ["mobilenet_v2", "densenet121", "vgg11", "resnet18"])
 def test_an_encoder_takes_its_own_weights(tmp_path, encoder):
     torch.manual_seed(1)
@@ -156,7 +172,7 @@ def test_group_norm_keeps_the_activations_of_timms_batch_norm(encoder):
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("build", [build_model])
+@pytest.mark.parametrize("build", [build_model, build_mask])
 def test_what_an_encoder_does_not_use_is_frozen(build, norm):
     """Its last convolution, which only the classifier needed: DDP would wait for its gradient."""
     encoder = [module for module in build("efficientnet-b0", 2, norm=norm).modules()
