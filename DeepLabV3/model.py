@@ -49,7 +49,7 @@ def build_model(
         model = BACKBONES[backbone](
             weights=None, weights_backbone=pretrained, num_classes=num_classes, aux_loss=True
         )
-    load_backbone(model.backbone, weights_backbone, "backbone")
+    load_backbone(model.backbone, weights_backbone)
     return with_dropout(dropout, normalised_by(norm, model))
 
 

@@ -6,6 +6,7 @@ The network itself is in `mask/rcnn.py`.
 import math
 from typing import Any
 
+import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 from torch.backends import cudnn
@@ -19,8 +20,9 @@ from torchvision.models.detection.faster_rcnn import (
 )
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from common.backbones import imagenet_weights, load_backbone, normalised_by
+from common.backbones import imagenet_weights, load_backbone, normalised_by, on_encoder
 from common.run.checkpoint import load_weights
 from mask.boxes import paste
 from mask.rcnn import MaskRCNN
@@ -28,7 +30,7 @@ from mask.targets import Targets
 
 NAME = "mask"
 STRIDE = 32  # sides of a training crop must be multiples of it
-BACKBONES = ("resnet50", "resnet50_v2", "resnet18", "mobilenet_v3_large")
+BACKBONES = ("resnet50", "resnet50_v2", "resnet18", "mobilenet_v3_large")  # torchvision's
 # Sides of square anchors on the five levels of the pyramid, whose strides are 4 to 64. An anchor
 # matches boxes of half to nearly three times its side, so together aircraft of 7 to 270 pixels.
 ANCHORS = (12, 24, 48, 96, 192)
@@ -49,10 +51,11 @@ def build_model(
     """A Mask R-CNN on a feature pyramid with strides of 4 to 64.
 
     Args:
-        backbone: One of `BACKBONES`. `resnet50_v2` has the deeper heads of Li et al. 2021
-            ("Benchmarking detection transfer learning with vision transformers"). Its pyramid and
-            mask head, and those of `resnet18`, have BatchNorm; without it random weights learn
-            slowly (He et al. 2019, "Rethinking ImageNet pre-training").
+        backbone: One of `BACKBONES`, or an encoder of segmentation_models_pytorch. `resnet50_v2`
+            has the deeper heads of Li et al. 2021 ("Benchmarking detection transfer learning with
+            vision transformers"). The pyramid and the mask head have BatchNorm, without which
+            random weights learn slowly (He et al. 2019, "Rethinking ImageNet pre-training"), but
+            not those on `resnet50` and `mobilenet_v3_large`, as in torchvision.
         num_classes: Including the ground.
         weights_backbone: `imagenet` (downloaded once), `none` (random), or a file (see
             `common.backbones.load_backbone`).
@@ -62,14 +65,18 @@ def build_model(
             proposals.
 
     Raises:
-        UserError: The weights cannot be downloaded, or the file does not fit.
+        UserError: Unknown or unsuitable backbone, the weights cannot be downloaded, or the file
+            does not fit.
     """
     v2 = backbone == "resnet50_v2"
-    norm_layer = nn.BatchNorm2d if v2 or backbone == "resnet18" else None
-    pretrained = "IMAGENET1K_V1" if weights_backbone == "imagenet" else None
-    with imagenet_weights(weights_backbone, backbone):
-        pyramid = _pyramid(backbone.removesuffix("_v2"), pretrained, norm_layer)
-    load_backbone(pyramid.body, weights_backbone, "dense.backbone.body")
+    norm_layer = None if backbone in ("resnet50", "mobilenet_v3_large") else nn.BatchNorm2d
+    if backbone in BACKBONES:
+        pretrained = "IMAGENET1K_V1" if weights_backbone == "imagenet" else None
+        with imagenet_weights(weights_backbone, backbone):
+            pyramid = _pyramid(backbone.removesuffix("_v2"), pretrained, norm_layer)
+    else:
+        pyramid = on_encoder("--backbone", backbone, weights_backbone, EncoderWithFPN)
+    load_backbone(pyramid.body, weights_backbone)
     box_head: nn.Module = TwoMLPHead(CHANNELS * 7**2, 1024)
     if v2:
         box_head = FastRCNNConvFCHead(
@@ -105,6 +112,29 @@ def _pyramid(backbone: str, weights: str | None, norm_layer: type[nn.Module] | N
     layers = {f"layer{k}": str(k - 1) for k in (1, 2, 3, 4)}
     widths = [body.inplanes // 8 * 2**k for k in range(4)]
     return backbone_utils.BackboneWithFPN(body, layers, widths, CHANNELS, norm_layer=norm_layer)
+
+
+class EncoderWithFPN(nn.Module):
+    """An encoder of smp with an FPN and BatchNorm; torchvision's names and order of parts.
+
+    Args:
+        name: Of an encoder whose features have the strides 4, 8, 16 and 32, too.
+        encoder_weights: smp's name of its weights, or None.
+    """
+
+    def __init__(self, name: str, encoder_weights: str | None) -> None:
+        super().__init__()
+        self.body: Any = smp.encoders.get_encoder(name, weights=encoder_weights)
+        widths, pool = self.body.out_channels[2:], LastLevelMaxPool()
+        self.fpn = FeaturePyramidNetwork(widths, CHANNELS, pool, norm_layer=nn.BatchNorm2d)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images float [B,3,H,W] → five levels [B,CHANNELS,H/s,W/s], with strides s of 4 to 64."""
+        levels = self.body(images)[2:]  # without the image itself, and without the stride 2
+        for level, stride in zip(levels, (4, 8, 16, 32), strict=True):
+            if level.shape[-1] * stride != images.shape[-1]:
+                raise ValueError("the strides of its features are not 4, 8, 16 and 32")
+        return self.fpn({str(k): level for k, level in enumerate(levels)})
 
 
 def _anchor(side: int, ratio: float) -> list[int]:

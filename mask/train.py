@@ -28,7 +28,11 @@ from mask.targets import MAX_AIRCRAFT, training_views, warn_of_crowds
 def main(argv: list[str] | None = None) -> None:
     parser = train_parser("Train Mask R-CNN: every aircraft is found and outlined.", "runs/mask")
     add = parser.add_argument
-    add("--backbone", choices=BACKBONES, default="resnet50")
+    add(
+        "--backbone",
+        default="resnet50",
+        help=f"{', '.join(BACKBONES)}, or a name in segmentation_models_pytorch",
+    )
     add("--proposals", type=positive, default=1000, help="RPN proposals per tile")
     add(
         "--mask-rois",

@@ -226,9 +226,9 @@ def test_an_imagenet_run_is_continued_without_a_network(few, saved, tmp_path, mo
     folder = shutil.copytree(saved("unet"), tmp_path / "run")
     built = train.build_model
 
-    def offline(*args, weights_backbone, **kwargs):
+    def offline(encoder, classes, weights_backbone, *args):
         assert weights_backbone == "none"
-        return built(*args, weights_backbone="none", **kwargs)
+        return built(encoder, classes, weights_backbone, *args)
 
     monkeypatch.setattr(train, "build_model", offline)
     words = ["--max-steps", 2, "--resume", "--weights-backbone", "imagenet"]

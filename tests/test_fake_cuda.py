@@ -25,7 +25,7 @@ from mask import model as mask
 
 GPU = Process(0, 1, CUDA)
 # Without DeepLabV3, which is as FCN and whose hundred small layers take long; `test_gpu.py` has it.
-LIGHT = {"fcn": "resnet50", "unet": ENCODER, "mask": "resnet18"}
+LIGHT = [("fcn", "resnet50"), ("unet", ENCODER), ("mask", "resnet18"), ("mask", ENCODER)]
 DTYPES = (None, torch.bfloat16, torch.float16)
 # Mask R-CNN's pyramid becomes one map for RoIAlign, which reads only NCHW; a view of its scores.
 CANVAS = {
@@ -68,10 +68,10 @@ def test_no_operator_of_a_step_sees_two_devices(on_cuda, dtype, clip, grad_accum
     assert all(parameter.grad.device == CUDA for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_a_step_stays_on_the_device_and_in_channels_last(on_cuda, name):
+@pytest.mark.parametrize(("name", "backbone"), LIGHT)
+def test_a_step_stays_on_the_device_and_in_channels_last(on_cuda, name, backbone):
     settings = Speedups(torch.float16, channels_last=True)
-    model, step = training_step(name, GPU, settings, 64, LIGHT[name], clip_grad_norm=1.0)
+    model, step = training_step(name, GPU, settings, 64, backbone, clip_grad_norm=1.0)
     batch = noise_tiles(2, 96, CUDA)
     with Census() as census:
         step(batch)
@@ -84,7 +84,7 @@ def test_a_step_stays_on_the_device_and_in_channels_last(on_cuda, name):
 
 def test_group_norm_leaves_channels_last_on_cuda_and_a_run_says_so(on_cuda, capsys):
     settings = Speedups(torch.float16, channels_last=True)
-    model, step = training_step("fcn", GPU, settings, 64, LIGHT["fcn"], norm="group")
+    model, step = training_step("fcn", GPU, settings, 64, "resnet50", norm="group")
     batch = noise_tiles(2, 96, CUDA)
     with Census() as census:
         step(batch)

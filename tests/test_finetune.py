@@ -5,11 +5,14 @@ import json
 import shutil
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from helpers.commands import ENCODER, NETWORKS, training
+from timm.layers import BatchNormAct2d, GroupNormAct
 
 from common.cli import UserError
 from common.run import checkpoint
+from mask.model import build_model as build_mask
 from unet import train
 from unet.model import build_model
 
@@ -99,6 +102,21 @@ def test_another_network_is_refused_by_its_options(few, trained, tmp_path):
             train.main(training(few, tmp_path / "run", "--init-from", path))
 
 
+@pytest.mark.parametrize("build", [build_model, build_mask])
+def test_weights_of_smps_encoder_start_it(tmp_path, build):
+    """Saved as the README does; then from a run of either model."""
+    torch.manual_seed(1)
+    made = smp.encoders.get_encoder("tu-test_efficientnet", weights=None).state_dict()
+    torch.save(made, tmp_path / "0.pth")
+    for number, model in enumerate((build, build_model, build_mask)):
+        found = model("tu-test_efficientnet", 2, str(tmp_path / f"{number}.pth")).state_dict()
+        inside = [k for k in found if "model.conv_stem" in k or "model.b" in k]
+        assert len(inside) == len(made)
+        for name in inside:
+            assert torch.equal(found[name], made[name[name.index("model.") :]]), name
+        torch.save({"model": found}, tmp_path / f"{number + 1}.pth")
+
+
 @pytest.mark.parametrize("encoder", ["mobilenet_v2", "densenet121", "vgg11", "resnet18"])
 def test_an_encoder_takes_its_own_weights(tmp_path, encoder):
     torch.manual_seed(1)
@@ -108,18 +126,60 @@ def test_an_encoder_takes_its_own_weights(tmp_path, encoder):
     assert all(torch.equal(loaded[name], value) for name, value in made.items())
 
 
+def test_the_encoder_of_a_unet_starts_mask_rcnn(tmp_path):
+    torch.manual_seed(1)
+    unet = build_model("resnet50", 2)
+    torch.save({"model": unet.state_dict()}, tmp_path / "unet.pth")
+    body = build_mask("resnet50", 2, str(tmp_path / "unet.pth")).dense["backbone"].body
+    pairs = zip(unet.encoder.state_dict().items(), body.state_dict().items(), strict=True)
+    assert all(name == own and torch.equal(value, mine) for (name, value), (own, mine) in pairs)
+
+
 @pytest.mark.parametrize(
     ("encoder", "sentence"),
     [
         ("tu-resnet81", "is not known"),
-        ("tu-vit_tiny_patch16_224", "cannot be the encoder of a UNet"),
-        ("tu-swin_tiny_patch4_window7_224", "cannot be the encoder of a UNet"),
+        ("tu-resnet18.a:b", "is not known"),
+        ("tu-vit_tiny_patch16_224", r"cannot be used \(Unsupported model"),
+        ("tu-swin_tiny_patch4_window7_224", r"cannot be used \(Input height"),
     ],
 )
 def test_an_encoder_that_does_not_work_is_answered_by_one_sentence(encoder, sentence):
     for weights_backbone in ("none", "imagenet") if sentence == "is not known" else ("none",):
         with pytest.raises(UserError, match=sentence):
             build_model(encoder, 2, weights_backbone)
+
+
+@pytest.mark.parametrize("encoder", ["tu-test_efficientnet", "tu-regnetx_002"])
+def test_group_norm_keeps_the_activations_of_timms_batch_norm(encoder):
+    """Against timm's own layer with both, in place of every BatchNorm with an activation."""
+    torch.manual_seed(0)
+    ours = build_model(encoder, 2, norm="group").encoder
+    theirs = build_model(encoder, 2).encoder
+    for path, layer in dict(theirs.named_modules()).items():
+        if isinstance(layer, BatchNormAct2d):
+            channels = layer.num_features
+            groups = channels // 16 if channels % 16 == 0 else 1
+            both = GroupNormAct(channels, num_groups=groups)
+            both.act = layer.act
+            theirs.set_submodule(path, both)
+    with torch.no_grad():
+        for parameter, value in zip(theirs.parameters(), ours.parameters(), strict=True):
+            parameter.copy_(value)
+    images = torch.randn(1, 3, 64, 64)
+    for found, expected in zip(ours.eval()(images), theirs.eval()(images), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("build", [build_model, build_mask])
+def test_what_an_encoder_does_not_use_is_frozen(build, norm):
+    """Its last convolution, which only the classifier needed: DDP would wait for its gradient."""
+    encoder = [module for module in build("efficientnet-b0", 2, norm=norm).modules()
+               if hasattr(module, "_conv_head")]  # fmt: skip
+    (encoder,) = encoder
+    frozen = {name for name, value in encoder.named_parameters() if not value.requires_grad}
+    assert frozen == {"_conv_head.weight", "_bn1.weight", "_bn1.bias"}
 
 
 def test_a_single_value_per_channel_is_refused(few, tmp_path):

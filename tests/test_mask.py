@@ -28,6 +28,7 @@ from common.predict.windows import Tiling
 from common.run import checkpoint
 from common.speedups import place
 from mask import inference, scenes, train
+from mask import model as mask_model
 from mask.boxes import Detections, paste
 from mask.coco import DEFINITION
 from mask.model import build_model, from_checkpoint, loss_fn, predict
@@ -139,27 +140,33 @@ def test_a_run_can_be_read_and_scored(masked, tiled, capsys):
     assert (masked / "test_sheet.jpg").stat().st_size > 1000
 
 
-def train_beside_ground() -> None:
+def train_beside_ground(backbone: str, grad_accum: int) -> None:
     """One of two processes; the tiles of the second show only ground."""
     torch.set_num_threads(1)
     with process_group("cpu") as process:
         torch.manual_seed(0)
-        model = build_model("resnet18", 2, norm="group", proposals=40).train()
-        objective = place(model, loss_fn, process, Speedups())
+        model = build_model(backbone, 2, norm="group", proposals=40).train()
+        objective = place(model, loss_fn, process, Speedups(grad_accum=grad_accum))
         images, targets = batch_of(2)
         if process.rank == 1:
             for value in targets[:3]:
                 value.zero_()
         for _ in range(2):
             objective(images, targets).backward()
-        total = sum(p.grad.double().abs().sum() for p in model.parameters())
+        trained = [p for p in model.parameters() if p.requires_grad]
+        total = sum(p.grad.double().abs().sum() for p in trained)
         print("gradients", total.isfinite().item(), total.item(), flush=True)
 
 
-def test_a_rank_that_sees_only_ground_keeps_up(tmp_path):
-    """It takes part in the all-reduces, and ends with the same weights as the other."""
+@pytest.mark.parametrize(("backbone", "grad_accum"), [("resnet18", 1), ("efficientnet-b0", 2)])
+def test_a_rank_that_sees_only_ground_keeps_up(tmp_path, backbone, grad_accum):
+    """It takes part in the all-reduces, and ends with the same weights as the other.
+
+    smp's EfficientNet has weights that its features do not use. With `grad_accum` DDP does not
+    look for such weights.
+    """
     logs = [tmp_path / f"{rank}.log" for rank in range(2)]
-    ranks = children.start_ranks(train_beside_ground, logs)
+    ranks = children.start_ranks(partial(train_beside_ground, backbone, grad_accum), logs)
     assert [children.end(rank) for rank in ranks] == [0, 0], logs[0].read_text()
     first, second = (log.read_text().splitlines()[-1] for log in logs)
     assert first == second
@@ -184,6 +191,15 @@ def test_a_checkpoint_of_before_loads(masked):
     parts = ("box_head", "box_predictor", "mask_head", "mask_predictor")
     heads = {f"roi_heads.{part}" for part in parts}
     assert names == {"dense.backbone", "dense.head"} | heads
+
+
+@pytest.mark.parametrize("backbone", ["tu-hf-hub:evil/x", "tu-resnet18.a:b", "vgg", None, []])
+def test_a_checkpoint_with_an_invalid_backbone_is_refused(masked, monkeypatch, backbone):
+    monkeypatch.setattr(mask_model, "EncoderWithFPN", None)  # which could download it
+    content = checkpoint.load(masked / "checkpoint.pth", "mask")
+    content["args"]["backbone"] = backbone
+    with pytest.raises(UserError, match=r"not known|cannot be built"):
+        checkpoint.rebuild(content, from_checkpoint)
 
 
 def test_prediction_of_a_folder(masked, tiled, tmp_path):
@@ -282,7 +298,8 @@ def test_merging_does_not_compare_what_is_far_apart(monkeypatch):
     [
         (["--crop-size", "100"], "not a multiple of 32"),
         (["--cuda-graphs"], "needs a CUDA device"),
-        (["--backbone", "vgg"], "invalid choice"),
+        (["--backbone", "vgg"], "--backbone 'vgg' cannot be used (it is not known"),
+        (["--backbone", "tu-legacy_xception"], "the strides of its features are not 4"),
         (["--test-only"], "add --resume"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.commands import ENCODER
 from helpers.instances import CPU, FINEST, as_dicts, batch_of, detect_with, torchvisions
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from mask import align, losses, rcnn
 from mask import model as mask
 from mask.boxes import apply_where, as_rois, fill_index, ignored, sample
 from mask.losses import ANCHORS, POSITIVE_ANCHORS, label_anchors, label_boxes
-from mask.model import BACKBONES, build_model, loss_fn, predict
+from mask.model import BACKBONES, EncoderWithFPN, build_model, loss_fn, predict
 
 SIDE = 96
 
@@ -53,7 +54,20 @@ def test_the_layers_are_torchvisions(backbone):
     assert shapes(build_model(backbone, 3)) == shapes(theirs)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_pyramid_on_an_encoder_is_torchvisions():
+    """smp's resnet18 has the parameters of torchvision's, and the names of both agree."""
+    torch.manual_seed(0)
+    ours = EncoderWithFPN("resnet18", None)
+    theirs = mask._pyramid("resnet18", None, torch.nn.BatchNorm2d)
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, SIDE, SIDE)
+    found, expected = ours(images), theirs(images)
+    assert list(found) == list(expected)
+    for name, level in expected.items():
+        torch.testing.assert_close(found[name], level)
+
+
+@pytest.mark.parametrize("backbone", [*BACKBONES, "mobilenet_v2", "tu-test_convnext"])
 def test_every_backbone_trains_and_finds(backbone):
     torch.manual_seed(0)
     model = build_model(backbone, 2, proposals=40)
@@ -347,8 +361,11 @@ def test_the_canvas_reads_nothing_back(fake, monkeypatch):
     assert step(noise_tiles(4, 96, CPU)).shape == ()
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", ENCODER])
 @pytest.mark.parametrize(("norm", "grad_accum"), [("batch", 1), ("group", 2)])
-def test_a_captured_step_has_the_gradients_of_an_eager_one(standin, monkeypatch, norm, grad_accum):
+def test_a_captured_step_has_the_gradients_of_an_eager_one(
+    standin, monkeypatch, backbone, norm, grad_accum
+):
     """Although the captured step repeats boxes in place of those that do not exist.
 
     BatchNorm sees the repeated boxes, so it is compared with an eager step of fixed shapes.
@@ -359,9 +376,9 @@ def test_a_captured_step_has_the_gradients_of_an_eager_one(standin, monkeypatch,
     monkeypatch.setattr(mask, "CHANNELS", THIN)
     process = Process(0, 1, CPU)
     settings = Speedups(grad_accum=grad_accum, cuda_graphs=True)
-    graphed, captured_step = training_step("mask", process, settings, 64, "resnet18", norm=norm)
+    graphed, captured_step = training_step("mask", process, settings, 64, backbone, norm=norm)
     settings = Speedups(grad_accum=grad_accum)
-    eager, eager_step = training_step("mask", process, settings, 64, "resnet18", norm=norm)
+    eager, eager_step = training_step("mask", process, settings, 64, backbone, norm=norm)
     for _ in range(2):
         captured_step(noise_tiles(2, 96, CPU))
     eager.load_state_dict(graphed.state_dict())

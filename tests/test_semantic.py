@@ -147,7 +147,7 @@ def test_weights_of_a_classifier_or_a_run_start_the_backbone(deeplab, tmp_path):
         if name.startswith("backbone."):
             assert torch.equal(model.state_dict()[name], weight)
     with pytest.raises(UserError, match="does not fit this backbone"):
-        load_backbone(nn.Conv2d(1, 1, 1), str(saved), "backbone")
+        load_backbone(nn.Conv2d(1, 1, 1), str(saved))
 
 
 def test_dropout_is_what_was_asked_for():

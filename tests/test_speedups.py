@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.commands import ENCODER
+from helpers.fake_cuda import backward
 from helpers.networks import session_of
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
@@ -30,6 +31,8 @@ from mask import model as mask
 CPU = Process(0, 1, torch.device("cpu"))
 # Light enough for a CPU; FCN has no light backbone, see `thin`.
 LIGHT = {name: model.smallest or model.light for name, model in MODELS.items()}
+# Mask R-CNN has backbones of two libraries.
+NETWORKS = [*LIGHT.items(), ("mask", "resnet18")]
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,20 +43,20 @@ def thin(monkeypatch):
     monkeypatch.setattr(mask, "CHANNELS", THIN)
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize(("name", "backbone"), NETWORKS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_whole_step_reads_nothing_back(fake, name, dtype):
+def test_a_whole_step_reads_nothing_back(fake, name, backbone, dtype):
     settings = Speedups(amp_dtype=DTYPES[dtype], channels_last=True, grad_accum=2)
-    _, step = training_step(name, CPU, settings, 64, LIGHT[name], clip_grad_norm=1.0)
+    _, step = training_step(name, CPU, settings, 64, backbone, clip_grad_norm=1.0)
     for _ in range(2):
         loss = step(noise_tiles(4, 96, CPU.device))
     assert loss.shape == ()
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_a_real_step_holds_no_operator_that_syncs(thin, name):
+@pytest.mark.parametrize(("name", "backbone"), NETWORKS)
+def test_a_real_step_holds_no_operator_that_syncs(thin, name, backbone):
     settings = Speedups(amp_dtype=torch.bfloat16, channels_last=True)
-    _, step = training_step(name, CPU, settings, 32, LIGHT[name], clip_grad_norm=1.0)
+    _, step = training_step(name, CPU, settings, 32, backbone, clip_grad_norm=1.0)
     batch = noise_tiles(2, 48, CPU.device)
     step(batch)
     assert census(lambda: step(batch)) == {}
@@ -78,6 +81,7 @@ def test_on_a_gpu_no_operator_of_a_prediction_mixes_devices(fake, monkeypatch, n
     """Those of a training step: `test_fake_cuda.py`."""
     device = torch.device("cuda")
     module = MODELS[name].module
+    monkeypatch.setattr(torch.Tensor, "backward", backward)  # building tries an encoder out
     with device:
         model = module.build_model(LIGHT[name], 2).eval()
     with monkeypatch.context() as patch:
@@ -94,8 +98,10 @@ def test_on_a_gpu_no_operator_of_a_prediction_mixes_devices(fake, monkeypatch, n
     assert all(tensor.device.type == "cuda" for tensor in tree_leaves(found))
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_channels_last_goes_through_every_layer(thin, name):
+@pytest.mark.parametrize(
+    ("name", "backbone"), [*NETWORKS, ("mask", "tu-test_efficientnet"), ("mask", "mobilenet_v2")]
+)
+def test_channels_last_goes_through_every_layer(thin, name, backbone):
     settings = Speedups(channels_last=True)
     seen, broken = [], []
 
@@ -105,7 +111,7 @@ def test_channels_last_goes_through_every_layer(thin, name):
             if not output.is_contiguous(memory_format=torch.channels_last):
                 broken.append(f"{type(module).__name__} {list(output.shape)}")
 
-    model, step = training_step(name, CPU, settings, 64, LIGHT[name])
+    model, step = training_step(name, CPU, settings, 64, backbone)
     leaves = [m for m in model.modules() if not list(m.children())]
     for leaf in leaves:
         leaf.register_forward_hook(look)

@@ -41,11 +41,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with session(args, NAME, STRIDE) as s:
         model = build_model(
-            args.encoder,
-            len(s.classes),
-            weights_backbone=args.weights_backbone,
-            norm=args.norm,
-            decoder_channels=args.decoder_channels,
+            args.encoder, len(s.classes), args.weights_backbone, args.norm, args.decoder_channels
         )
         groups = parameter_groups(model, model.encoder, args.lr, args.lr_encoder)
         objective = place(model, loss_fn, s.process, s.speedups)

@@ -53,6 +53,7 @@ MODELS = {
             *("--backbone", "resnet50", "resnet18"),
             light_flags=("--proposals", "200"),
             semantic=False,
+            smallest="tu-test_resnet",
             smallest_flags=("--proposals", "40"),
         ),
     )

@@ -125,10 +125,11 @@ class State:
                 _restore_rank(self.model, self.process, of_rank)
                 self.tally.restore(of_rank["tally"])
         except Exception as error:  # whatever torch raises for the state of another network
-            raise UserError(f"the checkpoint does not fit this run: {_short(error)}") from error
+            raise UserError(f"the checkpoint does not fit this run: {short(error)}") from error
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """The beginning of an error's text, on one line."""
     return " ".join(str(error).split())[:200]
 
 
@@ -179,7 +180,7 @@ def rebuild(content: dict[str, Any], from_checkpoint: Callable[[dict[str, Any]],
     except UserError:
         raise
     except Exception as error:  # an untrusted file may describe a model that cannot exist
-        raise UserError(f"the checkpoint's model cannot be built: {_short(error)}") from error
+        raise UserError(f"the checkpoint's model cannot be built: {short(error)}") from error
 
 
 def load_weights(model: nn.Module, content: dict[str, Any]) -> None:
