@@ -198,7 +198,7 @@ def training_splits(root: Path, extra: Sequence[str] = ()) -> tuple[Tiles, Tiles
     val = Tiles(root / "val")
     if val.classes != train.classes:
         raise other_classes(train.folder, train.classes, val.folder, val.classes)
-    if seen := sorted({*train.airports()[0]} & {*val.airports()[0]}):
+    if extra and (seen := sorted({*train.airports()[0]} & {*val.airports()[0]})):
         raise UserError(
             f"{str(val.folder)!r} and the training tiles show the airport {seen[0]}, so the score "
             "would be too high; leave that --extra-data out, or tile the scenes in one folder."
