@@ -40,12 +40,9 @@ class Batch(NamedTuple):
 
 
 class Tiles(Dataset):
-    """The tiles that `preprocess.py` or `coco.py` wrote into a folder (`data/train`, …) or several.
+    """The tiles in a folder (`data/train`, …) or several; of a single one also packed tiles.
 
-    Packed arrays are read if there is one folder.
-
-    Raises:
-        UserError: A folder is missing, not tiled or empty, or its files do not agree.
+    Raises `UserError` if one is missing, not tiled or empty, or files do not agree.
     """
 
     def __init__(self, *folders: Path) -> None:
@@ -187,11 +184,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def training_splits(root: Path, extra: Sequence[str] = ()) -> tuple[Tiles, Tiles | None]:
-    """`root/train` with those of `extra`, and, if preprocessing held out an airport, `root/val`.
-
-    Raises:
-        UserError: There are no tiles, their classes differ, or `val` shows an airport of `extra`.
-    """
+    """`root/train` with those of `extra`, and, if preprocessing held out an airport, `root/val`."""
     train = Tiles(root / "train", *(Path(folder) / "train" for folder in extra))
     if not (root / "val").is_dir():
         return train, None

@@ -215,7 +215,7 @@ def test_a_checkpoint_without_a_part_is_answered_by_one_sentence(tiled, trained,
     content = checkpoint.load(trained / "checkpoint.pth")
     del content[key]
     checkpoint_file.write(content, tmp_path / "part.pth")
-    with pytest.raises(UserError, match="does not fit this run|weights alone"):
+    with pytest.raises(UserError, match=r"does not fit this run|weights alone"):
         train.main(training(tiled, tmp_path / "run", "--resume", tmp_path / "part.pth"))
     assert not (tmp_path / "run/checkpoint.pth").exists()
 
