@@ -102,7 +102,6 @@ class Tiles(Dataset):
         return bool(self.instances[index])
 
     def fingerprint(self) -> str:
-        """The hash of the COCO file; of several folders those of all, joined by `+`."""
         return "+".join(map(stored.hash_of_index, self.folders))
 
     def airports(self) -> tuple[list[str], list[int]]:
