@@ -73,8 +73,8 @@ def _png(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", rgba, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
-def claim(folder: Path, settings: dict[str, object]) -> None:
-    """Create the output folder; refuse one that holds anything but scenes of this run."""
+def claim(folder: Path, settings: dict[str, object], splits: set[str]) -> None:
+    """Create the folders of `splits`; refuse a folder with anything but scenes of this run."""
     record = folder / SETTINGS
     text = json.dumps(settings, indent=1) + "\n"
     if record.is_file():
@@ -88,7 +88,7 @@ def claim(folder: Path, settings: dict[str, object]) -> None:
             f"{str(folder)!r} is not empty and was not made by this script; give -o a new folder."
         )
     try:
-        for split in ("train", "test"):
+        for split in splits:
             for part in ("images", "masks", "xmls"):
                 (folder / split / part).mkdir(parents=True, exist_ok=True)
                 sweep(folder / split / part)
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         grounds = background.find_grounds(args.backgrounds, args.gsd, look)
         settings |= {"backgrounds": [ground.name for ground in grounds], **options_of(args)}
         scenes = background.schedule(grounds, args.scenes, args.seed, size, args.test_fraction)
-    claim(args.output_dir, settings)
+    claim(args.output_dir, settings, {scene.split for scene in scenes})
     job = partial(write, folder=args.output_dir)
     bar = partial(progress, total=len(scenes), desc="render", unit="scene")
     if args.workers == 1:

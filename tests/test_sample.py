@@ -11,6 +11,7 @@ from helpers.commands import ROOT, SHARED
 from helpers.scenes import decode, tree
 
 from common.cli import UserError
+from preprocessing import preprocess
 from rareplanes import sample
 
 WIDTH, HEIGHT = 960, 540
@@ -91,6 +92,14 @@ def test_test_fraction_is_kept():
     assert sum(s.split == "test" for s in scenes) == 80
     assert {s.split for s in sample.schedule(400, 0, (640, 360), 0.0)} == {"train"}
     assert {s.split for s in sample.schedule(2, 0, (640, 360), 0.2)} == {"train", "test"}
+
+
+def test_scenes_without_a_test_split_can_be_tiled(tmp_path):
+    """No folder of a split is there without a scene: `preprocess.py` would refuse it."""
+    words = ["-o", str(tmp_path), "-n", "9", "--size", "384", "256", "--test-fraction", "0"]
+    sample.main(words)
+    assert not (tmp_path / "test").exists()
+    assert preprocess.main([str(tmp_path), "-s", "128", "-n", "1", "--negatives", "100"]) == 0
 
 
 def test_boxes_are_the_extent_of_the_mask(scenes):
