@@ -164,7 +164,7 @@ def test_a_failed_export_leaves_what_was_there(trained, tmp_path, monkeypatch):
     model = str(trained / "model_best.pth")
     for output, sentence in (
         ("a.onnx", "cannot export this network to ONNX: no such operator"),
-        ("a.pb", r"does not end in \.onnx"),
+        ("a.pb", r"ends neither in \.onnx nor in \.pth"),
         ("nowhere/a.onnx", "there is no folder"),
     ):
         with pytest.raises(UserError, match=sentence):
