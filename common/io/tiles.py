@@ -96,9 +96,10 @@ class Pngs:
 
     def __init__(self, images: list[dict], aircraft: list[int]) -> None:
         self.aircraft = aircraft
-        self.names = [(Path(image["set"]), image["file_name"]) for image in images]
+        folders = {text: Path(text) for text in {image["set"] for image in images}}
+        self.names = [(folders[image["set"]], image["file_name"]) for image in images]
         # One listing per folder: `stat` per tile is slow on a network disk.
-        files = {p for folder in {f for f, _ in self.names} for p in folder.glob("*_tiled/*.png")}
+        files = {path for f in folders.values() for path in f.glob("*_tiled/*.png")}
         for path in chain.from_iterable(tile_paths(*name) for name in self.names):
             if path not in files:
                 raise UserError(
