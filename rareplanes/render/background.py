@@ -54,8 +54,8 @@ def find_grounds(folder: Path, gsd: float | None, look: Look) -> list[Ground]:
     """The different images of a folder, sorted by name; `gsd` is for those not georeferenced.
 
     Raises:
-        UserError: There is none, or one cannot be read, has an unknown or unsupported ground
-            resolution, or is too small.
+        UserError: The folder has no image. An image cannot be read or is too small. Its ground
+            resolution is unknown or not supported.
     """
     grounds = {}
     for path in rasters_in(folder):
