@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ import torch
 from torchvision.ops import box_iou
 
 from benchmarks.lib import readme
-from benchmarks.lib.environment import provenance
+from benchmarks.lib.environment import measured_on, provenance
 from benchmarks.quickstart import timed
 from common.args import has_native_bf16
 from common.cli import Parser, number, positive, run, seeds
@@ -181,21 +182,31 @@ def found_boxes(predictions: Path, labels: Path) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The means over the seeds, for each model and row; no score on what was trained on."""
+    """The means over the seeds, for each model, row and length; no score on what was trained on."""
     lines = []
     for model, score in SCORE.items():
-        for name, recipe in ROWS.items():
-            same = [r for r in rows if r["model"] == model and r["row"] == name]
+        lengths = sorted({int(r["steps"]) for r in rows if r["model"] == model})
+        for steps, (name, recipe) in product(lengths, ROWS.items()):
+            kind = (model, name, str(steps))
+            same = [r for r in rows if (r["model"], r["row"], r["steps"]) == kind]
             if not same:
                 continue
-            means = {c: mean(float(r[c]) for r in same) for c in (*COLUMNS, "cpu_minutes")}
-            shown = [f"{means[c]:.{digits}f}" for c, (_, digits) in COLUMNS.items()]
+            shown = [_spread([float(r[c]) for r in same], d) for c, (_, d) in COLUMNS.items()]
             if "nwpu" in recipe.data:
                 shown[list(COLUMNS).index("nwpu58")] = ""
-            ran = [f"{means['cpu_minutes']:.0f}", str(len(same))]
-            lines.append([f"{model}, {score}", recipe.title, *shown, *ran])
+            minutes = _spread([float(r["cpu_minutes"]) for r in same], 0)
+            lines.append([f"{model}, {score}", recipe.title, *shown, str(steps), minutes])
     titles = [title for title, _ in COLUMNS.values()]
-    return readme.markdown(["model", "trained on", *titles, "CPU minutes", "seeds"], lines, "llr")
+    head = ["model", "trained on", *titles, "steps", "CPU minutes"]
+    machines = sorted({measured_on(row) for row in rows})
+    return "\n".join([*machines, "", readme.markdown(head, lines, "llr")])
+
+
+def _spread(values: list[float], digits: int) -> str:
+    """`0.518 ± 0.021`: the mean, and half the range of the values."""
+    half = (max(values) - min(values)) / 2
+    spread = f" ± {half:.{digits}f}" if len(values) > 1 and digits else ""
+    return f"{mean(values):.{digits}f}{spread}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -225,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
             for model in args.models:
                 if (model, name, str(seed), str(args.steps)) in done:
                     continue
-                folder = args.output_dir / f"{model}_{name}_{seed}"
+                folder = args.output_dir / f"{model}_{name}_{args.steps}_{seed}"
                 minutes = train(model, ROWS[name], seed, args.steps, folder, args)
                 row = {"model": model, "row": name, "seed": seed, "steps": args.steps}
                 scored = scores(model, folder, args)

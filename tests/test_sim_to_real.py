@@ -19,6 +19,18 @@ def test_the_readme_shows_the_committed_scores():
     assert part(sim_to_real.PAGE, "sim-to-real") == (sim_to_real.table(rows) if rows else "")
 
 
+def test_seeds_are_averaged_and_lengths_kept_apart():
+    same = {"model": "unet", "row": "labelled", "cpu": "X", "torch": "2", "commit": "c"}
+    same |= dict.fromkeys([*sim_to_real.COLUMNS, "cpu_minutes"], "0.5")
+    runs = [("10", "0.3"), ("10", "0.5"), ("20", "0.9")]
+    table = sim_to_real.table([same | {"steps": steps, "nwpu": nwpu} for steps, nwpu in runs])
+    assert "0.400 ± 0.100" in table
+    short, long = (row.split("|") for row in table.splitlines()[4:])
+    assert (short[-3].strip(), long[-3].strip()) == ("10", "20")
+    seen = 3 + list(sim_to_real.COLUMNS).index("nwpu58")
+    assert short[seen].strip() == "" != short[seen + 1].strip()  # 46 of the 58 were trained on
+
+
 def write_predictions(path, boxes, side=1000):
     regions = [{"bbox": [x, y, u - x, v - y], "area": 1} for x, y, u, v in boxes]
     images = [{"image": "a.jpg", "width": side, "height": side, "regions": regions}]
@@ -109,7 +121,7 @@ def test_every_row_is_trained_scored_and_shown(real, tmp_path, monkeypatch):
         if script.name == "inference.py" and "found" in words[4] and script.parent.name == "mask":
             more = [*more, "--score-threshold", "0"]
         # The time of a fork is not counted as this process's, so the first row is a child.
-        start = run_script if "runs/sim_to_real/unet_rendered_0" in words else run_forked
+        start = run_script if "runs/sim_to_real/unet_rendered_3_0" in words else run_forked
         result = start(script, *words[2:], *more, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         return 0
@@ -129,4 +141,4 @@ def test_every_row_is_trained_scored_and_shown(real, tmp_path, monkeypatch):
     sim_to_real.main([*words, "--models", "unet", "mask", "--rows", "rendered"])
     assert set(calls[before:]) == {"mask/train.py", "mask/inference.py"}
     table = sim_to_real.table(read_rows(tmp_path / "results.csv"))
-    assert len(table.splitlines()) == 2 + len(sim_to_real.ROWS) + 1
+    assert len(table.splitlines()) == 4 + len(sim_to_real.ROWS) + 1
