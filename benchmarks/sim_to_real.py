@@ -33,10 +33,13 @@ from preprocessing.hard_negatives import read_predictions
 FILE = readme.RESULTS / "sim_to_real.csv"
 PAGE = readme.ROOT / "rareplanes/README.md"
 NETWORK = {
-    "unet": "--encoder tu-efficientnet_lite0",
+    "unet": "--encoder tu-efficientnet_lite0 --decoder-channels 128 64 32 16 16",
     "mask": "--backbone tu-efficientnet_lite0 --proposals 200",
 }
-TRAINING = "--crop-size 256 -b 4 --lr 1e-3 --warmup-steps 20 --ema 0.99 -j 0 --eval-tiles 32"
+TRAINING = (
+    "--crop-size 256 -b 4 --scale-jitter 1 --lr 1e-3 --warmup-steps 20 --ema 0.99 "
+    "-j 0 --eval-tiles 32"
+)
 SCORE = {"unet": "IoU", "mask": "mask_AP50"}
 COLUMNS = {  # of the results file: title and digits in the table
     "rendered": ("unseen rendered scenes", 3),
@@ -55,19 +58,26 @@ class Recipe(NamedTuple):
 
     title: str
     data: tuple[str, ...] = ("rendered",)
-    options: str = "--augment light"
+    options: str = ""
     mined: bool = False
     """The last third of the steps goes on with what was wrongly found on real ground."""
 
 
-STRONG = "--augment strong"
+FROZEN = "--freeze-encoder"
 ROWS = {
     "rendered": Recipe("rendered scenes"),
-    "augmented": Recipe("and strong augmentation", options=STRONG),
-    "grounds": Recipe("and aircraft rendered on real ground", ("rendered", "grounds"), STRONG),
-    "mined": Recipe("and hard negatives", ("rendered", "grounds"), STRONG, True),
-    "labelled": Recipe("and 46 labelled photographs", ("rendered", "grounds", "nwpu"), STRONG),
-    "photographs": Recipe("only the 46 labelled photographs", ("nwpu",), STRONG),
+    "frozen": Recipe("the same, encoder frozen", options=FROZEN),
+    "augmented": Recipe("frozen, and strong augmentation", options=f"{FROZEN} --augment strong"),
+    "grounds": Recipe(
+        "frozen, and aircraft rendered on real ground", ("rendered", "grounds"), FROZEN
+    ),
+    "mined": Recipe(
+        "frozen, on real ground, and hard negatives", ("rendered", "grounds"), FROZEN, True
+    ),
+    "labelled": Recipe(
+        "on real ground, and 46 labelled photographs", ("rendered", "grounds", "nwpu")
+    ),
+    "photographs": Recipe("only the 46 labelled photographs", ("nwpu",)),
 }
 
 
