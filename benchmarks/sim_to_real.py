@@ -50,6 +50,7 @@ COLUMNS = {  # of the results file: title and digits in the table
     "false_per_km2": ("Airbus, false alarms per km²", 1),
 }
 GSD = 0.5  # metres per pixel of the Airbus scenes
+LEAST_AREA = "400"  # pixels of a find there, 100 m²: a sixth of the smallest labelled box
 LEAST_OVERLAP = 0.5  # of a found box and a labelled one, IoU
 
 
@@ -153,7 +154,7 @@ def scores(model: str, folder: Path, args: Any) -> dict[str, float]:
         result[name] = content["IoU.aircraft" if model == "unet" else "mask_AP50"]
     places = folder / "airbus"
     images = args.real / "airbus_scenes/images"
-    timed([f"{model}/inference.py", best, str(images), str(places), "--min-area", "60"])
+    timed([f"{model}/inference.py", best, str(images), str(places), "--min-area", LEAST_AREA])
     return result | found_boxes(places / "predictions.json", args.real / "airbus_scenes/boxes.csv")
 
 
