@@ -33,6 +33,17 @@ def test_training_leaves_a_run_that_can_be_read(trained):
     assert decode(trained / "curves.png").std() > 5
 
 
+def test_the_weights_of_the_repository_find_aircraft(tiled, tmp_path):
+    weights = shutil.copy(ROOT / "assets/weights/unet.pth", tmp_path)
+    train.main(["--data-path", str(tiled), "--test-only", "--resume", str(weights), "-j", "0"])
+    scores = json.loads((tmp_path / "test_scores.json").read_text())
+    assert scores["IoU.aircraft"] > 0.4
+    image = min((tiled / "test/images").iterdir())
+    inference.main([str(weights), str(image), str(tmp_path / "maps"), "--device", "cpu"])
+    found = json.loads((tmp_path / "maps/predictions.json").read_text())
+    assert found["classes"] == ["ground", "aircraft"]
+
+
 def test_the_weights_change_and_the_loss_falls(tiled, tmp_path):
     output = tmp_path / "run"
     words = ["--max-steps", 40, "--lr", "3e-3", "--eval-freq", 99]
