@@ -10,7 +10,8 @@ Where objects overlap, the smaller one is on top.
 """
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path, PurePath
@@ -112,11 +113,8 @@ def main(argv: list[str] | None = None) -> int:
             paths[name], files[name], args.class_property, stems[name], stems[name], (0, 0, 0, 0),
             look, classes.of,
         )  # fmt: skip
-        try:
-            alone = len(chosen) == 1 or args.labels.is_dir()
-            blocks[name] = cut_into_blocks(whole, drawn[files[name]], args.tile_size, alone)
-        except UserError as error:
-            blocks[name] = [replace(whole, problem=str(error))]
+        alone = len(chosen) == 1 or args.labels.is_dir()
+        blocks[name] = blocks_of(whole, drawn[files[name]], args.tile_size, alone)
     parts = [block for some in blocks.values() for block in some]
     placed = {(block.labelled, shape.number) for block in parts for shape in block.shapes}
     if shapes and not placed and not any(block.problem for block in parts):
@@ -124,19 +122,10 @@ def main(argv: list[str] | None = None) -> int:
             f"no polygon of {str(args.labels)!r} lies on {str(args.scenes)!r}; check the reference "
             "systems of both in QGIS."
         )
-    left_out: dict[str, list[str]] = defaultdict(list)
-    for labels in drawn.values():
-        for reason, features in labels.left_out.items():
-            left_out[reason] += features
-        left_out[ELSEWHERE] += [
-            f"feature {shape.number} of {labels.path.name!r}"
-            for shape in labels.shapes
-            if (labels.path, shape.number) not in placed
-        ]
     return to.tile(
         {split: [b for name in names for b in blocks[name]] for split, names in splits.items()},
         classes,
-        counted(left_out),
+        count_left_out(drawn.values(), parts),
     )
 
 
@@ -171,6 +160,29 @@ def _label_files(labels: Path, scenes: dict[str, Path]) -> dict[str, Path]:
             )
         files[name] = labels / found[0]
     return files
+
+
+def count_left_out(drawn: Iterable[Drawn], parts: Iterable[Block]) -> Counter[str]:
+    """The numbers of features that are in no part of a scene, by the reason."""
+    placed = {(block.labelled, shape.number) for block in parts for shape in block.shapes}
+    left_out: dict[str, list[str]] = defaultdict(list)
+    for labels in drawn:
+        for reason, features in labels.left_out.items():
+            left_out[reason] += features
+        left_out[ELSEWHERE] += [
+            f"feature {shape.number} of {labels.path.name!r}"
+            for shape in labels.shapes
+            if (labels.path, shape.number) not in placed
+        ]
+    return counted(left_out)
+
+
+def blocks_of(whole: Block, drawn: Drawn, tile: int, alone: bool = True) -> list[Block]:
+    """As `cut_into_blocks`; a scene that cannot be read is one part that says why."""
+    try:
+        return cut_into_blocks(whole, drawn, tile, alone)
+    except UserError as error:
+        return [replace(whole, problem=str(error))]
 
 
 def cut_into_blocks(whole: Block, drawn: Drawn, tile: int, alone: bool = True) -> list[Block]:

@@ -11,7 +11,6 @@ There is no official validation set, so whole airports are held out of `train/` 
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from common.cli import Parser, UserError, run
 from preprocessing.splits import OUTPUTS, add_tiling_options, remove_tiles, tile_splits
-from preprocessing.tiles import CUT, KINDS, Labels, Thing
+from preprocessing.tiles import CUT, KINDS, Labels, Thing, is_cut
 from rareplanes import attributes
 from rareplanes.scene import Scene, airport, read_scene, read_scene_image, scene_files, scene_stems
 
@@ -49,13 +48,14 @@ class RarePlanesScene:
         scene = read_scene(self.folder, self.stem)
         if self.kind != "mask":
             scene = of_diamonds(scene)
+        size = scene.width, scene.height
         number = {name: i for i, name in enumerate(attributes.categories(self.attribute), start=1)}
         things = [
             Thing(
                 number[attributes.category(a.make, self.attribute)],
                 a.make,
                 a.pixels,
-                CUT if self.kind != "mask" and is_cut(a.diamond or (), scene) else "",
+                CUT if self.kind != "mask" and is_cut(a.diamond or (), size) else "",
                 a.diamond or (),
             )
             for a in scene.aircraft
@@ -82,11 +82,6 @@ def of_diamonds(scene: Scene) -> Scene:
     pixels = np.bincount(ids.ravel(), minlength=len(pairs) + 1)[1:].tolist()
     seen = [replace(aircraft, pixels=n) for (_, aircraft), n in zip(pairs, pixels, strict=True)]
     return replace(scene, aircraft=seen, ids=ids)
-
-
-def is_cut(points: Sequence[tuple[float, float]], scene: Scene) -> bool:
-    """Whether a point lies beyond the scene's border."""
-    return any(not (0 <= x <= scene.width and 0 <= y <= scene.height) for x, y in points)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -197,6 +197,11 @@ def _keypoints(
     return {"keypoints": flat, "num_keypoints": len(points)} if points else {}
 
 
+def is_cut(points: Iterable[Iterable[float]], size: tuple[int, int]) -> bool:
+    """Whether a point (x, y) lies beyond the border of a scene of this (width, height)."""
+    return any(not (0 <= x <= size[0] and 0 <= y <= size[1]) for x, y in points)
+
+
 def not_shown(things: list[Thing], tiles: Iterable[dict[str, Any]]) -> dict[str, int]:
     """Number of things that no tile shows as an aircraft, by the reason.
 
