@@ -113,8 +113,11 @@ def main(argv: list[str] | None = None) -> int:
             paths[name], files[name], args.class_property, stems[name], stems[name], (0, 0, 0, 0),
             look, classes.of,
         )  # fmt: skip
-        alone = len(chosen) == 1 or args.labels.is_dir()
-        blocks[name] = blocks_of(whole, drawn[files[name]], args.tile_size, alone)
+        try:
+            alone = len(chosen) == 1 or args.labels.is_dir()
+            blocks[name] = cut_into_blocks(whole, drawn[files[name]], args.tile_size, alone)
+        except UserError as error:
+            blocks[name] = [replace(whole, problem=str(error))]
     parts = [block for some in blocks.values() for block in some]
     placed = {(block.labelled, shape.number) for block in parts for shape in block.shapes}
     if shapes and not placed and not any(block.problem for block in parts):
@@ -175,14 +178,6 @@ def count_left_out(drawn: Iterable[Drawn], parts: Iterable[Block]) -> Counter[st
             if (labels.path, shape.number) not in placed
         ]
     return counted(left_out)
-
-
-def blocks_of(whole: Block, drawn: Drawn, tile: int, alone: bool = True) -> list[Block]:
-    """As `cut_into_blocks`; a scene that cannot be read is one part that says why."""
-    try:
-        return cut_into_blocks(whole, drawn, tile, alone)
-    except UserError as error:
-        return [replace(whole, problem=str(error))]
 
 
 def cut_into_blocks(whole: Block, drawn: Drawn, tile: int, alone: bool = True) -> list[Block]:

@@ -70,18 +70,16 @@ def of_diamonds(scene: Scene) -> Scene:
     """The scene as the real half would be labelled: the diamonds of the aircraft that are seen."""
     from preprocessing.shapes import Shape, painted  # rasterio takes half a second
 
-    pairs = []
-    for aircraft in scene.aircraft:
-        if aircraft.pixels and aircraft.diamond is None:
-            raise UserError("it has an aircraft without four points; leave out --labels.")
-        if aircraft.pixels and aircraft.diamond:
-            ring = np.array([*aircraft.diamond, aircraft.diamond[0]])
-            pairs.append((Shape("", [[ring]]), aircraft))
-    pairs.sort(key=lambda pair: -pair[0].area)  # of two the smaller is on top
-    ids = painted([shape for shape, _ in pairs], (0, 0, scene.width, scene.height))
-    pixels = np.bincount(ids.ravel(), minlength=len(pairs) + 1)[1:].tolist()
-    seen = [replace(aircraft, pixels=n) for (_, aircraft), n in zip(pairs, pixels, strict=True)]
-    return replace(scene, aircraft=seen, ids=ids)
+    seen = [aircraft for aircraft in scene.aircraft if aircraft.pixels]
+    points = {a: np.array(a.diamond) for a in seen if a.diamond}
+    if len(points) < len(seen):
+        raise UserError("it has an aircraft without four points; leave out --labels.")
+    shapes = {a: Shape("", [[corners[[0, 1, 2, 3, 0]]]]) for a, corners in points.items()}
+    seen.sort(key=lambda a: -shapes[a].area)  # of two the smaller is on top
+    ids = painted([shapes[a] for a in seen], (0, 0, scene.width, scene.height))
+    pixels = np.bincount(ids.ravel(), minlength=len(seen) + 1)[1:].tolist()
+    aircraft = [replace(a, pixels=n) for a, n in zip(seen, pixels, strict=True)]
+    return replace(scene, aircraft=aircraft, ids=ids)
 
 
 def main(argv: list[str] | None = None) -> int:

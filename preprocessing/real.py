@@ -11,7 +11,6 @@ ground that overlaps are one location.
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -26,15 +25,15 @@ from common.cli import Parser, UserError, run
 from common.io.folders import rasters_in
 from common.io.look import add_look_options, look_from
 from common.io.raster import Scene, open_scene
-from preprocessing.geojson import Block, blocks_of, count_left_out
+from preprocessing.geojson import Block, count_left_out, cut_into_blocks
 from preprocessing.own_data import class_name
 from preprocessing.preprocess import choose_airports
 from preprocessing.shapes import Drawn, Shape, read_labels
 from preprocessing.splits import LeftOut, add_tiling_options, remove_tiles, tile_splits
-from preprocessing.tiles import CUT, KINDS, Labels, is_cut
+from preprocessing.tiles import CUT, KINDS, is_cut
 from rareplanes import attributes
 
-SCENES, LABELS, TILES = "PS-RGB_cog", "geojson_aircraft", "PS-RGB_tiled"
+SCENES, LABELS = "PS-RGB_cog", "geojson_aircraft"
 NOT_FOUR = "whose outline is not four points (regions to ignore)"
 OF_TEST = "of ground that test/ shows"
 DECISIVE = 0.1  # a difference of `order_costs` that noise of a pixel or two does not explain
@@ -47,8 +46,6 @@ class RealBlock(Block):
     """A part of a satellite scene."""
 
     attribute: str | None = None
-    usual: int = 0
-    """Which corner is the nose in most outlines of the data set."""
 
     def placed(self, drawn: Drawn, scene: Scene) -> list[Shape]:
         """The labels in pixels of the scene, with their points; those to ignore have no name.
@@ -56,54 +53,37 @@ class RealBlock(Block):
         Raises:
             UserError: None of them lies on the scene.
         """
-        shapes = super().placed(drawn, scene)
-        size = x, y = scene.width, scene.height
-        near = [s for s in shapes if s.box[0] < x and s.box[1] < y and min(s.box[2:]) > 0]
-        if drawn.shapes and not near:
+        x, y = scene.width, scene.height
+        shapes = [
+            shape
+            for shape in super().placed(drawn, scene)
+            if shape.box[0] < x and shape.box[1] < y and min(shape.box[2:]) > 0
+        ]
+        if drawn.shapes and not shapes:
             raise UserError(
                 f"no aircraft of {str(drawn.path)!r} lies on {self.path.name!r}; save its labels "
                 "in WGS 84 (EPSG:4326), or download both again."
             )
-        usual = most_common(clear_noses(near), self.usual)
-        return [self._checked(shape, size, usual) for shape in near]
+        whole = [s for s in shapes if has_four_points(s) and not is_partial(s.properties)]
+        first = first_corner([order_costs(s.polygons[0][0], s.properties) for s in whole])
+        return [replace(self._checked(s, scene, first), properties={}) for s in shapes]
 
-    def _checked(self, shape: Shape, size: tuple[int, int], usual: int) -> Shape:
-        facts, corners = shape.properties, corners_of(shape)
+    def _checked(self, shape: Shape, scene: Scene, first: int) -> Shape:
+        ring, facts = shape.polygons[0][0], shape.properties
         value = class_name(facts.get(self.attribute)) if self.attribute else "aircraft"
         name = (value or "").casefold()
-        if corners is None:
-            shape = replace(shape, name="", ignored=NOT_FOUR)
-        elif is_partial(facts) or is_cut(corners, size):
-            shape = replace(shape, name="", ignored=CUT)
-        elif name not in self.classes:
-            ignored = f"without a known {self.attribute} (regions to ignore)"
-            shape = replace(shape, name="", ignored=ignored)
-        else:
-            shape = replace(shape, name=name, points=four_points(corners, facts, usual))
-        return replace(shape, properties={})
-
-    def labels(self) -> Labels:
-        """As those of `Block`; an aircraft that ends where the data ends is ignored."""
-        labels = super().labels()
-        if labels.valid is None:
-            return labels
-        inside = [range(side) for side in self.window[2:]]
-        things = []
-        for thing in labels.things:
-            pixels = [(int(x), int(y)) for x, y in thing.points]
-            ends = any(
-                x in inside[0] and y in inside[1] and not labels.valid[y, x] for x, y in pixels
-            )
-            things.append(replace(thing, ignored=CUT, points=()) if ends else thing)
-        return replace(labels, things=things)
+        if not has_four_points(shape):
+            return replace(shape, name="", ignored=NOT_FOUR)
+        if is_partial(facts) or is_cut(ring, (scene.width, scene.height)) or ends(ring, scene):
+            return replace(shape, name="", ignored=CUT)
+        if name not in self.classes:
+            return replace(shape, name="", ignored=f"without a known {self.attribute}")
+        return replace(shape, name=name, points=four_points(ring, facts, first))
 
 
-def corners_of(shape: Shape) -> np.ndarray | None:
-    """The corners of an outline of four points [4,2]; None if it is another one."""
-    ring = shape.polygons[0][0]
-    return (
-        ring[:-1] if len(shape.polygons) == len(shape.polygons[0]) == 1 < len(ring) == 5 else None
-    )
+def has_four_points(shape: Shape) -> bool:
+    """Whether an outline is one ring of four corners; the first one is repeated at its end."""
+    return len(shape.polygons) == len(shape.polygons[0]) == 1 and len(shape.polygons[0][0]) == 5
 
 
 def is_partial(facts: dict[str, Any]) -> bool:
@@ -111,72 +91,64 @@ def is_partial(facts: dict[str, Any]) -> bool:
 
     `truncated` is 0 or 1; `partialDec` is the share of the aircraft that is there.
     """
-    return bool(_number(facts.get("truncated"))) or 0 < _number(facts.get("partialDec")) < WHOLE
+    share = facts.get("partialDec")
+    is_share = isinstance(share, int | float) and 0 < share < WHOLE
+    return is_share or class_name(facts.get("truncated")) == "1"
 
 
-def order_costs(corners: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+def ends(ring: np.ndarray, scene: Scene) -> bool:
+    """Whether the scene has no data at a corner; all corners lie in the scene."""
+    pixels = np.minimum(ring, [scene.width - 1, scene.height - 1]).astype(int).tolist()
+    return not scene.all_valid and any(scene.read(x, y, 1, 1)[1] is not None for x, y in pixels)
+
+
+def order_costs(ring: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
     """How little an outline looks like an aircraft whose nose is corner 0, 1, 2 or 3.
 
     The axis halves the wings. Straight wings, if they are the only ones, cross it before its
     middle; swept and delta wings have their tips behind it. What is measured are shares along the
     two diagonals, which are the same in degrees and in metres.
 
+    Args:
+        ring: The corners in turn [4,2]; what follows is not read.
+        facts: The properties of the aircraft.
+
     Returns:
         float [4]; zeros if the diagonals are parallel.
     """
-    a, b, c, d = corners
+    a, b, c, d = ring[:4]
     matrix = np.stack([c - a, b - d], 1)
     if abs(np.linalg.det(matrix)) < 1e-9 * np.abs(matrix).max() ** 2:
         return np.zeros(4)
     t, s = np.linalg.solve(matrix, b - a)  # where the diagonals cross: the share from a, and from b
     along, across = np.array([t, s, 1 - t, 1 - s]), np.array([s, t, s, t])
-    straight = (class_name(facts.get("wing_type")) or "straight").casefold() == "straight"
+    straight = class_name(facts.get("wing_type")) in ("straight", None)
     alone = str(facts.get("canards")).casefold() != "yes"
     return np.abs(across - 0.5) + (straight and alone) * np.maximum(along - 0.5, 0)
 
 
-def clear_noses(shapes: Iterable[Shape]) -> Counter[int]:
-    """How many outlines tell by themselves that corner 0, 1, 2 or 3 is the nose."""
-    whole = [shape for shape in shapes if not is_partial(shape.properties)]
-    known = [(c, shape.properties) for shape in whole if (c := corners_of(shape)) is not None]
-    costs = [order_costs(*outline) for outline in known]
-    clear = [c for c in costs if (c <= c.min() + DECISIVE).sum() == 1]
-    return Counter(int(c.argmin()) for c in clear)
-
-
-def most_common(noses: Counter[int], otherwise: int) -> int:
-    return noses.most_common(1)[0][0] if noses else otherwise
-
-
-def likely_nose(costs: np.ndarray, usual: int) -> int:
-    """The corner that is the nose: the usual one, unless the costs [4] clearly contradict."""
-    return usual if costs[usual] <= costs.min() + DECISIVE else int(costs.argmin())
+def first_corner(costs: list[np.ndarray]) -> int:
+    """Which corner is the nose in most outlines of a file that tell it alone; 0 if none does."""
+    clear = [of_one for of_one in costs if (of_one <= of_one.min() + DECISIVE).sum() == 1]
+    return int(np.bincount([of_one.argmin() for of_one in clear] or [0]).argmax())
 
 
 def four_points(
-    corners: np.ndarray, facts: dict[str, Any], usual: int = 0
+    ring: np.ndarray, facts: dict[str, Any], first: int = 0
 ) -> tuple[tuple[float, float], ...]:
     """Nose, left wing, tail and right wing of an aircraft.
 
     Args:
-        corners: Of its outline, in turn, pixels of its scene (y points down) [4,2].
-        facts: Its properties.
-        usual: The corner that is the nose, unless the outline clearly contradicts.
+        ring: As in `order_costs`, in pixels: y points down.
+        facts: As in `order_costs`.
+        first: The corner that is the nose, unless the outline clearly contradicts.
     """
-    first = likely_nose(order_costs(corners, facts), usual)
-    nose, one, tail, other = np.roll(corners, -first, 0)
+    costs = order_costs(ring, facts)
+    first = first if costs[first] <= costs.min() + DECISIVE else int(costs.argmin())
+    nose, one, tail, other = np.roll(ring[:4], -first, 0)
     (ax, ay), (wx, wy) = nose - tail, one - tail
-    if ax * wy > ay * wx:
-        one, other = other, one
-    return tuple((float(x), float(y)) for x, y in (nose, one, tail, other))
-
-
-def _number(value: Any) -> float:
-    """A number of a GeoJSON file; 0 for what is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return 0.0
+    wings = (other, one) if ax * wy > ay * wx else (one, other)
+    return tuple((float(x), float(y)) for x, y in (nose, wings[0], tail, wings[1]))
 
 
 def locations(stems: list[str], ground: dict[str, tuple[float, ...]]) -> dict[str, str]:
@@ -200,90 +172,56 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse(argv)
-    look = look_from(args)
+    look, output = look_from(args), args.output_dir
     names = attributes.categories(args.attribute)
     classes = {name.casefold(): (i, name) for i, name in enumerate(names, start=1)}
     splits = find_scenes(args.path)
-    paths = {path.stem: path for of_split in splits.values() for path in of_split}
     ground: dict[str, tuple[float, ...]] = {}
     drawn: dict[str, Drawn] = {}
-    problems: dict[str, str] = {}
-    for stem, path in paths.items():
-        try:
-            ground[stem] = footprint(path)
-            drawn[stem] = read_scene_labels(label_file(path))
-        except UserError as error:
-            problems[stem] = str(error)
-    place = locations(list(paths), ground)
-    folders, leaks = divide({split: [p.stem for p in splits[split]] for split in splits}, place)
-    clear = clear_noses(shape for labels in drawn.values() for shape in labels.shapes)
-    usual = most_common(clear, 0)
-    print(
-        f"the nose is corner {usual + 1} in {clear[usual]} of {clear.total()} outlines that show it"
-    )
     blocks: dict[str, list[Block]] = {}
-    for stem, path in paths.items():
+    for path in (path for paths in splits.values() for path in paths):
+        labelled = path.parents[1] / LABELS / f"{path.stem}.geojson"
         whole = RealBlock(
-            path, label_file(path), None, stem, place[stem], (0, 0, 0, 0), look, classes,
-            attribute=args.attribute, usual=usual, problem=problems.get(stem, ""),
+            path, labelled, None, path.stem, "", (0, 0, 0, 0), look, classes,
+            attribute=args.attribute,
         )  # fmt: skip
-        known = not whole.problem
-        blocks[stem] = blocks_of(whole, drawn[stem], args.tile_size) if known else [whole]
-    used = [stem for stems in folders.values() for stem in stems]
-    code = tile_splits(
-        {
-            args.output_dir / s: [b for n in stems for b in blocks[n]]
-            for s, stems in folders.items()
-        },
-        names,
-        args,
-        args.attribute,
-        source=[os.path.relpath(args.path, args.output_dir)],
-        left_out=LeftOut(
-            Counter({OF_TEST: leaks}),
-            count_left_out(
-                [drawn[stem] for stem in used if stem in drawn],
-                [block for stem in used for block in blocks[stem]],
-            ),
-        ),
-        labels=args.labels,
-    )
+        try:
+            ground[path.stem] = footprint(path)
+            drawn[path.stem] = read_scene_labels(labelled)
+            blocks[path.stem] = cut_into_blocks(whole, drawn[path.stem], args.tile_size)
+        except UserError as error:
+            blocks[path.stem] = [replace(whole, problem=str(error))]
+    place = locations(list(blocks), ground)
+    folders, leaks = divide({split: [p.stem for p in splits[split]] for split in splits}, place)
+    used = {
+        output / split: [replace(b, airport=place[s]) for s in stems for b in blocks[s]]
+        for split, stems in folders.items()
+    }
+    parts = [block for of_split in used.values() for block in of_split if not block.problem]
+    objects = count_left_out([drawn[stem] for stem in {p.path.stem: 0 for p in parts}], parts)
+    source = [os.path.relpath(args.path, output)]
+    left_out = LeftOut(Counter({OF_TEST: leaks}), objects)
+    code = tile_splits(used, names, args, args.attribute, source, left_out, args.labels)
     if code == 0 and "train" in folders and "val" not in folders:
-        remove_tiles(args.output_dir / "val")
+        remove_tiles(output / "val")
     return code
 
 
 def find_scenes(root: Path) -> dict[str, list[Path]]:
-    """The scenes of `train` and `test`, as far as they are there.
-
-    Raises:
-        UserError: There is none.
-    """
+    """The scenes of `train` and `test`, as far as they are there."""
     folders = {split: root / split / SCENES for split in ("train", "test")}
     found = {split: rasters_in(folder) for split, folder in folders.items() if folder.is_dir()}
-    if not found and (root.name == TILES or any(root.glob(f"*/{TILES}"))):
-        raise UserError(
-            f"{str(root)!r} has tiles, which are in degrees and cut aircraft, and no scenes; fetch "
-            "these with python rareplanes/download.py --real."
-        )
     if not found:
         raise UserError(
             f"there is no train/{SCENES}/ and no test/{SCENES}/ in {str(root)!r}; give the folder "
-            "real/ that python rareplanes/download.py --real fills."
+            "real/ that python rareplanes/download.py --real fills (tiles such as PS-RGB_tiled are "
+            "not read: they are in degrees and cut aircraft)."
         )
     return found
 
 
-def label_file(scene: Path) -> Path:
-    return scene.parents[1] / LABELS / f"{scene.stem}.geojson"
-
-
 def read_scene_labels(path: Path) -> Drawn:
-    """The outlines of a scene.
-
-    Raises:
-        UserError: There are none, or they are those of a tile.
-    """
+    """The outlines of a scene; those of a tile are refused."""
     if not path.is_file():
         raise UserError(
             f"there is no {path.name!r} in {str(path.parent)!r}; fetch the labels of whole scenes "
@@ -300,17 +238,10 @@ def read_scene_labels(path: Path) -> Drawn:
 
 
 def footprint(path: Path) -> tuple[float, ...]:
-    """West, south, east and north of a scene, in degrees.
-
-    Raises:
-        UserError: It cannot be read, or is not georeferenced.
-    """
+    """West, south, east and north of a scene, in degrees."""
     with open_scene(path) as scene:
         if scene.metres is None:
-            raise UserError(
-                f"{str(path)!r} is not georeferenced, as all scenes of the real half are; fetch it "
-                "again."
-            )
+            raise UserError(f"{str(path)!r} is not georeferenced; fetch the scene again.")
         return transform_bounds(scene.crs, "EPSG:4326", *scene.dataset.bounds)
 
 
@@ -320,19 +251,18 @@ def divide(splits: dict[str, list[str]], place: dict[str, str]) -> tuple[dict[st
     Whole locations are held out of `train` into `val`. A training scene of ground that `test` shows
     is left out, so that no ground is in two splits; the second result counts these.
     """
-    divided = dict(splits)
     tested = {place[stem] for stem in splits.get("test", ())}
     train = [stem for stem in splits.get("train", ()) if place[stem] not in tested]
     leaks = len(splits.get("train", ())) - len(train)
     if leaks and not train:
         raise UserError("all training scenes show ground of test scenes; download more of train.")
-    if train:
-        held_out = choose_airports([place[stem] for stem in train], None)
-        divided["train"] = [stem for stem in train if place[stem] not in held_out]
-        validation = [stem for stem in train if place[stem] in held_out]
-        divided |= {"val": validation} if validation else {}
-        print(f"validation: {len(validation)} scenes of the locations {', '.join(held_out)}")
-    return divided, leaks
+    held_out = choose_airports([place[stem] for stem in train], None)
+    validation = [stem for stem in train if place[stem] in held_out]
+    print(
+        f"validation: {len(validation)} scenes of the locations {', '.join(held_out) or '(none)'}"
+    )
+    parts = {"train": [stem for stem in train if place[stem] not in held_out], "val": validation}
+    return {split: stems for split, stems in (splits | parts).items() if stems}, leaks
 
 
 def _parser() -> Parser:

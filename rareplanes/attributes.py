@@ -41,11 +41,10 @@ ROLES = (
 # Further values, which only the real half has. They come last, so that the others keep their ids.
 REAL = {
     "num_engines": ("0",),
-    "propulsion": ("unpowered",),
-    "wing_type": ("delta", "variable swept"),
-    "canards": ("yes",),
     "num_tail_fins": ("0", "3"),
+    "wing_type": ("delta", "variable swept"),
 }
+REAL |= {"propulsion": ("unpowered",), "canards": ("yes",)}
 
 
 @cache

@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import boto3
 import botocore.session
@@ -47,32 +47,22 @@ class DamagedError(Exception):
 TRANSIENT = (DamagedError, BotoCoreError, ClientError, urllib3.exceptions.HTTPError)
 
 
-@dataclass(frozen=True, slots=True)
-class Half:
-    """One half of the data set: its folder in the bucket, its parts as in `PARTS`, its stems.
+class Half(NamedTuple):
+    """One half of the data set: its folder, its parts as in `PARTS`, and the stems of its scenes.
 
-    A stem becomes a path on this machine: letters, digits, _ and - cannot leave the folder. What
-    comes before `place` in a stem names the airport or the location.
+    A stem becomes a path on this machine: letters, digits, _ and - cannot leave the folder.
     """
 
     prefix: str
     parts: dict[str, str]
     stem: re.Pattern[str]
-    place: str
 
 
-RENDERED = Half(
-    "synthetic",
-    PARTS,
-    re.compile(r"(?=.{1,150}\Z)[A-Za-z0-9][A-Za-z0-9_-]*_Airport_[A-Za-z0-9_-]+"),
-    "_Airport_",
-)
-REAL = Half(
-    "real",
-    {"PS-RGB_cog": ".tif", "geojson_aircraft": ".geojson"},
-    re.compile(r"[0-9]{1,6}_[0-9A-Za-z-]{1,60}"),  # <location>_<catalogue id>
-    "_",
-)
+AIRPORT = "_Airport_"
+RENDERED_STEM = re.compile(rf"(?=.{{1,150}}\Z)[A-Za-z0-9][A-Za-z0-9_-]*{AIRPORT}[A-Za-z0-9_-]+")
+RENDERED = Half("synthetic", PARTS, RENDERED_STEM)
+REAL_PARTS = {"PS-RGB_cog": ".tif", "geojson_aircraft": ".geojson"}
+REAL = Half("real", REAL_PARTS, re.compile(r"[0-9]{1,6}_[0-9A-Za-z-]{1,60}"))  # location, catalogue
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +79,11 @@ class RemoteScene:
     split: str
     stem: str
     files: tuple[RemoteFile, ...]  # in the order of the half's parts
-    half: Half = RENDERED
 
     @property
     def airport(self) -> str:
         """The airport; of a real scene, the number of its location."""
-        return self.stem.partition(self.half.place)[0]
+        return self.stem.partition(AIRPORT if AIRPORT in self.stem else "_")[0]
 
 
 def make_client(endpoint_url: str | None, connections: int) -> Any:
@@ -189,8 +178,7 @@ class Bucket:
             if missing := [part for part in half.parts if part not in parts]:
                 others.append(f"{split}/{stem} (without {', '.join(missing)})")
             else:
-                files = tuple(parts[part] for part in half.parts)
-                scenes.append(RemoteScene(split, stem, files, half))
+                scenes.append(RemoteScene(split, stem, tuple(parts[p] for p in half.parts)))
         return scenes, others + [ascii(key) for _, keys in listed for key in keys]
 
     def _list_folder(

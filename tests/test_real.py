@@ -306,8 +306,7 @@ def test_mistakes_get_one_sentence(downloaded, tmp_path):
         return str(error.value)
 
     (tmp_path / "tiles/train/PS-RGB_tiled").mkdir(parents=True)
-    assert "has tiles" in refused(tmp_path / "tiles")
-    assert "has tiles" in refused(tmp_path / "tiles/train/PS-RGB_tiled")
+    assert "tiles such as PS-RGB_tiled are not read" in refused(tmp_path / "tiles")
     assert "no train/PS-RGB_cog/" in refused(tmp_path)
     assert "no train/PS-RGB_cog/" in refused(tmp_path / "nowhere")
     assert "invalid choice" in refused(downloaded, "--attribute", "make")
