@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from helpers.commands import training
-from helpers.real import PLACES, Place
+from helpers.real import HEIGHT, PIXEL, PLACES, WIDTH, Place
 from helpers.scenes import read_tiles
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -187,37 +187,37 @@ def test_diamonds_of_rendered_scenes(data):
 # The way from scenes to a map
 
 
-def test_a_real_scene_becomes_a_map_where_it_lies(data, tmp_path):
-    """Its pixels are squared as those of the tiles; aircraft come back at their longitude."""
-    words = training(data / "diamond", tmp_path / "run", "--max-steps", 60, "--lr", 3e-3)
-    unet_train.main([*words, "--eval-tiles", "1"])
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A scene of ground that no training saw, and its file."""
     place = Place("train", "33_1040010000000000", lat=65.2, lon=24.0)
-    scene = place.write(tmp_path / "real")
-    out = tmp_path / "maps"
-    unet_inference.main([str(tmp_path / "run/checkpoint.pth"), str(scene), str(out)])
-    features = json.loads((out / f"{place.stem}.geojson").read_text())["features"]
-    content = json.loads((out / "predictions.json").read_text())
-    size = content["images"][0]["width"] / content["images"][0]["height"]
-    ground = place.metres_per_degree()
-    assert size == pytest.approx(1600 * ground[0] / (500 * ground[1]), rel=0.01)
-    for plane in place.planes[:3]:
-        offsets = []
-        for feature in features:
-            geometry = feature["geometry"]
-            parts = geometry["coordinates"]
-            ring = parts[0][0] if geometry["type"] == "MultiPolygon" else parts[0]
-            middle = (np.min(ring, 0) + np.max(ring, 0)) / 2
-            metres = (middle - [place.lon, place.lat]) * ground
-            offsets.append(np.hypot(*(metres - [plane.east, plane.north])))
-        assert min(offsets) < 3
+    return place, place.write(tmp_path_factory.mktemp("scene"))
 
 
-def test_the_map_of_a_mask_rcnn_is_written(runs, tmp_path):
-    place = Place("train", "33_1040010000000000", lat=65.2, lon=24.0)
-    scene = place.write(tmp_path / "real")
-    words = [runs / "box/model_best.pth", scene, tmp_path / "maps", "--score-threshold", 0]
+def test_a_real_scene_becomes_a_map_where_it_lies(data, scene, tmp_path):
+    """It is squared as the tiles were, and aircraft come back to their longitude and latitude."""
+    words = training(data / "diamond", tmp_path / "run", "--max-steps", 60, "--eval-steps", 20)
+    unet_train.main(words)
+    place, path = scene
+    unet_inference.main([str(tmp_path / "run/model_best.pth"), str(path), str(tmp_path / "maps")])
+    features = json.loads((tmp_path / f"maps/{place.stem}.geojson").read_text())["features"]
+    rings = []
+    for geometry in (feature["geometry"] for feature in features):
+        parts = geometry["coordinates"]
+        rings += [p[0] for p in parts] if geometry["type"] == "MultiPolygon" else [parts[0]]
+    boxes = np.array([[np.min(ring, 0), np.max(ring, 0)] for ring in rings])
+    boxes = (boxes - [place.lon, place.lat]) * place.metres_per_degree()
+    for plane in place.planes[:5]:
+        centre = np.array([plane.east, plane.north])
+        around = boxes[(boxes[:, 0] < centre).all(1) & (boxes[:, 1] > centre).all(1)]
+        assert len(around) == 1
+        assert abs(around[0].mean(0) - centre).max() < 0.2 * plane.length
+
+
+def test_the_map_of_a_mask_rcnn_is_written(runs, scene, tmp_path):
+    place, path = scene
+    words = [runs / "box/model_best.pth", path, tmp_path / "maps", "--score-threshold", 0]
     mask_inference.main([*map(str, words), "--window", "256"])
-    content = json.loads((tmp_path / "maps/predictions.json").read_text())
-    assert content["images"][0]["width"] == pytest.approx(
-        place.square(np.array([126.7, 0]))[0], abs=4
-    )
+    image = json.loads((tmp_path / "maps/predictions.json").read_text())["images"][0]
+    size = np.array([WIDTH, HEIGHT]) * PIXEL * place.metres_per_degree() / 0.3
+    assert abs(size - [image["width"], image["height"]]).max() < 1
