@@ -82,8 +82,9 @@ class RealBlock(Block):
 
 
 def has_four_points(shape: Shape) -> bool:
-    """Whether an outline is one ring of four corners; the first one is repeated at its end."""
-    return len(shape.polygons) == len(shape.polygons[0]) == 1 and len(shape.polygons[0][0]) == 5
+    """Whether an outline is one ring of four corners, the first one repeated at its end."""
+    (ring, *holes), *others = shape.polygons
+    return not holes and not others and len(ring) == 5 and bool((ring[0] == ring[4]).all())
 
 
 def is_partial(facts: dict[str, Any]) -> bool:
@@ -118,7 +119,7 @@ def order_costs(ring: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
     """
     a, b, c, d = ring[:4]
     matrix = np.stack([c - a, b - d], 1)
-    if abs(np.linalg.det(matrix)) < 1e-9 * np.abs(matrix).max() ** 2:
+    if abs(np.linalg.det(matrix)) <= 1e-9 * np.abs(matrix).max() ** 2:
         return np.zeros(4)
     t, s = np.linalg.solve(matrix, b - a)  # where the diagonals cross: the share from a, and from b
     along, across = np.array([t, s, 1 - t, 1 - s]), np.array([s, t, s, t])

@@ -11,12 +11,13 @@ import rasterio
 from helpers.commands import SHARED
 from helpers.real import PLACES, WHOLE, Place, Plane
 from helpers.s3 import FakeS3
-from helpers.scenes import read_tiles
+from helpers.scenes import EXAMPLE, read_tiles
 
 from common.cli import UserError
 from preprocessing import real
 from preprocessing.real import four_points, order_costs
-from rareplanes import download
+from rareplanes import attributes, download
+from rareplanes.scene import read_xml
 
 EXCERPT = SHARED / "rareplanes_real" / "excerpt.json"
 BY_STEM = {place.stem: place for place in PLACES}
@@ -239,7 +240,7 @@ def test_attributes_are_read_from_the_properties(downloaded, tmp_path):
         assert tile(downloaded, out, "--attribute", attribute) == 0
         coco, _ = read_tiles(out / "train")
         names = {c["id"]: c["name"] for c in coco["categories"]}
-        assert list(names.values()) == real.attributes.categories(attribute)
+        assert list(names.values()) == attributes.categories(attribute)
         for place, entry, annotations, *_ in scene_tiles(out / "train"):
             for a in annotations:
                 if not a["iscrowd"] and place.lat > 60:
@@ -358,3 +359,21 @@ def test_bad_labels_stop_the_run_and_lose_nothing(tmp_path, capsys, name):
     assert re.search(sentence, said)
     assert (tmp_path / "out/train/instances_tiled.json").read_bytes() == before
     assert tile(tmp_path / "real", tmp_path / "out", "--skip-bad") == 0
+
+
+@pytest.mark.skipif(not EXAMPLE.is_dir(), reason="the scene of RarePlanes is not here")
+def test_the_order_of_rendered_aircraft_of_any_wing():
+    """Swept wings cross the axis behind its middle, so that their outlines do not tell the nose."""
+    swept = told = 0
+    for path in (EXAMPLE / "xmls").glob("*.xml"):
+        for aircraft in read_xml(path)[2]:
+            facts, diamond = attributes.makes()[aircraft.make], np.array(aircraft.diamond)
+            costs = order_costs(diamond, facts)
+            assert costs[0] == pytest.approx(costs.min(), abs=0.01)
+            swept += facts["wing_type"] == "swept"
+            told += order_costs(diamond, {}).argmin() == 0  # as if all wings were straight
+            for first in range(4):
+                for turned in (diamond, diamond[[0, 3, 2, 1]]):
+                    points = four_points(np.roll(turned, first, 0), facts, first)
+                    assert np.array_equal(points, diamond)
+    assert (swept, told) == (14, 1)
