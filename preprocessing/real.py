@@ -106,7 +106,7 @@ def ends(ring: np.ndarray, scene: Scene) -> bool:
 def order_costs(ring: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
     """How little an outline looks like an aircraft whose nose is corner 0, 1, 2 or 3.
 
-    The axis halves the wings. Straight wings, if they are the only ones, cross it before its
+    The axis halves the wings. Straight wings, if they are the only ones, mostly cross it before its
     middle; swept and delta wings have their tips behind it. What is measured are shares along the
     two diagonals, which are the same in degrees and in metres.
 

@@ -363,17 +363,14 @@ def test_bad_labels_stop_the_run_and_lose_nothing(tmp_path, capsys, name):
 
 @pytest.mark.skipif(not EXAMPLE.is_dir(), reason="the scene of RarePlanes is not here")
 def test_the_order_of_rendered_aircraft_of_any_wing():
-    """Swept wings cross the axis behind its middle, so that their outlines do not tell the nose."""
-    swept = told = 0
+    """Most wings end behind the middle of the axis, so that their outlines do not tell the nose."""
+    told = []
     for path in (EXAMPLE / "xmls").glob("*.xml"):
         for aircraft in read_xml(path)[2]:
             facts, diamond = attributes.makes()[aircraft.make], np.array(aircraft.diamond)
-            costs = order_costs(diamond, facts)
-            assert costs[0] == pytest.approx(costs.min(), abs=0.01)
-            swept += facts["wing_type"] == "swept"
-            told += order_costs(diamond, {}).argmin() == 0  # as if all wings were straight
+            told.append(order_costs(diamond, {}).argmin() == 0)  # as if all wings were straight
             for first in range(4):
                 for turned in (diamond, diamond[[0, 3, 2, 1]]):
                     points = four_points(np.roll(turned, first, 0), facts, first)
                     assert np.array_equal(points, diamond)
-    assert (swept, told) == (14, 1)
+    assert (sum(told), len(told)) == (1, 15)
