@@ -198,9 +198,7 @@ def training_splits(root: Path, extra: Sequence[str] = ()) -> tuple[Tiles, Tiles
     return train, val
 
 
-def check_same(
-    one: object, classes: list[str], labels: str, other: object, others: list[str], theirs: str
-) -> None:
+def check_same(one: Any, classes: list, labels: str, other: Any, others: list, theirs: str) -> None:
     """Refuse two data sets, or a model and one, of other classes or of another kind of labels."""
     if classes != others or (labels and theirs and labels != theirs):
         raise UserError(
