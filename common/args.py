@@ -237,5 +237,5 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
 
 def of_the_model(options: dict[str, Any]) -> dict[str, Any]:
     """Those of `options` that a model's own train.py adds, and `norm`; they make the network."""
-    shared = vars(train_parser("").parse([])).keys() - {"norm"}
+    shared = vars(train_parser("").parse([])).keys() - {"norm"} | {"labels"}
     return {name: value for name, value in options.items() if name not in shared}

@@ -42,11 +42,12 @@ class Batch(NamedTuple):
 class Tiles(Dataset):
     """The tiles in a folder (`data/train`, …) or several; of a single one also packed tiles.
 
+    Their `labels` are box, diamond or mask, and never mixed; '' if no tile shows an aircraft.
     Raises `UserError` if one is missing, not tiled or empty, or files do not agree.
     """
 
     def __init__(self, *folders: Path) -> None:
-        self.folder, self.folders = Path(folders[0]), folders
+        self.folder, self.folders, self.labels = Path(folders[0]), folders, ""
         self.images: list[dict] = []
         # Per tile the classes of its aircraft 1…N, in the order of their ids in the mask.
         self.instances: list[list[int]] = []
@@ -68,9 +69,10 @@ class Tiles(Dataset):
             of_image: dict[int, list[int]] = {image["id"]: [] for image in coco["images"]}
             for a in aircraft:
                 of_image[a["image_id"]].append(index[a["category_id"]])
-            if self.images and classes != self.classes:
-                raise other_classes(self.folder, self.classes, folder, classes)
-            self.classes = classes
+            labels = coco.get("info", {}).get("labels", "mask") if aircraft else ""
+            if self.images:
+                check_same(self.folder, self.classes, self.labels, folder, classes, labels)
+            self.classes, self.labels = classes, self.labels or labels
             self.images += [image | {"set": str(folder)} for image in coco["images"]]
             self.instances += [of_image[image["id"]] for image in coco["images"]]
             self.look = self.look or coco.get("info", {}).get("look")
@@ -119,8 +121,7 @@ class Tiles(Dataset):
             class), and `airports`, the number of tiles of each known one.
         """
         aircraft = Counter(self.classes[c] for classes in self.instances for c in classes)
-        known, airport_of_tile = self.airports()
-        tiles_of = Counter(airport_of_tile)
+        airports = Counter(filter(None, map(stored.airport_of, self.images)))
         return {
             "folder": ", ".join(map(str, self.folders)),
             "tiles": len(self),
@@ -128,7 +129,7 @@ class Tiles(Dataset):
             "scenes": len({(image["set"], str(image.get("scene"))) for image in self.images}),
             "tiles_with_aircraft": sum(map(bool, self.instances)),
             "aircraft": {name: aircraft[name] for name in self.classes[1:]},
-            "airports": {name: tiles_of[i] for i, name in enumerate(known)},
+            "airports": dict(sorted(airports.items())),
         }
 
     def spread(self, count: int | None) -> "Tiles":
@@ -188,8 +189,7 @@ def training_splits(root: Path, extra: Sequence[str] = ()) -> tuple[Tiles, Tiles
     if not (root / "val").is_dir():
         return train, None
     val = Tiles(root / "val")
-    if val.classes != train.classes:
-        raise other_classes(train.folder, train.classes, val.folder, val.classes)
+    check_same(train.folder, train.classes, train.labels, val.folder, val.classes, val.labels)
     if extra and (seen := sorted({*train.airports()[0]} & {*val.airports()[0]})):
         raise UserError(
             f"{str(val.folder)!r} and the training tiles show the airport {seen[0]}, so the score "
@@ -198,9 +198,11 @@ def training_splits(root: Path, extra: Sequence[str] = ()) -> tuple[Tiles, Tiles
     return train, val
 
 
-def other_classes(one: object, classes: list[str], other: object, others: list[str]) -> UserError:
-    return UserError(
-        f"{str(one)!r} has the classes {classes[1:]} and {str(other)!r} has {others[1:]}; tile "
-        "both in one run, or with the same --attribute (preprocess.py), or the second beside the "
-        "first with --rename OLD=NEW (coco.py, geojson.py)."
-    )
+def check_same(one: Any, classes: list, labels: str, other: Any, others: list, theirs: str) -> None:
+    """Refuse two data sets, or a model and one, of other classes or of another kind of labels."""
+    if classes != others or (labels and theirs and labels != theirs):
+        raise UserError(
+            f"{str(one)!r} has the classes {classes[1:]} and {str(other)!r} has {others[1:]} "
+            f"(labels: {labels} and {theirs}); tile both with the same --attribute (preprocess.py) "
+            "and --labels (box: boxes alone are scored), or with --rename OLD=NEW (coco.py)."
+        )

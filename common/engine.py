@@ -40,12 +40,8 @@ def fit(s: Session, step: Step, views: Views, scoring: Scoring) -> None:
     """
     process = s.process
     process.print(s.speedups.banner(process, s.args["batch_size"]))
-    check_equal(
-        process,
-        tiles=len(s.batches.dataset),  # type: ignore[arg-type]
-        steps=s.total_steps,
-        steps_done=s.step,
-    )
+    tiles: Any = s.batches.dataset
+    check_equal(process, tiles=len(tiles), steps=s.total_steps, steps_done=s.step)
     if process.is_main:
         files.sweep(s.output_dir)
         if s.step < s.total_steps:

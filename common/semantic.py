@@ -190,8 +190,9 @@ def evaluate(
     matrices = torch.zeros(len(airports) + 1, count, count, dtype=torch.int64, device=device)
     sheet = Sheet(list(batches.batch_sampler or []), tiles.shows_aircraft)
     extremes = Extremes(tiles.images)
-    bar = progress(total=len(batches), desc="score", enabled=process.is_main)
-    for number, batch in enumerate(prefetch(batches, device)):
+    delivered = prefetch(batches, device)
+    bar = progress(delivered, total=len(batches), desc="score", enabled=process.is_main)
+    for number, batch in enumerate(bar):
         images = normalise(batch.images).contiguous(memory_format=speedups.layout)
         with speedups.autocast(device):
             predicted = predict(model, images)
@@ -206,17 +207,17 @@ def evaluate(
             hits = counts.diagonal(dim1=1, dim2=2)[:, 1:].sum(1)
             union = counts.sum((1, 2)) - counts[:, 0, 0]
             extremes.offer(batch.tile.tolist(), torch.stack([hits, union], 1).tolist(), row)
-        bar.update()
-    bar.close()
     split = tiles.folder.name
     sheet.write(folder / f"{split}_sheet.jpg", f"{len(sheet.rows)} of {len(tiles)} {split} tiles")
     if process.is_main:
         extremes.write(folder / f"{split}_tiles.json")
     all_reduce_sum(matrices)
-    result = scores(matrices.sum(0), tiles.classes)
+    kind = "" if tiles.labels in ("", "mask") else f" ({tiles.labels})"
+    classes = ["ground", *(name + kind for name in tiles.classes[1:])]
+    result = scores(matrices.sum(0), classes)
     for name, matrix in zip(airports if len(airports) > 1 else [], matrices, strict=False):
-        for score, value in scores(matrix, tiles.classes).items():
-            if score == "mIoU" or score.removeprefix("IoU.") in tiles.classes[1:]:
+        for score, value in scores(matrix, classes).items():
+            if score == "mIoU" or score.removeprefix("IoU.") in classes[1:]:
                 result[f"{score}.airport.{name}"] = value
     return result
 

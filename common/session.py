@@ -116,7 +116,7 @@ def session(
     args.output_dir.mkdir(parents=True, exist_ok=True)
     saved = resume.find(args.resume, args.output_dir, name, train_tiles.classes)
     initial = checkpoint.load(args.init_from, name) if args.init_from and not saved else None
-    options = arguments.plain(args)
+    options = arguments.plain(args) | {"labels": train_tiles.labels}
     if saved or initial:
         args.weights_backbone = "none"
     with (

@@ -27,12 +27,9 @@ DEFINITION = (
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers in its order; s, m, l: areas up to 32², up to 96² and above, in pixels."""
 
-DRAWN = ("mask_AP", "mask_AP50", "box_AP")
-"""The scores that a run's curves show over the steps."""
-
 LABELS: dict[str, str] = {
     f"{kind}_{measure}{size[0]}": f"{kind}_{measure}.size.{size}"
-    for kind in ("box", "mask")
+    for kind in ("box", "diamond", "mask")
     for measure in ("AP", "AR")
     for size in ("small", "medium", "large")
 }
@@ -152,26 +149,29 @@ def evaluate(results: list[Result], coco: dict[str, Any]) -> dict[str, float]:
     Returns:
         `box_AP` … `box_ARl` and `mask_AP` … `mask_ARl`; `mask_AP.<class>` if there are several
         classes; and `mask_AP.airport.<name>`, from the tiles of one airport, if there are several.
+        Where `info.labels` is `diamond` or `box`, that is the name in place of `mask`.
         All are in 0…1; a number without truth, for which COCO gives -1, is left out.
     """
+    kind = coco.get("info", {}).get("labels", "mask")
+    scored = "bbox" if kind == "box" else "segm"
     truth = COCO(coco, print_function=_silent)
     if results:
         detected = truth.loadRes([dict(result) for result in results])
     else:
         detected = COCO({**coco, "annotations": []}, print_function=_silent)
     boxes, _ = _run(truth, detected, "bbox")
-    masks, by_class = _run(truth, detected, "segm")
+    main, by_class = _run(truth, detected, scored)
     numbers = {f"box_{name}": value for name, value in boxes.items()}
-    numbers |= {f"mask_{name}": value for name, value in masks.items()}
+    numbers |= {f"{kind}_{name}": value for name, value in main.items()}
     if len(by_class) > 1:
-        numbers |= {f"mask_AP.{name}": value for name, value in by_class.items()}
+        numbers |= {f"{kind}_AP.{name}": value for name, value in by_class.items()}
     airports: dict[str, list[int]] = {}
     for image in coco["images"]:
         if (name := airport_of(image)) is not None:
             airports.setdefault(name, []).append(image["id"])
     for name in sorted(airports) if len(airports) > 1 else []:
-        part, _ = _run(truth, detected, "segm", airports[name])
-        numbers[f"mask_AP.airport.{name}"] = part["AP"]
+        part, _ = _run(truth, detected, scored, airports[name])
+        numbers[f"{kind}_AP.airport.{name}"] = part["AP"]
     return {name: value for name, value in numbers.items() if value >= 0}
 
 

@@ -51,7 +51,8 @@ def evaluate(
             for i in sheet.chosen(number):
                 sheet.add(*row(i))
             pixels = [_overlap(batch, predictions, tiles.ignore, i) for i in range(len(images))]
-            extremes.offer(batch.tile.tolist(), pixels, row)
+            if tiles.labels != "box":  # masks would be compared with diamonds
+                extremes.offer(batch.tile.tolist(), pixels, row)
     results = coco.gather(results, process)
     scores: dict[str, float] = {}
     if process.is_main:
@@ -65,7 +66,11 @@ def evaluate(
     return scores
 
 
-SCORING = Scoring(evaluate, "mask_AP", coco.DRAWN, coco.DEFINITION, coco.LABELS)
+def scoring(labels: str) -> Scoring:
+    """How a model is scored on labels of a kind, see `Tiles.labels`."""
+    kind = labels or "mask"
+    drawn = tuple(dict.fromkeys((f"{kind}_AP", f"{kind}_AP50", "box_AP")))
+    return Scoring(evaluate, f"{kind}_AP", drawn, coco.DEFINITION, coco.LABELS)
 
 
 def _row(batch: Batch, predictions: list, ignore: int, i: int) -> tuple[np.ndarray, ...]:

@@ -20,7 +20,7 @@ from common.engine import fit
 from common.predict.score import score_checkpoint
 from common.session import session
 from common.speedups import make_step, place
-from mask.evaluate import SCORING
+from mask.evaluate import scoring
 from mask.model import BACKBONES, MASK_ROIS, NAME, STRIDE, build_model, from_checkpoint, loss_fn
 from mask.targets import MAX_AIRCRAFT, training_views, warn_of_crowds
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse(argv)
     if args.test_only:
-        return score_checkpoint(args, NAME, from_checkpoint, SCORING)
+        return score_checkpoint(args, NAME, from_checkpoint, scoring(""))
 
     with session(args, NAME, STRIDE) as s:
         warn_of_crowds(s.batches, args.max_aircraft, s.process)
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
             groups, lr=args.lr, weight_decay=args.weight_decay, fused=True
         )
         s.start(model, optimizer)
-        fit(s, make_step(objective, s), training_views(args), SCORING)
+        fit(s, make_step(objective, s), training_views(args), scoring(s.args["labels"]))
 
 
 if __name__ == "__main__":

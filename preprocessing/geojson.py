@@ -10,7 +10,8 @@ Where objects overlap, the smaller one is on top.
 """
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path, PurePath
@@ -18,20 +19,17 @@ from pathlib import Path, PurePath
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from rasterio import Affine
-from rasterio.features import rasterize
 
 from common.cli import Parser, UserError, run
 from common.io.folders import names_in, rasters_in
 from common.io.look import Look, add_look_options, look_from
-from common.io.raster import open_scene
+from common.io.raster import Scene, open_scene
 from preprocessing.own_data import Destination, add_own_data_options, scene_names
-from preprocessing.shapes import Drawn, Shape, counted, in_pixels, read_labels
+from preprocessing.shapes import Drawn, Shape, counted, in_pixels, painted, read_labels
 from preprocessing.tiles import MAX_OBJECTS, Labels, Thing
 
 BLOCK = 16  # tiles along a side of the part of a scene that is in memory
 ELSEWHERE = "on no scene that was read"
-NO_CLASS = "without a class of up to 100 letters (regions to ignore)"
 
 
 @dataclass(frozen=True)
@@ -59,26 +57,31 @@ class Block:
             raise UserError(self.problem)
         return [self.path, self.labelled]
 
+    def placed(self, drawn: Drawn, scene: Scene) -> list[Shape]:
+        """The labels in pixels of the scene.
+
+        If it is not georeferenced, they are in pixels, as in our own maps of it.
+        """
+        return in_pixels(drawn.shapes, drawn.crs, scene) if scene.metres else drawn.shapes
+
     def labels(self) -> Labels:
-        """Paint the polygons: a pixel belongs to an object if its centre does."""
-        x, y, width, height = self.window
-        outlines = [
-            ({"type": "MultiPolygon", "coordinates": shape.polygons}, i)
-            for i, shape in enumerate(self.shapes, start=1)
-        ]
-        ids = np.zeros((height, width), np.uint8 if len(outlines) < 256 else np.uint16)
-        if outlines:
-            rasterize(outlines, out=ids, transform=Affine.translation(x, y))
+        """Paint the polygons."""
+        ids = painted(self.shapes, self.window)
         with open_scene(self.path, self.look) as scene:
             valid = None if scene.all_valid else scene.read(*self.window)[1]
             look = scene.record()
         if valid is not None:
             ids[~valid] = 0
-        shown = np.bincount(ids.ravel(), minlength=len(outlines) + 1)[1:].tolist()
+        shown = np.bincount(ids.ravel(), minlength=len(self.shapes) + 1)[1:].tolist()
+        x, y = self.window[:2]
         things = [
-            Thing(*self.classes[shape.name], max(n, round(shape.area)))
+            Thing(
+                *self.classes[shape.name],
+                max(n, round(shape.area)),
+                points=tuple((px - x, py - y) for px, py in shape.points),
+            )
             if shape.name
-            else Thing(1, "", n, NO_CLASS)
+            else Thing(1, "", n, shape.ignored)
             for shape, n in zip(self.shapes, shown, strict=True)
         ]
         return Labels(ids, things, valid, look)
@@ -122,19 +125,10 @@ def main(argv: list[str] | None = None) -> int:
             f"no polygon of {str(args.labels)!r} lies on {str(args.scenes)!r}; check the reference "
             "systems of both in QGIS."
         )
-    left_out: dict[str, list[str]] = defaultdict(list)
-    for labels in drawn.values():
-        for reason, features in labels.left_out.items():
-            left_out[reason] += features
-        left_out[ELSEWHERE] += [
-            f"feature {shape.number} of {labels.path.name!r}"
-            for shape in labels.shapes
-            if (labels.path, shape.number) not in placed
-        ]
     return to.tile(
         {split: [b for name in names for b in blocks[name]] for split, names in splits.items()},
         classes,
-        counted(left_out),
+        count_left_out(drawn.values(), parts),
     )
 
 
@@ -171,6 +165,21 @@ def _label_files(labels: Path, scenes: dict[str, Path]) -> dict[str, Path]:
     return files
 
 
+def count_left_out(drawn: Iterable[Drawn], parts: Iterable[Block]) -> Counter[str]:
+    """The numbers of features that are in no part of a scene, by the reason."""
+    placed = {(block.labelled, shape.number) for block in parts for shape in block.shapes}
+    left_out: dict[str, list[str]] = defaultdict(list)
+    for labels in drawn:
+        for reason, features in labels.left_out.items():
+            left_out[reason] += features
+        left_out[ELSEWHERE] += [
+            f"feature {shape.number} of {labels.path.name!r}"
+            for shape in labels.shapes
+            if (labels.path, shape.number) not in placed
+        ]
+    return counted(left_out)
+
+
 def cut_into_blocks(whole: Block, drawn: Drawn, tile: int, alone: bool = True) -> list[Block]:
     """The parts of a scene, each with the polygons that lie on it, in pixels of the scene.
 
@@ -193,8 +202,7 @@ def cut_into_blocks(whole: Block, drawn: Drawn, tile: int, alone: bool = True) -
         # The percentiles are those of the whole scene; a process with a part need not take them.
         limits = None if scene.limits is None else scene.limits.tolist()
         look = replace(whole.look, bands=scene.bands, stretch=None, limits=limits)
-        # If a scene is not georeferenced, its labels are in pixels, as in our own maps of it.
-        shapes = in_pixels(drawn.shapes, drawn.crs, scene) if scene.metres else drawn.shapes
+        shapes = whole.placed(drawn, scene)
     # As in COCO's files, what is ignored lies below all others.
     shapes = sorted(shapes, key=lambda shape: (shape.name != "", -shape.area))
     columns, rows = (_parts(length, BLOCK * tile) for length in (width, height))

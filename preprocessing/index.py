@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from common.cli import UserError
 from preprocessing.scene_tiles import read_record
-from preprocessing.tiles import MIN_PIXELS, OTHER_DATASET, Settings
+from preprocessing.tiles import KEYPOINTS, MIN_PIXELS, OTHER_DATASET, Settings
 
 
 class Tile(NamedTuple):
@@ -43,7 +43,8 @@ def write_index(
     info = {"description": "Tiles of aerial scenes", "min_pixels": MIN_PIXELS} | asdict(settings)
     info |= {"look": look} if look else {}
     info |= {"source": source} if source else {}
-    classes = [{"id": i, "name": name} for i, name in enumerate(categories, start=1)]
+    points = {"keypoints": KEYPOINTS} if settings.attribute != OTHER_DATASET else {}
+    classes = [{"id": i, "name": name} | points for i, name in enumerate(categories, start=1)]
     with (stage / "instances_tiled.json").open("w", encoding="utf-8") as file:
         file.write('{"info":' + _dump(info) + ',"images":[')
         file.writelines(_separated(_images(stage, tiles, airports, settings.tile_size)))

@@ -11,7 +11,7 @@ There is no official validation set, so whole airports are held out of `train/` 
 
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,9 +20,9 @@ import numpy as np
 
 from common.cli import Parser, UserError, run
 from preprocessing.splits import OUTPUTS, add_tiling_options, remove_tiles, tile_splits
-from preprocessing.tiles import Labels, Thing
+from preprocessing.tiles import CUT, KINDS, Labels, Thing, is_cut
 from rareplanes import attributes
-from rareplanes.scene import airport, read_scene, read_scene_image, scene_files, scene_stems
+from rareplanes.scene import Scene, airport, read_scene, read_scene_image, scene_files, scene_stems
 
 VAL_SHARE = 0.1
 SPLITS = ("train", "val", "test")
@@ -35,6 +35,7 @@ class RarePlanesScene:
     folder: Path
     stem: str
     attribute: str | None
+    kind: str = "mask"
 
     @property
     def airport(self) -> str:
@@ -45,9 +46,18 @@ class RarePlanesScene:
 
     def labels(self) -> Labels:
         scene = read_scene(self.folder, self.stem)
+        if self.kind != "mask":
+            scene = of_diamonds(scene)
+        size = scene.width, scene.height
         number = {name: i for i, name in enumerate(attributes.categories(self.attribute), start=1)}
         things = [
-            Thing(number[attributes.category(a.make, self.attribute)], a.make, a.pixels)
+            Thing(
+                number[attributes.category(a.make, self.attribute)],
+                a.make,
+                a.pixels,
+                CUT if self.kind != "mask" and is_cut(a.diamond or (), size) else "",
+                a.diamond or (),
+            )
             for a in scene.aircraft
         ]
         return Labels(scene.ids, things)
@@ -56,13 +66,30 @@ class RarePlanesScene:
         return read_scene_image(self.folder, self.stem, size)
 
 
+def of_diamonds(scene: Scene) -> Scene:
+    """The scene as the real half would be labelled: the diamonds of the aircraft that are seen."""
+    from preprocessing.shapes import Shape, painted  # rasterio takes half a second
+
+    seen = [aircraft for aircraft in scene.aircraft if aircraft.pixels]
+    points = {a: np.array(a.diamond) for a in seen if a.diamond}
+    if len(points) < len(seen):
+        raise UserError("it has an aircraft without four points; leave out --labels.")
+    shapes = {a: Shape("", [[corners[[0, 1, 2, 3, 0]]]]) for a, corners in points.items()}
+    seen.sort(key=lambda a: -shapes[a].area)  # of two the smaller is on top
+    ids = painted([shapes[a] for a in seen], (0, 0, scene.width, scene.height))
+    pixels = np.bincount(ids.ravel(), minlength=len(seen) + 1)[1:].tolist()
+    aircraft = [replace(a, pixels=n) for a, n in zip(seen, pixels, strict=True)]
+    return replace(scene, aircraft=aircraft, ids=ids)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse(argv)
     output = args.output_dir or args.path
     splits: dict[Path, list[RarePlanesScene]] = {}
     stale = []
     for name, folder in find_splits(args.path).items():
-        scenes = [RarePlanesScene(folder, stem, args.attribute) for stem in scene_stems(folder)]
+        of = args.attribute, args.labels
+        scenes = [RarePlanesScene(folder, stem, *of) for stem in scene_stems(folder)]
         if not scenes:
             raise UserError(f"there is no scene (*.png) in {str(folder / 'images')!r}.")
         held_out: list[str] = []
@@ -83,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         attributes.categories(args.attribute),
         args,
         args.attribute,
+        labels=args.labels,
     )
     if code == 0:
         for folder in stale:
@@ -152,6 +180,8 @@ def _parser() -> Parser:
         choices=attributes.ATTRIBUTES,
         help="what the classes are; by default there is one class, aircraft",
     )
+    help = "what the labels are; box and diamond as those of the real half (real.py)"
+    add("--labels", choices=KINDS, default="mask", help=help)
     add("--val-airports", nargs="+", metavar="NAME", help="airports to hold out of train/")
     add_tiling_options(parser)
     return parser

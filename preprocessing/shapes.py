@@ -3,16 +3,18 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
+from rasterio.features import rasterize
 from rasterio.warp import transform as reproject
 
 from common.cli import UserError
@@ -24,6 +26,7 @@ WEB_MERCATOR_RADIUS = 6_378_137.0  # metres (EPSG:3857)
 EMPTY = "without a geometry"
 OTHER = "that are no Polygon or MultiPolygon"
 INVALID = "with an invalid outline"
+NO_CLASS = "without a class of up to 100 letters (regions to ignore)"
 
 Polygon = list[np.ndarray]
 """An outer ring and its holes, float [N,2] each."""
@@ -38,6 +41,12 @@ class Shape:
     polygons: list[Polygon]
     number: int = 0
     """Of the feature in the file."""
+    properties: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Of the feature."""
+    ignored: str = NO_CLASS
+    """Why it is ignored, if it has no name."""
+    points: tuple[tuple[float, float], ...] = ()
+    """As those of `tiles.Thing`."""
 
     @cached_property
     def box(self) -> tuple[float, float, float, float]:
@@ -92,7 +101,7 @@ def read_labels(path: Path, class_property: str | None) -> Drawn:
         values = values if isinstance(values, dict) else {}
         properties.update(values)
         name = class_name(values.get(class_property)) if class_property else "aircraft"
-        shapes.append(Shape(name or "", polygons, number))
+        shapes.append(Shape(name or "", polygons, number, values))
     if features and not shapes:
         reasons = ", ".join(f"{n} {reason}" for reason, n in counted(left_out).items())
         raise UserError(f"{str(path)!r} has no valid polygon: of its features are {reasons}.")
@@ -145,6 +154,22 @@ def in_pixels(shapes: list[Shape], crs: CRS, scene: Scene) -> list[Shape]:
         for shape in shapes
     ]
     return [shape for shape in moved if np.isfinite((*shape.box, shape.area)).all()]
+
+
+def painted(shapes: list[Shape], window: tuple[int, int, int, int]) -> np.ndarray:
+    """`[height,width]` of a window (x, y, width, height): k where the k-th shape is, 0 elsewhere.
+
+    A pixel belongs to a shape if its centre does; of several, to the last one.
+    """
+    x, y, width, height = window
+    outlines = [
+        ({"type": "MultiPolygon", "coordinates": shape.polygons}, i)
+        for i, shape in enumerate(shapes, start=1)
+    ]
+    ids = np.zeros((height, width), np.uint8 if len(outlines) < 256 else np.uint16)
+    if outlines:
+        rasterize(outlines, out=ids, transform=Affine.translation(x, y))
+    return ids
 
 
 def _crs_to_pixels(transform: Any, x: Any, y: Any) -> tuple[Any, Any]:

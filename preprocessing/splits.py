@@ -95,6 +95,7 @@ def tile_splits(
     attribute: str | None = None,
     source: list[str] | None = None,
     left_out: LeftOut | None = None,
+    labels: str = "mask",
 ) -> int:
     """Tile the scenes of each split (a folder) into `OUTPUTS` in that folder.
 
@@ -109,6 +110,7 @@ def tile_splits(
         source: Where the scenes come from, if not from RarePlanes; tiles of another source are not
             replaced.
         left_out: What the caller has left out of `splits`.
+        labels: As in `Settings`.
 
     Returns:
         0; 1 if a scene could not be read and so nothing was changed; 130 after Ctrl-C.
@@ -124,6 +126,7 @@ def tile_splits(
         attribute=attribute,
         seed=args.seed,
         png_level=args.png_level,
+        labels=labels,
     )
     total = sum(map(len, splits.values()))
     for folder in splits:

@@ -19,6 +19,12 @@ ALL = 100.0
 MAX_NAME = 200  # bytes: leaves room for `_tile_999_mask.png` and the ending of a temporary file
 MAX_OBJECTS = (1 << 16) - 2  # of a scene, or of a part that is cut alone
 
+KINDS = ("box", "diamond", "mask")
+"""What the labels of a split are. Of the first two the diamonds between the four points of each
+aircraft are painted; with `box` only the boxes around them are scored."""
+KEYPOINTS = ("nose", "left_wing", "tail", "right_wing")
+CUT = "cut by a border (regions to ignore)"
+
 OTHER_DATASET = "category"
 """`Settings.attribute` if the scenes are not RarePlanes': the classes come with their labels."""
 
@@ -34,6 +40,8 @@ class Settings:
     """RarePlanes' attribute whose values are the classes, None for one class, or `OTHER_DATASET`"""
     seed: int = 0
     png_level: int = 1
+    labels: str = "mask"
+    """One of `KINDS`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,8 @@ class Thing:
     """Number of its pixels in the scene."""
     ignored: str = ""
     """Why it is ignored everywhere, such as a crowd; empty for an aircraft."""
+    points: tuple[tuple[float, float], ...] = ()
+    """Where its `KEYPOINTS` are in the scene, pixels from the top left corner; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +144,8 @@ def cut(labels: Labels, settings: Settings) -> Iterator[tuple[dict[str, Any], np
             around = ((0, padded[1]), (0, padded[0]))
             part, known = np.pad(part, around), np.pad(known, around)
         mask, annotations = _label(part, things, least)
+        for annotation in annotations:
+            annotation |= _keypoints(things[annotation["object"] - 1].points, x, y, size)
         tile = {"x": x, "y": y, "padded": padded, "annotations": annotations}
         if known is not None:
             mask[~known] = ignore_value(mask.dtype)
@@ -173,6 +185,21 @@ def _label(
             }
         )
     return mask, annotations
+
+
+def _keypoints(
+    points: tuple[tuple[float, float], ...], x: int, y: int, size: int
+) -> dict[str, Any]:
+    """The points as COCO's `keypoints` of the tile at x, y; a 2 follows those in it, a 1 others."""
+    moved = [(round(px - x, 2), round(py - y, 2)) for px, py in points]
+    flags = [1 + (0 <= px <= size and 0 <= py <= size) for px, py in moved]
+    flat = [value for (px, py), flag in zip(moved, flags, strict=True) for value in (px, py, flag)]
+    return {"keypoints": flat, "num_keypoints": len(points)} if points else {}
+
+
+def is_cut(points: Iterable[Iterable[float]], size: tuple[int, int]) -> bool:
+    """Whether a point (x, y) lies beyond the border of a scene of this (width, height)."""
+    return any(not (0 <= x <= size[0] and 0 <= y <= size[1]) for x, y in points)
 
 
 def not_shown(things: list[Thing], tiles: Iterable[dict[str, Any]]) -> dict[str, int]:

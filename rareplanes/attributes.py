@@ -38,6 +38,15 @@ ROLES = (
 )
 
 
+# Further values, which only the real half has. They come last, so that the others keep their ids.
+REAL = {
+    "num_engines": ("0",),
+    "num_tail_fins": ("0", "3"),
+    "wing_type": ("delta", "variable swept"),
+}
+REAL |= {"propulsion": ("unpowered",), "canards": ("yes",)}
+
+
 @cache
 def makes() -> dict[str, dict[str, str]]:
     """The facts of each make, by its name."""
@@ -48,14 +57,16 @@ def makes() -> dict[str, dict[str, str]]:
 def categories(attribute: str | None) -> list[str]:
     """Names of the classes that an attribute divides aircraft into; None: one class, `aircraft`.
 
-    The list depends on the table alone, so class ids are the same for every split and every run.
-    Roles are in the dataset's order, all others sorted.
+    The list depends on no scene, so class ids are the same for every split, every run and both
+    halves. Roles are in the dataset's order. All others are those of the table, sorted, and then
+    those of the real half.
     """
     if attribute is None:
         return ["aircraft"]
     if attribute == "role":
         return list(ROLES)
-    return sorted({facts[attribute] for facts in makes().values()})
+    values = sorted({facts[attribute] for facts in makes().values()})
+    return values + [value for value in REAL.get(attribute, ()) if value not in values]
 
 
 def category(make: str, attribute: str | None) -> str:

@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import boto3
 import botocore.session
@@ -27,12 +27,9 @@ from tqdm import tqdm
 from common.cli import UserError
 from common.io.files import whole_file
 
-BUCKET, REGION, PREFIX = "rareplanes-public", "us-west-2", "synthetic"
+BUCKET, REGION = "rareplanes-public", "us-west-2"
 PARTS = {"images": ".png", "masks": "_mask.png", "xmls": ".xml"}  # folder: what follows the stem
-
-# The stem becomes a path on this machine: letters, digits, _ and - cannot leave the folder.
-STEM = re.compile(r"(?=.{1,150}\Z)[A-Za-z0-9][A-Za-z0-9_-]*_Airport_[A-Za-z0-9_-]+")
-MAX_BYTES = 1 << 30  # of an object; an image has 3 MB on average
+MAX_BYTES = 1 << 34  # of an object; a rendered image has 3 MB, a real scene some hundred
 MAX_KEYS = 1_000_000  # in a folder; there are 45,000 scenes
 
 TIMEOUT_S = 10.0  # to connect, and between two packets
@@ -50,6 +47,24 @@ class DamagedError(Exception):
 TRANSIENT = (DamagedError, BotoCoreError, ClientError, urllib3.exceptions.HTTPError)
 
 
+class Half(NamedTuple):
+    """One half of the data set: its folder, its parts as in `PARTS`, and the stems of its scenes.
+
+    A stem becomes a path on this machine: letters, digits, _ and - cannot leave the folder.
+    """
+
+    prefix: str
+    parts: dict[str, str]
+    stem: re.Pattern[str]
+
+
+AIRPORT = "_Airport_"
+RENDERED_STEM = re.compile(rf"(?=.{{1,150}}\Z)[A-Za-z0-9][A-Za-z0-9_-]*{AIRPORT}[A-Za-z0-9_-]+")
+RENDERED = Half("synthetic", PARTS, RENDERED_STEM)
+REAL_PARTS = {"PS-RGB_cog": ".tif", "geojson_aircraft": ".geojson"}
+REAL = Half("real", REAL_PARTS, re.compile(r"[0-9]{1,6}_[0-9A-Za-z-]{1,60}"))  # location, catalogue
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
     key: str
@@ -63,11 +78,12 @@ class RemoteFile:
 class RemoteScene:
     split: str
     stem: str
-    files: tuple[RemoteFile, ...]  # image, mask, xml
+    files: tuple[RemoteFile, ...]  # in the order of the half's parts
 
     @property
     def airport(self) -> str:
-        return self.stem.partition("_Airport_")[0]
+        """The airport; of a real scene, the number of its location."""
+        return self.stem.partition(AIRPORT if AIRPORT in self.stem else "_")[0]
 
 
 def make_client(endpoint_url: str | None, connections: int) -> Any:
@@ -136,19 +152,21 @@ class Bucket:
                 break
         raise CancelledError
 
-    def list_scenes(self, splits: Iterable[str]) -> tuple[list[RemoteScene], list[str]]:
+    def list_scenes(
+        self, splits: Iterable[str], half: Half = RENDERED
+    ) -> tuple[list[RemoteScene], list[str]]:
         """The complete scenes of `splits`, and what else is there: incomplete scenes, other keys.
 
         Raises:
             UserError: The bucket does not answer, refuses to be listed, or is not RarePlanes'.
         """
-        folders = [(split, part) for split in splits for part in PARTS]
-        jobs = [self.pool.submit(self.persist, self._list_folder, *folder) for folder in folders]
+        folders = [(split, part) for split in splits for part in half.parts]
+        jobs = [self.pool.submit(self.persist, self._list_folder, half, *f) for f in folders]
         try:
             listed = [job.result() for job in jobs]
         except (*TRANSIENT, ValueError, KeyError) as error:  # boto3: an invalid size, a missing key
             raise UserError(
-                f"cannot list s3://{BUCKET}/{PREFIX}/ at {self.client.meta.endpoint_url!r} "
+                f"cannot list s3://{BUCKET}/{half.prefix}/ at {self.client.meta.endpoint_url!r} "
                 f"({reason(error)}): check the network, or name a mirror with --endpoint-url."
             ) from error
         by_scene: dict[tuple[str, str], dict[str, RemoteFile]] = defaultdict(dict)
@@ -157,25 +175,27 @@ class Bucket:
                 by_scene[split, stem][part] = file
         scenes, others = [], []
         for (split, stem), parts in sorted(by_scene.items()):
-            if missing := [part for part in PARTS if part not in parts]:
+            if missing := [part for part in half.parts if part not in parts]:
                 others.append(f"{split}/{stem} (without {', '.join(missing)})")
             else:
-                scenes.append(RemoteScene(split, stem, tuple(parts[part] for part in PARTS)))
+                scenes.append(RemoteScene(split, stem, tuple(parts[p] for p in half.parts)))
         return scenes, others + [ascii(key) for _, keys in listed for key in keys]
 
-    def _list_folder(self, split: str, part: str) -> tuple[dict[str, RemoteFile], list[str]]:
-        folder, ending = f"{PREFIX}/{split}/{part}/", PARTS[part]
+    def _list_folder(
+        self, half: Half, split: str, part: str
+    ) -> tuple[dict[str, RemoteFile], list[str]]:
+        folder, ending = f"{half.prefix}/{split}/{part}/", half.parts[part]
         files: dict[str, RemoteFile] = {}
         other_keys: list[str] = []
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=folder)
         for item in (item for page in pages for item in page.get("Contents", ())):
             key, size = item["Key"], item.get("Size", 0)
             stem = key[len(folder) : -len(ending)]
-            fits = key == folder + stem + ending and STEM.fullmatch(stem)
+            fits = key == folder + stem + ending and half.stem.fullmatch(stem)
             if fits and 0 <= size <= MAX_BYTES:
                 etag = re.sub(r"[^0-9a-z-]", "", item.get("ETag", ""))
                 modified = int(item["LastModified"].timestamp())
-                path = f"{split}/{part}/{stem}{ending}"
+                path = key.removeprefix("synthetic/")
                 files[stem] = RemoteFile(key, path, size, etag, modified)
             elif key != folder:  # S3's console makes a folder by an empty object
                 other_keys.append(key)

@@ -1,8 +1,9 @@
-"""Download RarePlanes' synthetic half: scenes of 1920×1080 with a mask and an XML each.
+"""Download RarePlanes: the rendered half (image, mask, XML), or the real one (GeoTIFF, GeoJSON).
 
     python rareplanes/download.py -n 100            # 100 scenes per split, from all airports
     python rareplanes/download.py -n 100 --dry-run  # what would be downloaded, and how much
     python rareplanes/download.py --all -s test -o /scratch/rareplanes
+    python rareplanes/download.py --real --dry-run  # the satellite scenes, into data/real
 
 The bucket is public: no account is needed and no credentials are used. To continue after a stop,
 run the same command again; nothing is downloaded twice. The data set is CC BY-SA 4.0: Shermeyer,
@@ -38,13 +39,14 @@ GIVE_UP_AFTER = 24  # failed files in a row, each after all its retries: the buc
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    amount = parser.add_mutually_exclusive_group(required=True).add_argument
+    amount = parser.add_mutually_exclusive_group().add_argument
     add("-o", "--output-path", type=Path, default=Path("data"), help="dataset root to fill")
     amount("-n", "--limit", type=positive, metavar="N", help="scenes per split, from all airports")
     amount("-a", "--all", action="store_true", help="every scene: about 150 GB of images and masks")
+    add("--real", action="store_true", help="the real half, into real/; all of it without -n")
     splits = (*SPLITS, "all")
     add("-s", "--split", "--data-split", choices=splits, default="all", help="which split")
-    add("--airports", nargs="+", metavar="NAME", help="only these airports")
+    add("--airports", nargs="+", metavar="NAME", help="only these airports (locations)")
     add("--seed", type=seeds, default=0, help="which scenes -n picks")
     add("-j", "--workers", type=processes, default=16, help="files downloaded in parallel")
     retries = number(int, 0, 1000)
@@ -52,7 +54,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--verify", action="store_true", help="also read every existing file and check its content")
     add("--dry-run", action="store_true", help="list what would be downloaded; write nothing")
     add("--endpoint-url", metavar="URL", help="of an S3-compatible mirror")
-    return parser.parse(argv)
+    args = parser.parse(argv)
+    if not (args.real or args.all or args.limit):
+        parser.error("one of the arguments -n/--limit -a/--all is required, or --real.")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,9 +73,10 @@ def download(args: argparse.Namespace) -> int:
     root: Path = args.output_path
     on_disk = existing_parent(root)
     splits = SPLITS if args.split == "all" else (args.split,)
+    half = bucket.REAL if args.real else bucket.RENDERED
     with Bucket(args.endpoint_url, args.workers, args.retries) as remote:
-        print(f"listing s3://{bucket.BUCKET}/{bucket.PREFIX}/ …", flush=True)
-        listed, others = remote.list_scenes(splits)
+        print(f"listing s3://{bucket.BUCKET}/{half.prefix}/ …", flush=True)
+        listed, others = remote.list_scenes(splits, half)
         if others:
             names = "; ".join(others[:10]) + ("; …" if len(others) > 10 else "")
             print(f"skipped {len(others)} incomplete scenes and other keys: {names}")
@@ -118,7 +124,7 @@ def pick(
     """The scenes to download: of each split and these airports, the first `limit`."""
     if not scenes:
         raise UserError(
-            f"s3://{bucket.BUCKET}/{bucket.PREFIX}/ lists no complete scene: check --endpoint-url."
+            f"s3://{bucket.BUCKET}/ lists no complete scene of this half: check --endpoint-url."
         )
     known = sorted({scene.airport for scene in scenes})
     for name in airports or ():

@@ -134,6 +134,28 @@ def test_one_split_and_some_airports(s3, tmp_path, flag):
     }
 
 
+def test_the_real_half_comes_whole_into_a_folder_of_its_own(s3, tmp_path, capsys):
+    """Scenes and labels by split; a scene without labels and tiles of others are not fetched."""
+    rng, wanted = random.Random(0), {}
+    for split in ("train", "test"):
+        for stem in ("7_104001000896F900", "45_10400100202A2200", "45_1040010041354E00"):
+            for part, ending in bucket.REAL.parts.items():
+                wanted[f"real/{split}/{part}/{stem}{ending}"] = rng.randbytes(500)
+    s3.objects |= wanted
+    s3.objects["real/train/PS-RGB_cog/8_1040010041354E00.tif"] = b"without labels"
+    s3.objects["real/train/PS-RGB_tiled/7_104001000896F900_tile_1.png"] = b"a tile"
+    assert download(s3, tmp_path / "data", "--real", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "6 scenes, 12 files, 0.0 MB" in said
+    assert re.search(r"^45 +2 +2$", said, re.MULTILINE)
+    assert not (tmp_path / "data").exists()
+    assert download(s3, tmp_path / "data", "--real") == 0
+    assert tree(tmp_path / "data") == wanted
+    sent = s3.object_bytes
+    assert download(s3, tmp_path / "data", "--real", "-n", "1", "-s", "train") == 0
+    assert s3.object_bytes == sent
+
+
 # Which scenes are chosen
 
 

@@ -162,7 +162,7 @@ def test_command_tiles_every_pixel_right(tmp_path, capsys, tile):
     for split in ("train", "val", "test"):
         coco, tiles = check_tiles(out / split, made, tile)
         stems += sorted({entry["scene"] for entry, *_ in tiles})
-        assert coco["categories"] == [{"id": 1, "name": "aircraft"}]
+        assert [(c["id"], c["name"]) for c in coco["categories"]] == [(1, "aircraft")]
         # With all negatives kept, the tiles cover each scene.
         for stem in {entry["scene"] for entry, *_ in tiles}:
             seen = np.zeros(made[stem][0].shape, bool)

@@ -10,7 +10,7 @@ from torch import nn
 
 from common import args as arguments
 from common.cli import UserError
-from common.data import Tiles, other_classes
+from common.data import Tiles, check_same
 from common.distributed import pick_device, process_group
 from common.loader import loader_deaths, scoring_loader
 from common.run import checkpoint, heartbeat, machine, report, resume
@@ -36,7 +36,9 @@ def score_checkpoint(
     arguments.check_speedups(args, pick_device(args.device))
     saved = checkpoint.load(args.resume, model_name)
     split, folder = args.test_only, args.resume.parent
-    tiles = scoring_split(args.data_path, split, saved["classes"])
+    labels = str(saved["args"].get("labels", ""))[:20] or "mask"
+    boxes = "box_AP" in scoring.drawn
+    tiles = scoring_split(args.data_path, split, saved["classes"], labels, boxes)
     with (
         process_group(args.device, timeout_seconds=args.dist_timeout) as process,
         heartbeat.watched(process, args.dist_timeout, lambda: 0),
@@ -60,17 +62,19 @@ def score_checkpoint(
             process.print(f"wrote {split}_scores.json and {split}_sheet.jpg into {str(folder)!r}")
 
 
-def scoring_split(root: Path, split: str, classes: list[str]) -> Tiles:
-    """The tiles of `root/split`, which must have the classes a model was trained on.
+def scoring_split(
+    root: Path, split: str, classes: list[str], labels: str = "", boxes: bool = False
+) -> Tiles:
+    """The tiles of `root/split`, which must have the classes and the labels of a model.
 
-    If both have a single class, it may have another name in the tiles, which a line says.
+    If both have a single class, it may have another name in the tiles, which a line says. A model
+    that finds `boxes` can be scored on box labels, whatever it was trained on.
     """
     tiles = Tiles(root / split)
-    if tiles.classes == classes:
-        return tiles
-    if len(tiles.classes) != 2 or len(classes) != 2:
-        raise other_classes("the checkpoint", classes, tiles.folder, tiles.classes)
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"{tiles.classes[1]!r} of {str(tiles.folder)!r} is scored as {classes[1]!r}")
-    tiles.classes = classes
+    if len(tiles.classes) == len(classes) == 2 and tiles.classes != classes:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"{tiles.classes[1]!r} of {str(tiles.folder)!r} is scored as {classes[1]!r}")
+        tiles.classes = classes
+    kind = labels if boxes and tiles.labels == "box" else tiles.labels
+    check_same("the checkpoint", classes, labels, tiles.folder, tiles.classes, kind)
     return tiles
