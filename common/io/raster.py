@@ -45,6 +45,9 @@ DRIVERS = {
     b"\xffO\xffQ": "JP2OpenJPEG",
 }
 RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+# Stands for pixels that are not valid: ImageNet's mean, which every network sees as zeros. A black
+# rim has an edge that networks take for aircraft.
+NEUTRAL = (124, 116, 104)
 GDAL = {
     "GDAL_CACHEMAX": 256 << 20,  # bytes; the default is a share of the machine's memory
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
@@ -121,7 +124,7 @@ class Scene:
     def read(self, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray | None]:
         """RGB of a part of the scene, uint8 [height,width,3], and which pixels are valid.
 
-        The second is bool [height,width], or None if all are. Invalid pixels are black.
+        The second is bool [height,width], or None if all are. Invalid pixels are `NEUTRAL`.
 
         Raises:
             UserError: The file is damaged or cut short.
@@ -141,7 +144,7 @@ class Scene:
         if valid is not None and valid.all():
             valid = None
         if valid is not None:
-            pixels[~valid] = 0
+            pixels[~valid] = NEUTRAL
         return pixels, valid
 
     def _values(
