@@ -109,9 +109,9 @@ def predict_scene(
         for instance in instances:
             features.add(instance)
             crops.add(instance)
-    small = [reduced(instance, picture.factor) for instance in instances]
-    save(outline(picture.image(), small), args.prediction_dir / entry["overlay"])
-    crops.write(scene, args.prediction_dir / f"{name}_crops.jpg")
+        small = [reduced(instance, picture.factor) for instance in instances]
+        save(outline(picture.image(), small), args.prediction_dir / entry["overlay"])
+        crops.write(scene, args.prediction_dir / f"{name}_crops.jpg")
     return entry, instances
 
 

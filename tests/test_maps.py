@@ -121,9 +121,9 @@ def red_or_green(crops):
     return torch.nn.functional.one_hot(kind, 3).permute(0, 3, 1, 2) * 0.7 + 0.1
 
 
-def predict(monkeypatch, source, target, *more):
+def predict(monkeypatch, source, target, *more, network=red_or_green):
     """Run what every semantic inference.py runs, and return its report by the scene's name."""
-    monkeypatch.setattr(semantic, "load_network", lambda *_: (red_or_green, CLASSES))
+    monkeypatch.setattr(semantic, "load_network", lambda *_: (network, CLASSES))
     words = ["model", source, target, "--window", 64, *more]
     args = semantic.semantic_parser("").parse(list(map(str, words)))
     semantic.predict_folder(args, "", None, None)
@@ -273,17 +273,74 @@ def test_the_readme_draws_a_map_over_its_scene(monkeypatch, tmp_path):
     assert 0.001 < yellow.mean() < 0.1
 
 
-def test_invalid_pixels_are_ground_in_every_output(monkeypatch, tmp_path):
+def test_pixels_without_data_are_known_in_every_output(monkeypatch, tmp_path):
     values = np.concatenate([scene_of(SHAPES), np.full((1, 230, 310), 255, np.uint8)])
     values[3, :, :60] = 0
     values[0, :, :60] = 200  # red under the transparency
     path = raster(tmp_path / "a.tif", values, colours=["red", "green", "blue", "alpha"])
     predict(monkeypatch, path, tmp_path / "out", "--confidence")
     with rasterio.open(tmp_path / "out/a_mask.tif") as mask:
-        assert not mask.read(1)[:, :60].any()
+        assert (mask.read(1)[:, :60] == mask.nodata).all()
+        assert mask.read(1)[:, 60:].max() == 2
     with rasterio.open(tmp_path / "out/a_confidence.tif") as confidence:
-        assert not confidence.read(1)[:, :60].any()
+        assert (confidence.read(1)[:, :60] == confidence.nodata).all()
         assert confidence.read(1)[:, 60:].all()
+
+
+def edges(crops):
+    """Probabilities of ground and of aircraft, which are at every hard edge."""
+    jumps = torch.zeros(crops.shape[:3], dtype=torch.bool)
+    jumps[:, 1:] |= (crops[:, 1:].float() - crops[:, :-1].float()).abs().amax(3) > 60
+    jumps = torch.nn.functional.pad(jumps, (0, 64 - crops.shape[2], 0, 64 - crops.shape[1]))
+    return torch.nn.functional.one_hot(jumps.long(), 3).permute(0, 3, 1, 2) * 0.7 + 0.1
+
+
+@pytest.mark.parametrize("kind", ["alpha", "nodata", "nan", "mask"])
+def test_a_rim_of_pixels_without_data_is_no_aircraft(monkeypatch, tmp_path, kind):
+    """A black one has an edge that networks take for aircraft, along the whole rim."""
+    values = np.random.default_rng(0).integers(90, 150, (3, 200, 150)).astype(np.float32)
+    values[:, 120:] = np.nan if kind == "nan" else 0
+    values = values if kind == "nan" else values.astype(np.uint8)
+    more = {"nodata": 0} if kind == "nodata" else {}
+    if kind == "alpha":
+        values = np.concatenate([values, np.where(values[:1], 255, 0).astype(np.uint8)])
+        more = {"colours": ["red", "green", "blue", "alpha"]}
+    path = raster(tmp_path / "a.tif", values, **more)
+    if kind == "mask":
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+            file.write_mask(values[0] > 0)
+    predict(monkeypatch, path, tmp_path / "out", "--range", 0, 255, network=edges)
+    with rasterio.open(tmp_path / "out/a_mask.tif") as mask:
+        assert (mask.read(1)[120:] == 255).all()
+        assert not mask.read(1)[:120].any()
+
+
+def test_a_mask_is_as_a_gis_wants_it(monkeypatch, tmp_path):
+    """The ground is transparent, no data is no value, and the file says what is what."""
+    values = scene_of(SHAPES)
+    values[:, :, :20] = 0
+    crs, matrix = PLACES["utm"]
+    path = raster(tmp_path / "a.tif", values, nodata=0, crs=crs, transform=matrix)
+    predict(monkeypatch, path, tmp_path / "out")
+    with rasterio.open(tmp_path / "out/a_mask.tif") as file:
+        ids, alpha = file.read()
+        assert file.nodata == 255
+        assert [c.name for c in file.colorinterp] == ["palette", "alpha"]
+        assert np.array_equal(alpha > 0, (ids > 0) & (ids < 255))
+        assert file.descriptions[0] == "0 ground, 1 aircraft, 2 ship, 255 no data"
+        assert file.tags()["MODEL"] == "model"
+        assert re.fullmatch(r"20\d\d:\d\d:\d\d [\d:]{8}", file.tags()["TIFFTAG_DATETIME"])
+        assert file.overviews(1) == file.overviews(2)
+
+
+@pytest.mark.parametrize("find", ["predict", "find_all"])
+def test_the_map_appears_when_the_scene_is_complete(monkeypatch, tmp_path, find):
+    path = raster(tmp_path / "a.png", scene_of(SHAPES) // 100, "PNG")
+    for module in (semantic, inference):
+        monkeypatch.setattr(module, "save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        globals()[find](monkeypatch, path, tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} <= {"a_mask.png"}
 
 
 def test_one_bad_scene_does_not_stop_the_others(monkeypatch, tmp_path):

@@ -4,23 +4,25 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import cv2
 import numpy as np
 import rasterio
 from rasterio import features
+from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.shutil import copy as copy_raster
 from rasterio.warp import transform as reproject
 from rasterio.windows import Window
 
 from common.cli import UserError
-from common.io.files import whole_file
+from common.io.files import temporary_name, whole_file
 from common.io.pictures import colour
 from common.io.raster import Scene, pixels_to_crs
+from common.io.tiles import IGNORE
 from common.predict.regions import Region
 
 Polygon = list[np.ndarray]
@@ -31,44 +33,59 @@ COG = {"compress": "deflate", "blocksize": BLOCK, "bigtiff": "if_safer"}
 
 @contextmanager
 def raster_file(
-    path: Path, scene: Scene, dtype: str
+    path: Path, scene: Scene, model: str, classes: list[str] | None = None
 ) -> Iterator[Callable[[int, np.ndarray], None]]:
     """A raster of the scene's size and georeference, written from the top down.
 
-    `.tif` is a cloud-optimised GeoTIFF, `.png` a PNG. uint8 are class ids and get the palette;
-    float32 are probabilities. The file gets its name when the block succeeds.
+    `.tif` is a cloud-optimised GeoTIFF, `.png` a PNG. With `classes` the values are uint8, class
+    ids, or `IGNORE` where the scene has no data; a GeoTIFF's second band hides the ground. Without,
+    they are float32, probabilities, or 0. The file gets its name when the block succeeds.
+
+    Args:
+        model: What the tags of a GeoTIFF name as its source.
+        classes: Names by class id.
 
     Yields:
         write(y, band [n,W]).
     """
-    with TemporaryDirectory(prefix=".", suffix=".tmp", dir=path.parent) as folder:
-        tiled, finished = Path(folder, "tiled"), Path(folder, "finished")
-        # In blocks like the COG's: copying from blocks of single rows takes 9 times as long.
-        profile = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
-        profile |= {"dtype": dtype, "count": 1, "compress": "deflate", "zlevel": 1}
-        profile |= {"width": scene.width, "height": scene.height, "bigtiff": "if_safer"}
-        profile |= {"crs": scene.crs, "transform": scene.transform}
-        try:
+    tiled = temporary_name(path.with_suffix(".tiled"))
+    bands = 2 if classes and path.suffix == ".tif" else 1
+    # In blocks like the COG's: copying from blocks of single rows takes 9 times as long.
+    profile = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
+    profile |= {"dtype": "uint8" if classes else "float32", "compress": "deflate", "zlevel": 1}
+    profile |= {"count": bands, "nodata": IGNORE if classes else 0, "bigtiff": "if_safer"}
+    profile |= {"width": scene.width, "height": scene.height}
+    profile |= {"crs": scene.crs, "transform": scene.transform}
+    profile |= {"photometric": "palette"} if classes else {}
+    how = {"driver": "COG", "resampling": "nearest", **COG}
+    if path.suffix == ".png":
+        how = {"driver": "PNG", "zlevel": 4}
+    elif not classes:
+        how |= {"resampling": "average", "predictor": "yes"}
+    try:
+        with whole_file(path) as finished:
             with rasterio.open(tiled, "w", **profile) as file:
-                if dtype == "uint8":
+                date = datetime.now(UTC).strftime("%Y:%m:%d %H:%M:%S")
+                file.update_tags(MODEL=model, TIFFTAG_DATETIME=date)
+                if classes:
                     file.write_colormap(1, {i: colour(i) for i in range(256)})
+                    file.colorinterp = [ColorInterp.palette, ColorInterp.alpha][:bands]
+                    names = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
+                    file.set_band_description(1, f"{names}, {IGNORE} no data")
 
                 def write(y: int, band: np.ndarray) -> None:
-                    file.write(band, 1, window=Window(0, y, scene.width, len(band)))
+                    shown = ((band > 0) & (band < IGNORE)) * np.uint8(255)
+                    window = Window(0, y, scene.width, len(band))
+                    file.write(np.stack([band, shown][:bands]), window=window)
 
                 yield write
-            if path.suffix == ".png":
-                copy_raster(tiled, finished, driver="PNG", zlevel=4)
-            else:
-                smooth = "average" if dtype == "float32" else "nearest"
-                predictor = "yes" if dtype == "float32" else "no"
-                how = {"driver": "COG", "resampling": smooth, "predictor": predictor}
-                copy_raster(tiled, finished, **how, **COG)
-        except RasterioError as error:
-            raise UserError(
-                f"{str(path)!r} could not be written ({error}); is the disk full?"
-            ) from None
-        finished.replace(path)
+            copy_raster(tiled, finished.name, **how)
+    except RasterioError as error:
+        raise UserError(
+            f"{str(path)!r} could not be written ({error}); is the disk full?"
+        ) from None
+    finally:
+        tiled.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from common.cli import Parser
 from common.io.pictures import paint, save
 from common.io.raster import Scene, no_valid_pixel
+from common.io.tiles import IGNORE
 from common.predict.folder import inference_parser, predicted_scenes
 from common.predict.maps import Features, feature_file, raster_file
 from common.predict.network import load_network
@@ -88,29 +89,33 @@ def predict_scene(
     crops = Crops(args.crops, lambda region: region.area)
     described: list[tuple[int, str]] = []
     any_valid = False
-    with ExitStack() as files:
-        write_mask = files.enter_context(raster_file(folder / entry["mask"], scene, "uint8"))
-        if args.confidence:
-            path = folder / f"{name}_confidence.tif"
-            write_confidence = files.enter_context(raster_file(path, scene, "float32"))
-        features = files.enter_context(feature_file(folder / f"{name}.geojson", scene, classes))
-        regions = Regions(args.min_area)
-        tiling = Tiling(args.window, args.overlap, args.batch_size)
-        for band in blend(scene, network, tiling):
-            mask, confidence = likeliest(band)
-            any_valid |= band.valid is None or bool(band.valid.any())
-            write_mask(band.y, mask)
+    with feature_file(folder / f"{name}.geojson", scene, classes) as features:
+        with ExitStack() as files:
+            model = args.model.name
+            path = folder / entry["mask"]
+            write_mask = files.enter_context(raster_file(path, scene, model, classes))
             if args.confidence:
-                write_confidence(band.y, confidence)
-            picture.add(band.pixels)
-            painted.add(mask)
-            ended = regions.add(band.y, mask, confidence)
-            described += _add(ended, features, crops, classes)
-        described += _add(regions.end(), features, crops, classes)
-        if not any_valid:
-            raise no_valid_pixel(scene.path)
-    save(paint(picture.image(), painted.image()), folder / entry["overlay"])
-    crops.write(scene, folder / f"{name}_crops.jpg")
+                path = folder / f"{name}_confidence.tif"
+                write_confidence = files.enter_context(raster_file(path, scene, model))
+            regions = Regions(args.min_area)
+            tiling = Tiling(args.window, args.overlap, args.batch_size)
+            for band in blend(scene, network, tiling):
+                mask, confidence = likeliest(band)
+                any_valid |= band.valid is None or bool(band.valid.any())
+                write_mask(
+                    band.y, mask if band.valid is None else np.where(band.valid, mask, IGNORE)
+                )
+                if args.confidence:
+                    write_confidence(band.y, confidence)
+                picture.add(band.pixels)
+                painted.add(mask)
+                ended = regions.add(band.y, mask, confidence)
+                described += _add(ended, features, crops, classes)
+            described += _add(regions.end(), features, crops, classes)
+            if not any_valid:
+                raise no_valid_pixel(scene.path)
+        save(paint(picture.image(), painted.image()), folder / entry["overlay"])
+        crops.write(scene, folder / f"{name}_crops.jpg")
     return entry, [text for _, text in sorted(described, key=lambda item: -item[0])]
 
 
