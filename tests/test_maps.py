@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 from itertools import pairwise
 
@@ -25,7 +26,7 @@ from rasterio.warp import transform
 from rio_cogeo.cogeo import cog_validate
 
 from common.cli import UserError
-from common.predict import regions, semantic
+from common.predict import regions, semantic, windows
 from common.predict.maps import polygons
 from common.predict.regions import Region, Regions
 from mask import inference
@@ -457,6 +458,71 @@ def test_the_overlay_is_reduced_and_the_regions_are_on_a_sheet(monkeypatch, tmp_
     assert magenta[48, 15]
     assert not magenta[:, 70:].any()
     assert Image.open(tmp_path / "out/a_crops.jpg").size == (320, 160)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("find", ["predict", "find_all"])
+def test_hours_of_scenes_can_be_stopped_and_go_on(monkeypatch, tmp_path, find, number):
+    """What was complete stays and is listed, nothing else is left, and nothing is done twice."""
+    folder, out = tmp_path / "scenes", tmp_path / "out"
+    folder.mkdir()
+    for name in "abcdef":
+        raster(folder / f"{name}.png", scene_of(SHAPES) // 90, "PNG")
+    find = globals()[find]
+
+    def names(results):
+        images = results if find is predict else [i["file_name"] for i in results[1]["images"]]
+        return sorted(images)
+
+    whole = find(monkeypatch, folder, tmp_path / "whole")
+    assert names(whole) == [f"{name}.png" for name in "abcdef"]
+    find(monkeypatch, folder, out, "-i", 4)
+    strips = windows.strips
+
+    def stopped_at_c(scene, tiling):
+        if scene.path.name == "c.png":
+            os.kill(os.getpid(), number)
+        return strips(scene, tiling)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(windows, "strips", stopped_at_c)
+        with pytest.raises(KeyboardInterrupt, match="stopped after 2 of 6 scenes"):
+            find(monkeypatch, folder, out, "--skip-existing")
+    left = {path.name.partition(".")[0].partition("_")[0] for path in out.iterdir()}
+    assert left == {"a", "b", "e", "predictions"}
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    kept = (out / "a.geojson").stat().st_mtime_ns
+    hidden = out / f".c_mask.png.{dead_process()}.tmp"
+    hidden.write_text("of a run that was killed")
+    assert find(monkeypatch, folder, out, "--skip-existing") == whole
+    assert (out / "a.geojson").stat().st_mtime_ns == kept
+    assert not hidden.exists()
+    (out / "predictions.json").write_text('{"images": 3}')
+    with pytest.raises(UserError, match="leave out --skip-existing"):
+        find(monkeypatch, folder, out, "--skip-existing")
+
+
+def dead_process():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_only_names_that_clash_become_longer(monkeypatch, tmp_path):
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for name in ("a.png", "a.tif", "a.tif.png", "b.png"):
+        raster(folder / name, scene_of(SHAPES), "PNG" if name.endswith("png") else "GTiff")
+    report = predict(monkeypatch, folder, tmp_path / "out")
+    masks = {name: entry["mask"] for name, entry in report.items()}
+    assert masks == {
+        "a.png": "a.png_mask.png",
+        "a.tif": "a.tif_mask.tif",
+        "a.tif.png": "a.tif.png_mask.png",
+        "b.png": "b_mask.png",
+    }
+    alone = predict(monkeypatch, folder, tmp_path / "one", "-i", 1)
+    assert alone["a.tif"]["mask"] == "a.tif_mask.tif"
 
 
 # --- Instances: through mask/inference.py, with a network that finds numbered blobs ---------------

@@ -56,7 +56,7 @@ def predict_folder(
         network = symmetric(network)
     predict = partial(predict_scene, network=network, classes=classes, args=args)
     scenes = total = 0
-    with predicted_scenes(args, predict) as (file, results):
+    with predicted_scenes(args, predict, read_results) as (file, results):
         file.write(f'{{"classes": {json.dumps(classes)}, "images": ['.encode())
         for entry, regions in results:
             head = json.dumps(entry)[:-1]
@@ -66,6 +66,14 @@ def predict_folder(
         file.write(b"\n]}\n")
         folder = args.prediction_dir
         print(f"{total} regions in {scenes} images; overlays, masks and JSON in {folder}")
+
+
+def read_results(content: dict[str, Any]) -> dict[str, tuple[dict[str, Any], list[str]]]:
+    """What `predict_scene` returned for each image of a `predictions.json`."""
+    return {
+        image["image"]: (image, [json.dumps(region) for region in image.pop("regions")])
+        for image in content["images"]
+    }
 
 
 def predict_scene(
