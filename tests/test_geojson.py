@@ -395,7 +395,12 @@ def test_a_scene_is_predicted_as_the_training_tiles_were_read(tmp_path, capsys, 
     words = [path, labels, "-o", tmp_path / "data", "-n", 1, "-s", 64, *look]
     assert geojson.main(list(map(str, words))) == 0
     index = json.loads((tmp_path / "data/train/instances_tiled.json").read_text())
-    assert index["info"]["look"] == {"bands": [5, 2, 1], "range": [500, 3000], "gsd": 0.75}
+    assert index["info"]["look"] == {
+        "bands": [5, 2, 1],
+        "range": [500, 3000],
+        "gsd": 0.75,
+        "trained_gsd": pytest.approx(0.75, rel=1e-3),
+    }
     assert index["images"][0]["look"]["gsd"] == pytest.approx(0.75, rel=1e-3)
     train.main(training(tmp_path / "data", tmp_path / "run", "--max-steps", 1))
     model = tmp_path / "run/checkpoint.pth"

@@ -122,11 +122,12 @@ def red_or_green(crops):
     return torch.nn.functional.one_hot(kind, 3).permute(0, 3, 1, 2) * 0.7 + 0.1
 
 
-def predict(monkeypatch, source, target, *more, network=red_or_green):
+def predict(monkeypatch, source, target, *more, network=red_or_green, look=None):
     """Run what every semantic inference.py runs, and return its report by the scene's name."""
     monkeypatch.setattr(semantic, "load_network", lambda *_: (network, CLASSES))
     words = ["model", source, target, "--window", 64, *more]
     args = semantic.semantic_parser("").parse(list(map(str, words)))
+    args.look_of_training = look
     semantic.predict_folder(args, "", None, None)
     report = json.loads((target / "predictions.json").read_text())
     return {entry["image"]: entry for entry in report["images"]}
@@ -242,8 +243,8 @@ def test_without_a_georeference_maps_are_in_pixels(monkeypatch, tmp_path, capsys
     )
     report = predict(monkeypatch, folder, tmp_path / "out")
     said = capsys.readouterr().out
-    assert "'a.tif' is not georeferenced; its map is in pixels" in said
-    assert "b.png" not in said
+    assert said.count("not georeferenced, so its map is in pixels") == 3
+    assert "1 of 3, 'a.tif': 310x230 pixels, bands 1 2 3 (by their colours), values as" in said
     assert report["b.png"]["mask"] == "b_mask.png"
     mask = np.asarray(Image.open(tmp_path / "out/b_mask.png"))
     for name in "abc":
@@ -458,6 +459,46 @@ def test_the_overlay_is_reduced_and_the_regions_are_on_a_sheet(monkeypatch, tmp_
     assert magenta[48, 15]
     assert not magenta[:, 70:].any()
     assert Image.open(tmp_path / "out/a_crops.jpg").size == (320, 160)
+
+
+def test_what_was_decided_is_said_for_each_scene(monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    crs, matrix = PLACES["utm"]
+    place = {"crs": crs, "transform": matrix}
+    eight = np.random.default_rng(0).integers(0, 1000, (8, 90, 90)).astype(np.uint16)
+    raster(folder / "a.tif", eight, **place)
+    bgr = scene_of(SHAPES)
+    raster(folder / "b.tif", bgr, colours=["blue", "green", "red"], **place)
+    predict(monkeypatch, folder, tmp_path / "out", "--range", 0, 500, look={"trained_gsd": 0.5})
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    gsd = "0.3 m a pixel, the training tiles 0.5 m: see --gsd 0.5"
+    black = "0 to 500, 0 to 500, 0 to 500 become black to white"
+    chosen = "bands 1 2 3 (of 8 without names of colours, see --bands)"
+    assert first == f"1 of 2, 'a.tif': 90x90 pixels, {chosen}, {black}; {gsd}"
+    chosen = "bands 3 2 1 (by their colours)"
+    assert second == f"2 of 2, 'b.tif': 310x230 pixels, {chosen}, {black}; {gsd}"
+    words = ("--bands", 5, 3, 2, "--gsd", 0.52)
+    predict(monkeypatch, folder / "a.tif", tmp_path / "out", *words, look={"trained_gsd": 0.5})
+    (only, _) = capsys.readouterr().out.splitlines()
+    low, high = np.percentile(eight[1], (2, 98))
+    assert "bands 5 3 2 (as asked for), " in only
+    assert only.endswith("become black to white; 0.52 m a pixel")
+    assert low < 30 < 970 < high
+
+
+@pytest.mark.parametrize("side", ["a.tfw", "a.prj", "a.tif.aux.xml"])
+def test_a_place_in_another_file_is_told(monkeypatch, tmp_path, capsys, side):
+    path = raster(tmp_path / "a.tif", scene_of(SHAPES))
+    for text, is_place in (("", side != "a.tif.aux.xml"), ("<GeoTransform>0, 1", True)):
+        (tmp_path / side).write_text(text)
+        predict(monkeypatch, path, tmp_path / "out")
+        told = f"{side!r} is not read: `gdal_translate -a_srs EPSG:CODE a.tif placed.tif`"
+        assert (told in capsys.readouterr().out) == is_place
+    crs, matrix = PLACES["utm"]
+    raster(path, scene_of(SHAPES), crs=crs, transform=matrix)
+    predict(monkeypatch, path, tmp_path / "out")
+    assert "is not read" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

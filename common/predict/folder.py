@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from common import args as arguments
 from common.cli import OF_THE_DISK, Parser, UserError, number, positive, say, whole
-from common.io.files import read_json, sweep, whole_file
+from common.io.files import read_file, read_json, sweep, whole_file
 from common.io.folders import rasters_in
 from common.io.look import Look, add_look_options, look_from
 from common.io.raster import Scene, open_scene
@@ -190,8 +190,7 @@ def _each_scene(
             continue
         try:
             with open_scene(path, look) as scene:
-                if not scene.is_picture and scene.metres is None:
-                    say(f"{path.name!r} is not georeferenced; its map is in pixels")
+                say(f"{done + 1} of {len(images)}, {decided(scene, look.trained_gsd)}")
                 try:
                     result = predict(scene, name)
                 except BaseException as error:
@@ -209,6 +208,36 @@ def _each_scene(
             errors.append(KeyboardInterrupt(stopped))
         else:
             yield result
+
+
+def decided(scene: Scene, trained_gsd: float | None) -> str:
+    """How a scene is read, and its ground resolution beside that of the training tiles."""
+    values = "values as they are"
+    if scene.limits is not None:
+        pairs = ", ".join(f"{low:g} to {high:g}" for low, high in scene.limits.T)
+        values = f"{pairs} become black to white"
+    place = "not georeferenced, so its map is in pixels"
+    if not scene.gsd and (beside := _unread_place(scene.path)):
+        place += (
+            f"; {beside.name!r} is not read: `gdal_translate -a_srs EPSG:CODE {scene.path.name} "
+            "placed.tif` puts it into the file"
+        )
+    if scene.gsd:
+        place = f"{scene.gsd:.3g} m a pixel"
+        if trained_gsd and not 0.9 < scene.gsd / trained_gsd < 1.1:
+            place += f", the training tiles {trained_gsd:.3g} m: see --gsd {trained_gsd:.3g}"
+    size = f"{scene.width}x{scene.height} pixels"
+    return f"{scene.path.name!r}: {size}, bands {scene.chosen}, {values}; {place}"
+
+
+def _unread_place(path: Path) -> Path | None:
+    """The file beside a raster that says where it lies, if there is one."""
+    world = path.suffix[:2] + path.suffix[-1] + "w"  # .tif → .tfw
+    beside = path.with_name(f"{path.name}.aux.xml")
+    if beside.is_file() and b"<GeoTransform" in read_file(beside, limit=1 << 30):
+        return beside
+    sides = (path.with_suffix(suffix) for suffix in (world, ".prj"))
+    return next((side for side in sides if side.is_file()), None)
 
 
 def output_names(images: list[Path]) -> list[tuple[Path, str]]:

@@ -71,7 +71,7 @@ class Band:
 def strips(scene: Scene, tiling: Tiling) -> Iterator[Strip]:
     """The rows under each row of windows; each pixel is read once."""
     last: Strip | None = None
-    for y in progress(tiling.starts(scene.height), desc="predict", unit="row of windows"):
+    for y in progress(tiling.starts(scene.height), desc=scene.path.name[:30], unit="row"):
         height = min(tiling.side, scene.height)
         kept = len(last.pixels) - (y - last.y) if last else 0
         pixels, valid = scene.read(0, y + kept, scene.width, height - kept)
