@@ -21,7 +21,7 @@ from common.cli import run as run_main
 from common.io.pictures import save
 from common.io.raster import Scene
 from common.predict.folder import inference_parser, predicted_scenes
-from common.predict.maps import feature_file
+from common.predict.maps import feature_file, wanted
 from common.predict.network import load_network
 from common.predict.pictures import Crops, Reduced, outline
 from common.predict.regions import Region
@@ -96,7 +96,7 @@ def predict_scene(
     tiling = Tiling(args.window, args.overlap, args.batch_size)
     most = args.max_detections
     detected = detect(scene, network, tiling, args.score_threshold, most, picture)
-    instances = [instance for instance in detected if instance.area >= args.min_area]
+    instances = wanted(detected, scene, args)
     entry = {
         "file_name": scene.path.name,
         "width": scene.width,

@@ -194,7 +194,8 @@ def cut_into_blocks(whole: Block, drawn: Drawn, tile: int, alone: bool = True) -
         limits = None if scene.limits is None else scene.limits.tolist()
         look = replace(whole.look, bands=scene.bands, stretch=None, limits=limits)
         # If a scene is not georeferenced, its labels are in pixels, as in our own maps of it.
-        shapes = in_pixels(drawn.shapes, drawn.crs, scene) if scene.metres else drawn.shapes
+        placed = scene.metres is not None
+        shapes = in_pixels(drawn.shapes, drawn.crs, scene) if placed else as_rows(drawn.shapes)
     # As in COCO's files, what is ignored lies below all others.
     shapes = sorted(shapes, key=lambda shape: (shape.name != "", -shape.area))
     columns, rows = (_parts(length, BLOCK * tile) for length in (width, height))
@@ -219,6 +220,16 @@ def cut_into_blocks(whole: Block, drawn: Drawn, tile: int, alone: bool = True) -
             window = (x, y, x_end - x, y_end - y)
             blocks.append(replace(whole, stem=stem, window=window, look=look, shapes=inside))
     return blocks
+
+
+def as_rows(shapes: list[Shape]) -> list[Shape]:
+    """Labels in pixels with y downwards; those of QGIS and of our maps are upwards, below 0."""
+    if sum(shape.box[1] + shape.box[3] for shape in shapes) >= 0:
+        return shapes
+    return [
+        replace(shape, polygons=[[ring * (1, -1) for ring in p] for p in shape.polygons])
+        for shape in shapes
+    ]
 
 
 def _parts(length: int, largest: int) -> list[tuple[int, int]]:

@@ -161,21 +161,27 @@ def test_bad_labels_are_answered_by_one_sentence(tmp_path, content, sentence):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_map_that_was_predicted_can_be_corrected_and_learnt_from(tmp_path):
-    """What inference.py writes is what this command reads."""
+@pytest.mark.parametrize("place", ["on earth", "in pixels", "in pixels, y downwards"])
+def test_a_map_that_was_predicted_can_be_corrected_and_learnt_from(tmp_path, place):
+    """What inference.py writes, or an older one wrote, is what this command reads."""
     path, _ = scene(tmp_path / "a.tif")
+    if place != "on earth":
+        with rasterio.open(path) as file:
+            values = file.read()
+        raster(path, values)
     with (
         open_scene(path) as opened,
         feature_file(tmp_path / "p.geojson", opened, ["", "plane", "ship"]) as f,
     ):
         for label in (1, 2):
             f.add(Region(label, 0.9, 0, 0, truth() == label))
+    if "down" in place:
+        text = (tmp_path / "p.geojson").read_text()
+        (tmp_path / "p.geojson").write_text(text.replace(", -", ", "))
     words = [path, tmp_path / "p.geojson", "-o", tmp_path / "out", "--class-property", "class"]
     words += ["-s", 40, "-n", 1, "--negatives", 100, "--min-visible", 0]
     assert geojson.main(list(map(str, words))) == 0
     assert (tiled_kinds(tmp_path / "out/train")[0] != truth()).mean() < 0.01
-    with rasterio.open(path) as file:
-        assert file.crs == "EPSG:32631"
 
 
 # --- Across 180 degrees of longitude --------------------------------------------------------------

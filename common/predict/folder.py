@@ -49,7 +49,9 @@ def inference_parser(description: str) -> Parser:
         default=0.25,
         help="share of a window that its neighbour also covers",
     )
-    add("--min-area", type=whole, default=16, help="pixels; JSON and map leave out what is smaller")
+    unit = "m², or pixels where a scene is not georeferenced"
+    for flag, what in (("--min-area", "less; default: 16 pixels"), ("--max-area", "more")):
+        add(flag, type=number(float, 0), help=f"{unit}: JSON and map leave out what has {what}")
     add(
         "--overlay-size",
         type=number(int, 16, 65_500),
@@ -216,7 +218,7 @@ def decided(scene: Scene, trained_gsd: float | None) -> str:
     if scene.limits is not None:
         pairs = ", ".join(f"{low:g} to {high:g}" for low, high in scene.limits.T)
         values = f"{pairs} become black to white"
-    place = "not georeferenced, so its map is in pixels"
+    place = "not georeferenced, so map and areas are in pixels"
     if not scene.gsd and (beside := _unread_place(scene.path)):
         place += (
             f"; {beside.name!r} is not read: `gdal_translate -a_srs EPSG:CODE {scene.path.name} "

@@ -1,12 +1,15 @@
 """What QGIS opens: GeoTIFFs, written in bands of rows from the top down, and GeoJSON."""
 
+import argparse
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import cv2
 import numpy as np
@@ -25,8 +28,11 @@ from common.io.raster import Scene, pixels_to_crs
 from common.io.tiles import IGNORE
 from common.predict.regions import Region
 
+R = TypeVar("R", bound=Region)
 Polygon = list[np.ndarray]
 TOGETHER = 1000  # features whose corners are projected in one call
+LEAST_PIXELS = 16  # of a region, unless --min-area says another area
+REACHES = 0.49, 0.3  # of a simplified outline to either side of an edge, pixels; below 0.5
 BLOCK = 512  # side of a block of a GeoTIFF, pixels
 COG = {"compress": "deflate", "blocksize": BLOCK, "bigtiff": "if_safer"}
 
@@ -103,8 +109,10 @@ class Features:
     """Writes regions as GeoJSON features (RFC 7946), one a line.
 
     If the scene is georeferenced: longitude and latitude in WGS 84 to 8 decimals (a millimetre),
-    cut at 180 degrees, outer rings anticlockwise, the area in square metres, and length and width
-    of the smallest rotated rectangle in metres. If not: all in pixels, x to the right and y down.
+    cut at 180 degrees, the area in square metres, and length and width of the smallest rotated
+    rectangle in metres. If not: all in pixels, x to the right and y up from the scene's first row,
+    where QGIS draws such a picture. Outer rings are anticlockwise. The rectangle's longer side is
+    turned clockwise from north, or from up, by `angle_deg`.
 
     Args:
         file: Where they are written.
@@ -127,7 +135,8 @@ class Features:
         if not self._waiting:
             return
         shapes = polygons(self._waiting)
-        sizes, placed = self._sizes(shapes), self._placed(shapes)
+        sizes = self._sizes(shapes)
+        placed = self._placed([simplified(shape) for shape in shapes])
         for region, size, shape in zip(self._waiting, sizes, placed, strict=True):
             if self.scene.metres and any(_jumps(polygon[0]) for polygon in shape):
                 shape = self._halves(region)
@@ -157,9 +166,9 @@ class Features:
         return [[[next(written) for _ in polygon] for polygon in shape] for shape in shapes]
 
     def _lon_lat(self, points: np.ndarray) -> np.ndarray:
-        """Points in pixels [N,2] as longitude, from -180 to 180, and latitude."""
+        """Points in pixels [N,2] as longitude, from -180 to 180, and latitude; or as x and -y."""
         if self.scene.metres is None:
-            return points
+            return (points * (1.0, -1.0) + 0.0).round(2)
         x, y = pixels_to_crs(self.scene.transform, *points.T)
         lon, lat = (np.array(v) for v in reproject(self.scene.crs, "EPSG:4326", x, y))
         lon = np.where(np.abs(lon) > 180, (lon + 180) % 360 - 180, lon)
@@ -180,30 +189,147 @@ class Features:
             halves += outline
         return halves
 
-    def _sizes(self, shapes: list[list[Polygon]]) -> list[dict[str, float]]:
-        """Area, length and width of the kept regions, by the size of the pixel at each centre."""
-        regions = self._waiting
-        unit, to_ground = "px", np.tile(np.eye(2), (len(regions), 1, 1))
-        if self.scene.metres is not None:
-            unit = "m"
-            boxes = np.array([region.box for region in regions], float)
-            centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-            points = centres + np.array([[[0, 0]], [[1, 0]], [[0, 1]]])  # [3,N,2]
-            x, y = pixels_to_crs(self.scene.transform, *points.reshape(-1, 2).T)
-            metres = np.array(reproject(self.scene.crs, self.scene.metres, x, y)).reshape(2, 3, -1)
-            to_ground = (metres[:, 1:] - metres[:, :1]).transpose(2, 0, 1)  # [N,2,2]
-        sizes = []
-        for region, shape, matrix in zip(regions, shapes, to_ground, strict=True):
+    def _sizes(self, shapes: list[list[Polygon]]) -> list[dict[str, Any]]:
+        """Area of the kept regions, and their smallest rotated rectangles."""
+        unit = "px" if self.scene.metres is None else "m"
+        sizes, rectangles = [], []
+        steps = ground_steps(self.scene, self._waiting)
+        for region, shape, step in zip(self._waiting, shapes, steps, strict=True):
             corners = np.concatenate([polygon[0] for polygon in shape]) - (region.x, region.y)
-            _, sides, _ = cv2.minAreaRect((corners @ matrix.T).astype(np.float32))
-            area = region.area * abs(float(np.linalg.det(matrix)))
+            rectangle = cv2.minAreaRect((corners @ step.T).astype(np.float32))
+            on_ground = cv2.boxPoints(rectangle).astype(float)
+            rectangles.append(on_ground @ np.linalg.inv(step).T + (region.x, region.y))
+            sides = np.diff(on_ground[:3], axis=0)
+            east, north = max(sides, key=np.linalg.norm)
             size = {
-                f"area_{unit}2": area,
-                f"length_{unit}": max(sides),
-                f"width_{unit}": min(sides),
+                f"area_{unit}2": region.area * abs(float(np.linalg.det(step))),
+                f"length_{unit}": max(rectangle[1]),
+                f"width_{unit}": min(rectangle[1]),
+                "angle_deg": math.degrees(math.atan2(east, north)) % 180,
             }
             sizes.append({name: round(value, 2) for name, value in size.items()})
-        return sizes
+        placed = self._lon_lat(np.concatenate(rectangles)).reshape(-1, 4, 2).tolist()
+        return [size | {"rectangle": four} for size, four in zip(sizes, placed, strict=True)]
+
+
+def ground_steps(scene: Scene, regions: Sequence[Region]) -> np.ndarray:
+    """What a step of one pixel at the centre of each region is on the ground, [N,2,2].
+
+    A column is the step to the right, and the one down; a row its metres to the east, and to the
+    north. Without a georeference they are pixels to the right, and up.
+    """
+    if scene.metres is None:
+        return np.tile(np.diag([1.0, -1.0]), (len(regions), 1, 1))
+    boxes = np.array([region.box for region in regions], float)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    points = centres + np.array([[[0, 0]], [[1, 0]], [[0, 1]]])  # [3,N,2]
+    x, y = pixels_to_crs(scene.transform, *points.reshape(-1, 2).T)
+    metres = np.array(reproject(scene.crs, scene.metres, x, y)).reshape(2, 3, -1)
+    return (metres[:, 1:] - metres[:, :1]).transpose(2, 0, 1)
+
+
+def wanted(regions: Iterable[R], scene: Scene, args: argparse.Namespace) -> list[R]:
+    """Those that `--score-threshold`, `--min-area` and `--max-area` leave.
+
+    The areas are those of the map, in square metres, or pixels if it is not georeferenced.
+    """
+    least, most = args.min_area, math.inf if args.max_area is None else args.max_area
+    sure = [region for region in regions if region.score >= args.score_threshold]
+    if least is None:
+        sure, least = [region for region in sure if region.area >= LEAST_PIXELS], 0
+    pixels = np.abs(np.linalg.det(ground_steps(scene, sure))) if sure else ()
+    pairs = zip(sure, pixels, strict=True)
+    return [region for region, pixel in pairs if least <= region.area * pixel <= most]
+
+
+def simplified(shape: list[Polygon]) -> list[Polygon]:
+    """The outline of a region with fewer corners, or as it is if its area would change by over 1 %.
+
+    The line stays within half a pixel, in x and in y, and between the centres of the pixels inside
+    and outside: whoever paints it gets the same mask.
+    """
+    before = _covered(shape)
+    for reach in REACHES:
+        fewer = [[_straightened(ring, reach) for ring in polygon] for polygon in shape]
+        if abs(_covered(fewer) - before) <= 0.01 * before:
+            return fewer
+    return shape
+
+
+def _covered(shape: list[Polygon]) -> float:
+    return sum(
+        abs(_area(outer)) - sum(abs(_area(hole)) for hole in holes) for outer, *holes in shape
+    )
+
+
+def _straightened(ring: np.ndarray, reach: float) -> np.ndarray:
+    """A ring along the edges of pixels with few corners: each is as far from the last as possible.
+
+    The line crosses each edge of a pixel through a gate, which ends `reach` to the left and to the
+    right of the edge's middle. The directions through all gates since the last corner are a cone.
+
+    Args:
+        ring: int [N,2]; the last corner is the first.
+
+    Returns:
+        float [M,2], closed in the same way.
+    """
+    edges = list(pairwise(ring.tolist()))
+    longest = max(range(len(edges)), key=lambda k: math.dist(*edges[k]))
+    # x, y, half of the gate to its left; whether it may become a corner.
+    stops: list[tuple[float, float, float, float, bool]] = []
+    for (x1, y1), (x2, y2) in edges[longest:] + edges[: longest + 1]:
+        length = abs(x2 - x1) + abs(y2 - y1)
+        dx, dy = (x2 - x1) / length, (y2 - y1) / length
+        gate = -dy * reach, dx * reach
+        stops.append((x1, y1, 0.0, 0.0, True))  # a corner has no gate
+        # A line through the first and the last gate of a straight edge passes all between. Where it
+        # follows a slope, it crosses each step in its middle.
+        first = x1 + dx / 2, y1 + dy / 2, *gate, False
+        last = x2 - dx / 2, y2 - dy / 2, *gate, False
+        middle = (x1 + x2) / 2, (y1 + y2) / 2, *gate, True
+        stops += [first, middle, last] if length > 1 else [middle]
+    stops = (
+        stops[2:-1] if length > 1 else stops[1:]
+    )  # from the middle of the longest edge to itself
+    chosen, at = [stops[0][:2]], 0
+    while at < len(stops) - 1:
+        px, py = chosen[-1]
+        best, left, right = at, None, None
+        for k in range(at + 1, len(stops)):
+            x, y, gx, gy, may = stops[k]
+            x, y = x - px, y - py
+            if gx or gy:
+                to_left, to_right = (x + gx, y + gy), (x - gx, y - gy)
+                if not left or not right:
+                    left, right = to_left, to_right
+                elif _dot(left, to_left) <= 0 or _dot(right, to_right) <= 0:
+                    break  # it lies behind
+                left = to_left if _cross(left, to_left) < 0 else left
+                right = to_right if _cross(right, to_right) > 0 else right
+                if _cross(right, left) <= 0:
+                    break
+            if may and (
+                not left or not right or _cross(right, (x, y)) >= 0 <= _cross((x, y), left)
+            ):
+                best = k
+        at = best
+        chosen.append(stops[at][:2])
+    return np.array(chosen)
+
+
+def _dot(a: tuple[float, float], b: tuple[float, float]) -> float:
+    return a[0] * b[0] + a[1] * b[1]
+
+
+def _cross(a: tuple[float, float], b: tuple[float, float]) -> float:
+    return a[0] * b[1] - a[1] * b[0]
+
+
+def _area(ring: np.ndarray) -> float:
+    """Positive if the ring is anticlockwise."""
+    x, y = (ring - ring[0]).T
+    return float(x[:-1] @ y[1:] - x[1:] @ y[:-1]) / 2
 
 
 def polygons(regions: list[Region]) -> list[list[Polygon]]:
@@ -252,6 +378,4 @@ def _jumps(ring: np.ndarray) -> bool:
 
 def _turned(ring: np.ndarray, inner: bool) -> np.ndarray:
     """The ring anticlockwise if it is an outer one, else clockwise, as RFC 7946 asks."""
-    x, y = (ring - ring[0]).T
-    anticlockwise = float(x[:-1] @ y[1:] - x[1:] @ y[:-1]) > 0
-    return ring if anticlockwise != inner else ring[::-1]
+    return ring if (_area(ring) > 0) != inner else ring[::-1]

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.cli import Parser
+from common.cli import Parser, fraction
 from common.io.pictures import paint, save
 from common.io.raster import Scene, no_valid_pixel
 from common.io.tiles import IGNORE
 from common.predict.folder import inference_parser, predicted_scenes
-from common.predict.maps import Features, feature_file, raster_file
+from common.predict.maps import LEAST_PIXELS, Features, feature_file, raster_file, wanted
 from common.predict.network import load_network
 from common.predict.pictures import Crops, Reduced
 from common.predict.regions import Region, Regions
@@ -31,6 +31,7 @@ def semantic_parser(description: str) -> Parser:
     """The options that the inference.py of every semantic model has."""
     parser = inference_parser(description)
     add = parser.add_argument
+    add("--score-threshold", type=fraction, default=0.0, help="drop regions of lower scores")
     add("--confidence", action="store_true", help="also write the probability of the class shown")
     add("--tta", action="store_true", help="mean over eight symmetries; takes 8 times as long")
     return parser
@@ -105,7 +106,7 @@ def predict_scene(
             if args.confidence:
                 path = folder / f"{name}_confidence.tif"
                 write_confidence = files.enter_context(raster_file(path, scene, model))
-            regions = Regions(args.min_area)
+            regions = Regions(LEAST_PIXELS if args.min_area is None else 1)
             tiling = Tiling(args.window, args.overlap, args.batch_size)
             for band in blend(scene, network, tiling):
                 mask, confidence = likeliest(band)
@@ -118,8 +119,9 @@ def predict_scene(
                 picture.add(band.pixels)
                 painted.add(mask)
                 ended = regions.add(band.y, mask, confidence)
-                described += _add(ended, features, crops, classes)
-            described += _add(regions.end(), features, crops, classes)
+                described += _add(wanted(ended, scene, args), features, crops, classes)
+            ended = regions.end()
+            described += _add(wanted(ended, scene, args), features, crops, classes)
             if not any_valid:
                 raise no_valid_pixel(scene.path)
         save(paint(picture.image(), painted.image()), folder / entry["overlay"])
