@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -163,7 +164,7 @@ def test_a_straight_edge_has_few_corners():
 
 # --- Through predict_folder, with a network that takes red for aircraft --------------------------
 
-CLASSES = ["ground", "aircraft", "ship"]
+CLASSES = ["ground", "aircraft", "ship & boat"]
 
 
 def red_or_green(crops):
@@ -232,7 +233,7 @@ def test_a_map_lies_where_its_scene_does(monkeypatch, tmp_path, place):
     meta, _, geometries, columns = pyogrio.raw.read(tmp_path / "out/a.geojson")
     assert meta["crs"] == "EPSG:4326"
     table = dict(zip(meta["fields"], columns, strict=True))
-    assert sorted(table["class"]) == ["aircraft", "aircraft", "ship"]
+    assert sorted(table["class"]) == ["aircraft", "aircraft", "ship & boat"]
     features = json.loads((tmp_path / "out/a.geojson").read_text())["features"]
     assert len(geometries) == len(features)
     painted = np.zeros(expected.shape, int)
@@ -445,14 +446,15 @@ def test_a_mask_is_as_a_gis_wants_it(monkeypatch, tmp_path):
     path = raster(tmp_path / "a.tif", values, nodata=0, crs=crs, transform=matrix)
     predict(monkeypatch, path, tmp_path / "out")
     with rasterio.open(tmp_path / "out/a_mask.tif") as file:
-        ids, alpha = file.read()
+        assert file.count == 1
         assert file.nodata == 255
-        assert [c.name for c in file.colorinterp] == ["palette", "alpha"]
-        assert np.array_equal(alpha > 0, (ids > 0) & (ids < 255))
-        assert file.descriptions[0] == "0 ground, 1 aircraft, 2 ship, 255 no data"
+        assert (file.read(1)[:, :20] == 255).all()
+        assert [file.colormap(1)[i][3] for i in (0, 1, 2)] == [0, 255, 255]
+        assert file.descriptions[0] == "0 ground, 1 aircraft, 2 ship & boat, 255 no data"
         assert file.tags()["MODEL"] == "model"
         assert re.fullmatch(r"20\d\d:\d\d:\d\d [\d:]{8}", file.tags()["TIFFTAG_DATETIME"])
-        assert file.overviews(1) == file.overviews(2)
+    legend = ElementTree.parse(tmp_path / "out/a_mask.tif.aux.xml")
+    assert [name.text for name in legend.iter("Category")] == CLASSES
 
 
 @pytest.mark.parametrize("find", ["predict", "find_all"])
@@ -487,7 +489,9 @@ def test_one_bad_scene_does_not_stop_the_others(monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
     made = {path.name for path in out.iterdir()}
     expected = {
-        f"{n}{end}" for n in ("a", "one") for end in ("_mask.tif", "_overlay.jpg", ".geojson")
+        f"{n}{end}"
+        for n in ("a", "one")
+        for end in ("_mask.tif", "_mask.tif.aux.xml", "_overlay.jpg", ".geojson")
     }
     assert made == expected | {"predictions.json"}
     for name, sentence in (

@@ -10,19 +10,19 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
 import rasterio
 from rasterio import features
-from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.shutil import copy as copy_raster
 from rasterio.warp import transform as reproject
 from rasterio.windows import Window
 
 from common.cli import UserError
-from common.io.files import temporary_name, whole_file
+from common.io.files import temporary_name, whole_file, write_atomic
 from common.io.pictures import colour
 from common.io.raster import Scene, pixels_to_crs
 from common.io.tiles import IGNORE
@@ -44,8 +44,8 @@ def raster_file(
     """A raster of the scene's size and georeference, written from the top down.
 
     `.tif` is a cloud-optimised GeoTIFF, `.png` a PNG. With `classes` the values are uint8, class
-    ids, or `IGNORE` where the scene has no data; a GeoTIFF's second band hides the ground. Without,
-    they are float32, probabilities, or 0. The file gets its name when the block succeeds.
+    ids, or `IGNORE` where the scene has no data; beside a GeoTIFF lies its legend. Without, they
+    are float32, probabilities, or 0. The file gets its name when the block succeeds.
 
     Args:
         model: What the tags of a GeoTIFF name as its source.
@@ -55,14 +55,12 @@ def raster_file(
         write(y, band [n,W]).
     """
     tiled = temporary_name(path.with_suffix(".tiled"))
-    bands = 2 if classes and path.suffix == ".tif" else 1
     # In blocks like the COG's: copying from blocks of single rows takes 9 times as long.
     profile = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
     profile |= {"dtype": "uint8" if classes else "float32", "compress": "deflate", "zlevel": 1}
-    profile |= {"count": bands, "nodata": IGNORE if classes else 0, "bigtiff": "if_safer"}
+    profile |= {"count": 1, "nodata": IGNORE if classes else 0, "bigtiff": "if_safer"}
     profile |= {"width": scene.width, "height": scene.height}
     profile |= {"crs": scene.crs, "transform": scene.transform}
-    profile |= {"photometric": "palette"} if classes else {}
     how = {"driver": "COG", "resampling": "nearest", **COG}
     if path.suffix == ".png":
         how = {"driver": "PNG", "zlevel": 4}
@@ -75,23 +73,36 @@ def raster_file(
                 file.update_tags(MODEL=model, TIFFTAG_DATETIME=date)
                 if classes:
                     file.write_colormap(1, {i: colour(i) for i in range(256)})
-                    file.colorinterp = [ColorInterp.palette, ColorInterp.alpha][:bands]
                     names = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
                     file.set_band_description(1, f"{names}, {IGNORE} no data")
 
                 def write(y: int, band: np.ndarray) -> None:
-                    shown = ((band > 0) & (band < IGNORE)) * np.uint8(255)
-                    window = Window(0, y, scene.width, len(band))
-                    file.write(np.stack([band, shown][:bands]), window=window)
+                    file.write(band, 1, window=Window(0, y, scene.width, len(band)))
 
                 yield write
             copy_raster(tiled, finished.name, **how)
+            if classes and path.suffix == ".tif":
+                write_atomic(path.with_name(f"{path.name}.aux.xml"), _legend(classes))
     except RasterioError as error:
         raise UserError(
             f"{str(path)!r} could not be written ({error}); is the disk full?"
         ) from None
     finally:
         tiled.unlink(missing_ok=True)
+
+
+def _legend(classes: list[str]) -> bytes:
+    """The names and colours of classes as GDAL and QGIS read them; the ground is transparent.
+
+    A GeoTIFF's own palette has no transparency, and of two bands QGIS takes neither as a palette.
+    """
+    names = "".join(f"<Category>{escape(name)}</Category>" for name in classes)
+    colours = "".join(
+        '<Entry c1="{}" c2="{}" c3="{}" c4="{}"/>'.format(*colour(i), 255 if i else 0)
+        for i in range(len(classes))
+    )
+    band = f"<CategoryNames>{names}</CategoryNames><ColorTable>{colours}</ColorTable>"
+    return f'<PAMDataset><PAMRasterBand band="1">{band}</PAMRasterBand></PAMDataset>\n'.encode()
 
 
 @contextmanager
