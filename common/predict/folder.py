@@ -15,7 +15,7 @@ from common import args as arguments
 from common.cli import OF_THE_DISK, Parser, UserError, number, positive, say, whole
 from common.io.files import read_file, read_json, sweep, whole_file
 from common.io.folders import rasters_in
-from common.io.look import Look, add_look_options, look_from
+from common.io.look import add_look_options, look_from
 from common.io.raster import Scene, open_scene
 
 T = TypeVar("T")
@@ -157,10 +157,47 @@ def predicted_scenes(
                 "--skip-existing."
             ) from None
     errors: list[UserError | KeyboardInterrupt] = []
+
+    def each_scene() -> Iterator[T]:
+        """Yield the result of each scene; append to `errors` what went wrong."""
+        for done, (path, name) in enumerate(images):
+            if args.skip_existing and (args.prediction_dir / f"{name}.geojson").exists():
+                if path.name in earlier:
+                    yield earlier[path.name]
+                else:
+                    say(
+                        f"{path.name!r} has a map and is skipped; predictions.json does not list it"
+                    )
+                continue
+            if errors and isinstance(errors[-1], KeyboardInterrupt):
+                continue
+            try:
+                with open_scene(path, look) as scene:
+                    say(f"{done + 1} of {len(images)}, {decided(scene, look.trained_gsd)}")
+                    try:
+                        result = predict(scene, name)
+                    except BaseException as error:
+                        clear_frames(error.__traceback__)  # ends the thread that reads the scene
+                        raise
+            except UserError as error:
+                errors.append(error)
+            except OSError as error:
+                if error.errno not in OF_THE_DISK:
+                    raise
+                what = error.filename or "while writing"
+                errors.append(UserError(f"{str(path)!r}: {error.strerror}: {str(what)!r}."))
+            except KeyboardInterrupt:
+                stopped = (
+                    f"stopped after {done} of {len(images)} scenes; go on with --skip-existing"
+                )
+                errors.append(KeyboardInterrupt(stopped))
+            else:
+                yield result
+
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with whole_file(report) as file:
-            yield file, _each_scene(images, look, predict, args, earlier, errors)
+            yield file, each_scene()
     finally:
         signal.signal(signal.SIGTERM, before)
     if errors and (len(images) == 1 or isinstance(errors[-1], KeyboardInterrupt)):
@@ -170,46 +207,6 @@ def predicted_scenes(
             f"{len(errors)} of {len(images)} images could not be read and are not among the "
             f"predictions: {' '.join(map(str, errors[:3]))}{' …' if len(errors) > 3 else ''}"
         )
-
-
-def _each_scene(
-    images: list[tuple[Path, str]],
-    look: Look,
-    predict: Callable[[Scene, str], T],
-    args: argparse.Namespace,
-    earlier: dict[str, T],
-    errors: list[UserError | KeyboardInterrupt],
-) -> Iterator[T]:
-    """Yield the result of each scene; append to `errors` what went wrong."""
-    for done, (path, name) in enumerate(images):
-        if args.skip_existing and (args.prediction_dir / f"{name}.geojson").exists():
-            if path.name in earlier:
-                yield earlier[path.name]
-            else:
-                say(f"{path.name!r} has a map and is skipped; predictions.json does not list it")
-            continue
-        if errors and isinstance(errors[-1], KeyboardInterrupt):
-            continue
-        try:
-            with open_scene(path, look) as scene:
-                say(f"{done + 1} of {len(images)}, {decided(scene, look.trained_gsd)}")
-                try:
-                    result = predict(scene, name)
-                except BaseException as error:
-                    clear_frames(error.__traceback__)  # ends the thread that reads the scene
-                    raise
-        except UserError as error:
-            errors.append(error)
-        except OSError as error:
-            if error.errno not in OF_THE_DISK:
-                raise
-            what = error.filename or "while writing"
-            errors.append(UserError(f"{str(path)!r}: {error.strerror}: {str(what)!r}."))
-        except KeyboardInterrupt:
-            stopped = f"stopped after {done} of {len(images)} scenes; go on with --skip-existing"
-            errors.append(KeyboardInterrupt(stopped))
-        else:
-            yield result
 
 
 def decided(scene: Scene, trained_gsd: float | None) -> str:

@@ -285,56 +285,46 @@ def _straightened(ring: np.ndarray, reach: float) -> np.ndarray:
     Returns:
         float [M,2], closed in the same way.
     """
-    edges = list(pairwise(ring.tolist()))
-    longest = max(range(len(edges)), key=lambda k: math.dist(*edges[k]))
-    # x, y, half of the gate to its left; whether it may become a corner.
-    stops: list[tuple[float, float, float, float, bool]] = []
-    for (x1, y1), (x2, y2) in edges[longest:] + edges[: longest + 1]:
-        length = abs(x2 - x1) + abs(y2 - y1)
-        dx, dy = (x2 - x1) / length, (y2 - y1) / length
-        gate = -dy * reach, dx * reach
-        stops.append((x1, y1, 0.0, 0.0, True))  # a corner has no gate
+    edges = list(pairwise((ring @ [1, 1j]).tolist()))
+    longest = max(range(len(edges)), key=lambda k: abs(edges[k][1] - edges[k][0]))
+    stops: list[tuple[complex, complex, bool]] = []  # where, its gate's left half, a corner or not
+    for start, end in edges[longest:] + edges[: longest + 1]:
+        length = abs(end - start)
+        step = (end - start) / length
+        gate, middle = 1j * step * reach, (start + end) / 2
         # A line through the first and the last gate of a straight edge passes all between. Where it
         # follows a slope, it crosses each step in its middle.
-        first = x1 + dx / 2, y1 + dy / 2, *gate, False
-        last = x2 - dx / 2, y2 - dy / 2, *gate, False
-        middle = (x1 + x2) / 2, (y1 + y2) / 2, *gate, True
-        stops += [first, middle, last] if length > 1 else [middle]
-    stops = (
-        stops[2:-1] if length > 1 else stops[1:]
-    )  # from the middle of the longest edge to itself
-    chosen, at = [stops[0][:2]], 0
+        first, last = (start + step / 2, gate, False), (end - step / 2, gate, False)
+        stops.append((start, 0, True))
+        stops += [first, (middle, gate, True), last] if length > 1 else [(middle, gate, True)]
+    stops = stops[2:-1] if length > 1 else stops[1:]  # from that middle to itself
+    chosen, at = [stops[0][0]], 0
     while at < len(stops) - 1:
-        px, py = chosen[-1]
-        best, left, right = at, None, None
+        best, cone = at, None
         for k in range(at + 1, len(stops)):
-            x, y, gx, gy, may = stops[k]
-            x, y = x - px, y - py
-            if gx or gy:
-                to_left, to_right = (x + gx, y + gy), (x - gx, y - gy)
-                if not left or not right:
-                    left, right = to_left, to_right
-                elif _dot(left, to_left) <= 0 or _dot(right, to_right) <= 0:
-                    break  # it lies behind
-                left = to_left if _cross(left, to_left) < 0 else left
-                right = to_right if _cross(right, to_right) > 0 else right
-                if _cross(right, left) <= 0:
-                    break
-            if may and (
-                not left or not right or _cross(right, (x, y)) >= 0 <= _cross((x, y), left)
-            ):
-                best = k
+            where, gate, may_be_corner = stops[k]
+            way = where - chosen[-1]
+            if gate:
+                left, right = way + gate, way - gate
+                if cone:
+                    turns = _turn(cone[0], left), _turn(cone[1], right)
+                    if turns[0].real <= 0 or turns[1].real <= 0:
+                        break  # it lies behind
+                    left = left if turns[0].imag < 0 else cone[0]
+                    right = right if turns[1].imag > 0 else cone[1]
+                    if _turn(right, left).imag <= 0:
+                        break
+                cone = left, right
+            leads = not cone or _turn(cone[1], way).imag >= 0 <= _turn(way, cone[0]).imag
+            best = k if may_be_corner and leads else best
         at = best
-        chosen.append(stops[at][:2])
-    return np.array(chosen)
+        chosen.append(stops[at][0])
+    return np.stack([np.real(chosen), np.imag(chosen)], 1)
 
 
-def _dot(a: tuple[float, float], b: tuple[float, float]) -> float:
-    return a[0] * b[0] + a[1] * b[1]
-
-
-def _cross(a: tuple[float, float], b: tuple[float, float]) -> float:
-    return a[0] * b[1] - a[1] * b[0]
+def _turn(a: complex, b: complex) -> complex:
+    """Of two directions: the real part is the dot product, the imaginary one the cross product."""
+    return a.conjugate() * b
 
 
 def _area(ring: np.ndarray) -> float:
