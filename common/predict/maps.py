@@ -170,7 +170,7 @@ class Features:
         self._waiting.clear()
 
     def _placed(self, shapes: list[list[Polygon]]) -> list[list[Polygon]]:
-        """Outlines in pixels as longitude and latitude; unchanged if not georeferenced."""
+        """Outlines in pixels as in `_lon_lat`."""
         rings = [ring for shape in shapes for polygon in shape for ring in polygon]
         ends = np.cumsum([len(ring) for ring in rings])[:-1]
         written = iter(np.split(self._lon_lat(np.concatenate(rings)), ends))
