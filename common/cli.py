@@ -36,8 +36,8 @@ def run(main: Callable[[], int | None]) -> None:
         if error.errno not in OF_THE_DISK:
             raise
         sys.exit(_complain(f"{error.strerror}: {error.filename or 'while writing'}."))
-    except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped.", file=sys.stderr)
         sys.exit(130)
 
 

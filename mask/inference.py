@@ -6,11 +6,9 @@ python mask/inference.py runs/mask/model_best.pth scene.tif maps --score-thresho
 
 import argparse
 import json
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,14 +21,14 @@ from common.cli import run as run_main
 from common.io.pictures import save
 from common.io.raster import Scene
 from common.predict.folder import inference_parser, predicted_scenes
-from common.predict.maps import feature_file
+from common.predict.maps import feature_file, wanted
 from common.predict.network import load_network
 from common.predict.pictures import Crops, Reduced, outline
 from common.predict.regions import Region
 from common.predict.windows import Network, Tiling
 from mask.model import NAME, from_checkpoint, from_outputs, predict
 from mask.rcnn import MaskRCNN
-from mask.scenes import Instance, detect
+from mask.scenes import detect
 
 MOST_PIXELS = (1 << 32) - 1  # COCO's run lengths are unsigned numbers of 32 bits
 
@@ -60,44 +58,45 @@ def main(argv: list[str] | None = None) -> None:
         max_detections=MaskRCNN.most_detections,
     )
     predict_one = partial(predict_scene, network=network, classes=classes, args=args)
-    images: list[str] = []
+    images: list[dict[str, Any]] = []
     total = 0
-    with (
-        predicted_scenes(args, predict_one) as (file, results),
-        TemporaryFile(dir=args.prediction_dir) as annotations,
-    ):
-        for entry, instances in results:
-            image = {"id": len(images) + 1, **entry}
-            images.append(json.dumps(image))
-            for instance in instances:
-                total += 1
-                annotation = {"id": total, "image_id": image["id"]}
-                annotation |= annotate(instance, entry["height"], entry["width"])
-                annotations.write(b",\n" * (total > 1) + json.dumps(annotation).encode())
+    with predicted_scenes(args, predict_one, read_results) as (file, results):
         categories = [{"id": i, "name": name} for i, name in enumerate(classes[1:], start=1)]
-        file.write(f'{{"images": [{", ".join(images)}], "annotations": ['.encode())
-        annotations.seek(0)
-        shutil.copyfileobj(annotations, file)
-        file.write(f'], "categories": {json.dumps(categories)}}}\n'.encode())
+        file.write(f'{{"categories": {json.dumps(categories)}, "annotations": ['.encode())
+        for entry, annotations in results:
+            images.append(entry | {"id": len(images) + 1})
+            for annotation in annotations:
+                total += 1
+                numbered = annotation | {"id": total, "image_id": len(images)}
+                file.write(b",\n" * (total > 1) + json.dumps(numbered).encode())
+        file.write(f'], "images": {json.dumps(images)}}}\n'.encode())
         print(
             f"{total} aircraft in {len(images)} images; overlays, maps and predictions.json in "
             f"{args.prediction_dir}"
         )
 
 
+def read_results(content: dict[str, Any]) -> dict[str, tuple[dict[str, Any], list[dict]]]:
+    """What `predict_scene` returned for each image of a `predictions.json`."""
+    of_image: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        of_image[annotation["image_id"]].append(annotation)
+    return {image["file_name"]: (image, of_image[image["id"]]) for image in content["images"]}
+
+
 def predict_scene(
     scene: Scene, name: str, network: Network, classes: list[str], args: argparse.Namespace
-) -> tuple[dict[str, Any], list[Instance]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Detect the aircraft of a scene, and write its overlay and its map.
 
     Returns:
-        The scene's entry in `predictions.json`, and its aircraft, best first.
+        The scene's entry in `predictions.json`, and its annotations there, best first.
     """
     picture = Reduced(scene.width, scene.height, args.overlay_size)
     tiling = Tiling(args.window, args.overlap, args.batch_size)
     most = args.max_detections
     detected = detect(scene, network, tiling, args.score_threshold, most, picture)
-    instances = [instance for instance in detected if instance.area >= args.min_area]
+    instances = wanted(detected, scene, args)
     entry = {
         "file_name": scene.path.name,
         "width": scene.width,
@@ -109,10 +108,10 @@ def predict_scene(
         for instance in instances:
             features.add(instance)
             crops.add(instance)
-    small = [reduced(instance, picture.factor) for instance in instances]
-    save(outline(picture.image(), small), args.prediction_dir / entry["overlay"])
-    crops.write(scene, args.prediction_dir / f"{name}_crops.jpg")
-    return entry, instances
+        small = [reduced(instance, picture.factor) for instance in instances]
+        save(outline(picture.image(), small), args.prediction_dir / entry["overlay"])
+        crops.write(scene, args.prediction_dir / f"{name}_crops.jpg")
+    return entry, [annotate(instance, scene.height, scene.width) for instance in instances]
 
 
 def reduced(region: Region, factor: int) -> Region:

@@ -18,6 +18,7 @@ from common.predict.regions import Region
 from common.predict.windows import Network, Strip, Tiling, predicted
 
 SAME = 0.5  # share of the smaller mask, in the area of both windows; above it, one aircraft
+INSIDE = 0.8  # share of a mask that lies in another; from it on, a part of that aircraft
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2; the last two are exclusive
 
@@ -112,7 +113,26 @@ def merge(instances: list[Instance]) -> list[Instance]:
         if i not in wrong:
             key = id(groups[i])
             merged[key] = _union(merged[key], instance) if key in merged else instance
-    return sorted(merged.values(), key=lambda instance: -instance.score)
+    return distinct(sorted(merged.values(), key=lambda instance: -instance.score))
+
+
+def distinct(instances: list[Instance]) -> list[Instance]:
+    """The instances, best first, without those that show an aircraft again, or a part of it.
+
+    The masks of two aircraft hardly overlap. So of two masks the one with the lower score is left
+    out if `INSIDE` of the smaller one lies in the other; in two classes, `INSIDE` of the larger
+    one, because a thing may lie on a thing of another class.
+    """
+    left_out: set[int] = set()
+    for i, j in sorted(_overlapping([instance.box for instance in instances])):
+        if not left_out & {i, j}:
+            first, second = instances[i], instances[j]
+            area = _common(first.box, second.box)
+            shared = np.count_nonzero(_inside(first, area) & _inside(second, area))
+            least = min if first.label == second.label else max
+            if shared >= INSIDE * least(first.area, second.area):
+                left_out.add(j)
+    return [instance for i, instance in enumerate(instances) if i not in left_out]
 
 
 def _overlapping(boxes: list[Box]) -> Iterator[tuple[int, int]]:

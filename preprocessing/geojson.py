@@ -62,7 +62,9 @@ class Block:
 
         If it is not georeferenced, they are in pixels, as in our own maps of it.
         """
-        return in_pixels(drawn.shapes, drawn.crs, scene) if scene.metres else drawn.shapes
+        if scene.metres is None:
+            return as_rows(drawn.shapes)
+        return in_pixels(drawn.shapes, drawn.crs, scene)
 
     def labels(self) -> Labels:
         """Paint the polygons."""
@@ -227,6 +229,16 @@ def cut_into_blocks(whole: Block, drawn: Drawn, tile: int, alone: bool = True) -
             window = (x, y, x_end - x, y_end - y)
             blocks.append(replace(whole, stem=stem, window=window, look=look, shapes=inside))
     return blocks
+
+
+def as_rows(shapes: list[Shape]) -> list[Shape]:
+    """Labels in pixels with y downwards; those of QGIS and of our maps are upwards, below 0."""
+    if sum(shape.box[1] + shape.box[3] for shape in shapes) >= 0:
+        return shapes
+    return [
+        replace(shape, polygons=[[ring * (1, -1) for ring in p] for p in shape.polygons])
+        for shape in shapes
+    ]
 
 
 def _parts(length: int, largest: int) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from common.cli import UserError
@@ -37,10 +38,14 @@ def write_index(
         airports: Stem of a scene → its airport.
         categories: Names of the categories 1…N.
         settings: With which the tiles were cut.
-        look: The options with which rasters became RGB; inference then does the same.
+        look: The options with which rasters became RGB; inference then does the same. The tiles'
+            ground resolution is added, if it is known.
         source: The files that the scenes come from, if not from RarePlanes.
     """
     info = {"description": "Tiles of aerial scenes", "min_pixels": MIN_PIXELS} | asdict(settings)
+    looks = [content["look"] for _, content in contents(stage, tiles)]
+    if ground := [of_tile["gsd"] for of_tile in looks if "gsd" in of_tile]:
+        look = look | {"trained_gsd": median(ground)}
     info |= {"look": look} if look else {}
     info |= {"source": source} if source else {}
     points = {"keypoints": KEYPOINTS} if settings.attribute != OTHER_DATASET else {}

@@ -84,9 +84,9 @@ class Destination:
         self.others = {f: read_index(f) for f in folders if f.name not in self.wanted}
         others: list[str] = []
         for folder, coco in self.others.items():
-            looks = [
-                look or "no option" for look in (coco.get("info", {}).get("look"), options_of(args))
-            ]
+            before = dict(coco.get("info", {}).get("look") or {})
+            before.pop("trained_gsd", None)
+            looks = [look or "no option" for look in (before, options_of(args))]
             if looks[0] != looks[1]:
                 print(
                     f"the tiles in {str(folder)!r} were read with {looks[0]}, these with {looks[1]}"

@@ -17,6 +17,7 @@ import numpy as np
 
 from common.cli import UserError
 from common.io.files import write_atomic
+from common.io.raster import NEUTRAL
 from common.io.tiles import tile_paths
 from preprocessing.tiles import Settings, Source, cut, not_shown
 
@@ -97,7 +98,8 @@ def write_images(source: Source, stage: Path, settings: Settings, wanted: list[i
         part = image[tile["y"] : tile["y"] + size, tile["x"] : tile["x"] + size]
         right, bottom = tile["padded"]
         if right or bottom:
-            part = np.pad(part, ((0, bottom), (0, right), (0, 0)))
+            around = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
+            part = cv2.copyMakeBorder(part, *around, value=NEUTRAL[::-1])
         write_atomic(paths[n], _encode(part, settings.png_level))
 
 

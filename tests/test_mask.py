@@ -34,6 +34,7 @@ from mask.coco import DEFINITION
 from mask.model import build_model, from_checkpoint, loss_fn, predict
 from mask.scenes import Instance, detect, merge
 from mask.targets import instance_targets, training_views
+from rareplanes.scene import read_scene, scene_stems
 
 pytestmark = pytest.mark.usefixtures("thin")
 CPU = torch.device("cpu")
@@ -248,8 +249,8 @@ def test_neighbours_stay_apart_and_classes_too():
     left, right = (0, 0, 64, 64), (32, 0, 96, 64)
     a, b = Instance(1, 0.9, 30, 5, full, left), Instance(1, 0.8, 41, 5, full, right)
     assert len(merge([a, b])) == 2
-    other = Instance(2, 0.8, 30, 5, full, right)
-    assert len(merge([a, other])) == 2
+    other = Instance(2, 0.8, 30, 5, full[:6], right)
+    assert len(merge([a, other])) == 2  # such as an engine on an aircraft
     (one,) = merge([Instance(1, 0.7, 36, 5, full, left), Instance(1, 0.8, 36, 5, full, right)])
     assert one.score == 0.8
 
@@ -274,6 +275,75 @@ def test_where_windows_disagree_the_surer_one_is_right(sure):
     apart = {(36, 5, 46, 15): 0.9, (46, 5, 56, 15): 0.8}
     together = {(36, 5, 56, 15): 0.95}
     assert {one.box: one.score for one in merge(found)} == (apart if sure < 0.8 else together)
+
+
+@pytest.mark.parametrize("other", [(0, 0, 64, 64), (64, 0, 128, 64)])
+@pytest.mark.parametrize(("inside", "count"), [(0.7, 2), (0.79, 2), (0.8, 1), (1, 1)])
+def test_an_aircraft_counts_once(other, inside, count):
+    """What lies to 80 % in the mask of another is no second aircraft, in a window and across."""
+    window, whole = (0, 0, 64, 64), np.ones((10, 20), bool)
+    whole[:, :10] = np.arange(100).reshape(10, 10) < round(100 * inside)
+    part = Instance(1, 0.6, 40, 5, np.ones((10, 10), bool), other)
+    kept = merge([part, Instance(1, 0.9, 40, 5, whole, window)])
+    assert [one.score for one in kept] == [0.9, 0.6][:count]
+
+
+def test_one_aircraft_in_two_classes_counts_once():
+    full, window = np.ones((10, 10), bool), (0, 0, 64, 64)
+    found = [Instance(1, 0.7, 30, 5, full, window), Instance(2, 0.8, 31, 5, full, window)]
+    assert [one.label for one in merge(found)] == [2]
+
+
+def apron(rng, shapes):
+    """Aircraft set so close that they touch their neighbours or lie over them, uint8 [H,W]."""
+    ids = np.zeros((420, 600), np.uint8)
+    number, y = 0, 5
+    while y < 330:
+        x, deepest = 5, 20
+        while x < 520 and number < 250:
+            shape = shapes[rng.integers(len(shapes))]
+            height, width = shape.shape
+            part = ids[y : y + height, x : x + width]
+            if part.shape == shape.shape:
+                number, deepest = number + 1, max(deepest, height)
+                part[shape & (part == 0)] = number
+            x += int(width * rng.uniform(0.75, 0.95))
+        y += int(deepest * 0.85)
+    return np.where(np.bincount(ids.ravel())[ids] < 100, 0, ids)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_aircraft_of_a_crowded_apron_is_lost(tiled, seed):
+    """Rendered aircraft that overlap; the detections are the true masks, as windows cut them."""
+    shapes = []
+    for stem in scene_stems(tiled / "test"):
+        ids = read_scene(tiled / "test", stem).ids
+        for number in np.unique(ids[ids > 0]):
+            rows, columns = np.nonzero(ids == number)
+            box = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
+            shapes += [ids[box] == number] if 150 < len(rows) < 4000 else []
+    ids = apron(np.random.default_rng(seed), shapes)
+    pixels = np.repeat(ids[:, :, None], 3, 2)
+    picture = Reduced(600, 420, 500)
+    side = 128
+
+    def oracle(crops):
+        return [truth_of(crop[..., 0].numpy()) for crop in crops]
+
+    def truth_of(crop):
+        numbers = [n for n in np.unique(crop) if n]
+        masks = torch.tensor(np.array([crop == n for n in numbers]).reshape(-1, side, side))
+        scores = torch.tensor([0.9 - 0.001 * n for n in numbers])
+        return {"masks": masks, "scores": scores, "labels": torch.ones(len(numbers)).long()}
+
+    scene = Memory(pixels)
+    found = detect(scene, oracle, Tiling(side, 0.5, 3), 0.0, 10**6, picture)
+    painted = np.zeros_like(ids)
+    for one in found:
+        x1, y1, x2, y2 = one.box
+        painted[y1:y2, x1:x2][one.mask] = round((0.9 - one.score) * 1000)
+    assert len(found) == len(np.unique(ids)) - 1 > 15
+    assert np.array_equal(painted, ids)
 
 
 def test_merging_does_not_compare_what_is_far_apart(monkeypatch):

@@ -204,6 +204,7 @@ PREDICTED = [
     ("--overlap", TINY),
     ("--overlap", HIGH),
     ("--min-area", HIGH),
+    ("--max-area", HIGH),
     ("--overlay-size", LOW),
     ("--overlay-size", HIGH),
     ("--crops", LOW),

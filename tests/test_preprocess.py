@@ -30,6 +30,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from common.cli import UserError
+from common.io.raster import NEUTRAL
 from preprocessing import scene_tiles
 from preprocessing import workers as pool
 from preprocessing.coco import main as tile_coco
@@ -57,8 +58,8 @@ def check_tiles(folder, scenes, tile, min_visible=0.1):
         assert rgb.shape == (tile, tile, 3)
         assert mask.shape == (entry["height"], entry["width"]) == (tile, tile)
         np.testing.assert_array_equal(rgb[:height, :width], image[y : y + tile, x : x + tile])
-        assert not rgb[height:].any()
-        assert not rgb[:, width:].any()
+        assert (rgb[height:] == NEUTRAL).all()
+        assert (rgb[:, width:] == NEUTRAL).all()
         ignore = np.iinfo(mask.dtype).max
         assert (mask[height:] == ignore).all()
         assert (mask[:, width:] == ignore).all()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.augment import MEAN
+from common.io.raster import NEUTRAL
 from common.predict.semantic import symmetric
 from common.predict.windows import Tiling, blend, filled, strips
 
@@ -125,6 +126,7 @@ def test_the_mean_over_symmetries_commutes_with_them():
 
 
 def test_a_window_that_the_scene_does_not_fill_is_filled_by_the_mean_colour():
+    assert tuple(map(round, MEAN)) == NEUTRAL
     crops = torch.randint(0, 256, (2, 5, 8, 3), dtype=torch.uint8)
     extended = filled(crops, 8)
     assert torch.equal(extended[:, :5], crops)

@@ -23,6 +23,7 @@ OPTIONS: dict[str, Callable[[str], float]] = {
     "stretch": number(float, 0, 100),
     "range": number(float, -1e30, 1e30),
     "gsd": _metres,
+    "trained_gsd": _metres,
 }
 
 # Percentiles are those of GRID x GRID squares if a side is longer than SAMPLE pixels.
@@ -41,6 +42,7 @@ class Look:
         limits: Values that become 0 and 255, instead of `stretch`: two numbers, or two for each
             band.
         gsd: Metres of ground per pixel of the result; None or 0 leaves the pixels as they are.
+        trained_gsd: Of the training tiles, if it is known.
         gsd_if_placed: A scene that is not georeferenced keeps its pixels; otherwise it is refused.
         upright: Turn the pixels as the metadata of a picture says, which every viewer does.
     """
@@ -49,6 +51,7 @@ class Look:
     stretch: Sequence[float] | None = None
     limits: Sequence[Any] | None = None
     gsd: float | None = None
+    trained_gsd: float | None = None
     gsd_if_placed: bool = False
     upright: bool = True
 
@@ -122,7 +125,8 @@ def look_from(args: argparse.Namespace, of_training: dict[str, Any] | None = Non
             raise UserError(f"{flag} {pair[0]:g} {pair[1]:g}: the first must be smaller.")
     if stretch and limits:
         raise UserError("--stretch and --range exclude each other; leave one of them out.")
-    return Look(bands, stretch, limits, wanted.get("gsd"), gsd_if_placed)
+    gsd, trained_gsd = wanted.get("gsd"), wanted.get("trained_gsd")
+    return Look(bands, stretch, limits, gsd, trained_gsd, gsd_if_placed)
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     try:
         for name, values in options.items():
             one = OPTIONS[name]
-            checked[name] = one(str(values)) if name == "gsd" else [one(str(v)) for v in values]
+            checked[name] = one(str(values)) if "gsd" in name else [one(str(v)) for v in values]
             if name in ("stretch", "range"):
                 _, _ = checked[name]
     except (argparse.ArgumentTypeError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -45,6 +45,9 @@ DRIVERS = {
     b"\xffO\xffQ": "JP2OpenJPEG",
 }
 RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+# Stands for pixels that are not valid: ImageNet's mean, which every network sees as zeros. A black
+# rim has an edge that networks take for aircraft.
+NEUTRAL = (124, 116, 104)
 GDAL = {
     "GDAL_CACHEMAX": 256 << 20,  # bytes; the default is a share of the machine's memory
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
@@ -75,6 +78,7 @@ class Scene:
     """An open raster. Use `open_scene`.
 
     `limits` are the values of each band that become 0 and 255, float32 [2,B]; None: no change.
+    `chosen` says which bands are read and why.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class Scene:
         size = dataset.width, dataset.height
         self.width, self.height = size if orientation < 5 else size[::-1]
         self.transform, self.crs = dataset.transform, dataset.crs
-        self.bands = _bands(path, dataset, look)
+        self.bands, self.chosen = _bands(path, dataset, look)
         flags = [dataset.mask_flag_enums[band - 1] for band in self.bands]
         self._all_valid = all(MaskFlags.all_valid in flag for flag in flags)
         alphas = [i for i, c in enumerate(dataset.colorinterp, start=1) if c == ColorInterp.alpha]
@@ -97,6 +101,12 @@ class Scene:
     def metres(self) -> CRS | None:
         """An equal-area projection around the scene's centre; None if it is not georeferenced."""
         return _metric(self)
+
+    @cached_property
+    def gsd(self) -> float | None:
+        """Metres of ground per pixel at the scene's centre; None if it is not georeferenced."""
+        step = _ground_step(self, self.metres)
+        return None if step is None else round(math.sqrt(step[0] * step[1]), 4)
 
     @property
     def all_valid(self) -> bool:
@@ -114,14 +124,16 @@ class Scene:
         record: dict[str, Any] = {"bands": list(self.bands)}
         if self.limits is not None:
             record["limits"] = self.limits.astype(float).tolist()
-        if (step := _ground_step(self, self.metres)) is not None:
-            record["gsd"] = round(math.sqrt(step[0] * step[1]), 4)
+        if self.gsd is not None:
+            record["gsd"] = self.gsd
+        if "see --bands" in self.chosen:
+            _remark(self.path, f"is read from bands {self.chosen}")
         return record
 
     def read(self, x: int, y: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray | None]:
         """RGB of a part of the scene, uint8 [height,width,3], and which pixels are valid.
 
-        The second is bool [height,width], or None if all are. Invalid pixels are black.
+        The second is bool [height,width], or None if all are. Invalid pixels are `NEUTRAL`.
 
         Raises:
             UserError: The file is damaged or cut short.
@@ -141,7 +153,7 @@ class Scene:
         if valid is not None and valid.all():
             valid = None
         if valid is not None:
-            pixels[~valid] = 0
+            pixels[~valid] = NEUTRAL
         return pixels, valid
 
     def _values(
@@ -292,25 +304,23 @@ def _check(path: Path, dataset: Any, size: int) -> None:
         )
 
 
-def _bands(path: Path, dataset: Any, look: Look) -> tuple[int, ...]:
-    """The three bands that are read, or the one that is repeated."""
-    wanted = look.bands
+def _bands(path: Path, dataset: Any, look: Look) -> tuple[tuple[int, ...], str]:
+    """The three bands that are read, or the one that is repeated; and the same with the reason."""
+    wanted, reason = look.bands, "as asked for"
     if wanted is None:
         colours = list(dataset.colorinterp)
         others = [i for i, c in enumerate(colours, start=1) if c != ColorInterp.alpha] or [1]
-        wanted = others[:3] if len(others) > 2 else others[:1]
+        wanted, reason = others[:3] if len(others) > 2 else others[:1], f"of {len(others)}"
         if all(colour in colours for colour in RGB):
-            wanted = [1 + colours.index(colour) for colour in RGB]
+            wanted, reason = [1 + colours.index(colour) for colour in RGB], "by their colours"
         elif len(others) not in (1, 3):
-            taken = f"{' '.join(map(str, wanted))} as red, green and blue" if wanted[1:] else "1"
-            unnamed = f"has {len(others)} bands without names of colours; it is read from {taken}"
-            _remark(path, f"{unnamed}, see --bands")
+            reason += " without names of colours, see --bands"
     for band in wanted:
         if band > dataset.count:
             raise UserError(
                 f"image {str(path)!r} has no band {band}; it has {dataset.count}, see --bands."
             )
-    return tuple(wanted)
+    return tuple(wanted), f"{' '.join(map(str, wanted))} ({reason})"
 
 
 def _palette(dataset: Any, bands: tuple[int, ...]) -> np.ndarray | None:

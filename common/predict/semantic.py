@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.cli import Parser
+from common.cli import Parser, fraction
 from common.io.pictures import paint, save
 from common.io.raster import Scene, no_valid_pixel
+from common.io.tiles import IGNORE
 from common.predict.folder import inference_parser, predicted_scenes
-from common.predict.maps import Features, feature_file, raster_file
+from common.predict.maps import LEAST_PIXELS, Features, feature_file, raster_file, wanted
 from common.predict.network import load_network
 from common.predict.pictures import Crops, Reduced
 from common.predict.regions import Region, Regions
@@ -30,6 +31,7 @@ def semantic_parser(description: str) -> Parser:
     """The options that the inference.py of every semantic model has."""
     parser = inference_parser(description)
     add = parser.add_argument
+    add("--score-threshold", type=fraction, default=0.0, help="drop regions of lower scores")
     add("--confidence", action="store_true", help="also write the probability of the class shown")
     add("--tta", action="store_true", help="mean over eight symmetries; takes 8 times as long")
     return parser
@@ -55,7 +57,7 @@ def predict_folder(
         network = symmetric(network)
     predict = partial(predict_scene, network=network, classes=classes, args=args)
     scenes = total = 0
-    with predicted_scenes(args, predict) as (file, results):
+    with predicted_scenes(args, predict, read_results) as (file, results):
         file.write(f'{{"classes": {json.dumps(classes)}, "images": ['.encode())
         for entry, regions in results:
             head = json.dumps(entry)[:-1]
@@ -65,6 +67,14 @@ def predict_folder(
         file.write(b"\n]}\n")
         folder = args.prediction_dir
         print(f"{total} regions in {scenes} images; overlays, masks and JSON in {folder}")
+
+
+def read_results(content: dict[str, Any]) -> dict[str, tuple[dict[str, Any], list[str]]]:
+    """What `predict_scene` returned for each image of a `predictions.json`."""
+    return {
+        image["image"]: (image, [json.dumps(region) for region in image.pop("regions")])
+        for image in content["images"]
+    }
 
 
 def predict_scene(
@@ -88,29 +98,34 @@ def predict_scene(
     crops = Crops(args.crops, lambda region: region.area)
     described: list[tuple[int, str]] = []
     any_valid = False
-    with ExitStack() as files:
-        write_mask = files.enter_context(raster_file(folder / entry["mask"], scene, "uint8"))
-        if args.confidence:
-            path = folder / f"{name}_confidence.tif"
-            write_confidence = files.enter_context(raster_file(path, scene, "float32"))
-        features = files.enter_context(feature_file(folder / f"{name}.geojson", scene, classes))
-        regions = Regions(args.min_area)
-        tiling = Tiling(args.window, args.overlap, args.batch_size)
-        for band in blend(scene, network, tiling):
-            mask, confidence = likeliest(band)
-            any_valid |= band.valid is None or bool(band.valid.any())
-            write_mask(band.y, mask)
+    with feature_file(folder / f"{name}.geojson", scene, classes) as features:
+        with ExitStack() as files:
+            model = args.model.name
+            path = folder / entry["mask"]
+            write_mask = files.enter_context(raster_file(path, scene, model, classes))
             if args.confidence:
-                write_confidence(band.y, confidence)
-            picture.add(band.pixels)
-            painted.add(mask)
-            ended = regions.add(band.y, mask, confidence)
-            described += _add(ended, features, crops, classes)
-        described += _add(regions.end(), features, crops, classes)
-        if not any_valid:
-            raise no_valid_pixel(scene.path)
-    save(paint(picture.image(), painted.image()), folder / entry["overlay"])
-    crops.write(scene, folder / f"{name}_crops.jpg")
+                path = folder / f"{name}_confidence.tif"
+                write_confidence = files.enter_context(raster_file(path, scene, model))
+            regions = Regions(LEAST_PIXELS if args.min_area is None else 1)
+            tiling = Tiling(args.window, args.overlap, args.batch_size)
+            for band in blend(scene, network, tiling):
+                mask, confidence = likeliest(band)
+                any_valid |= band.valid is None or bool(band.valid.any())
+                write_mask(
+                    band.y, mask if band.valid is None else np.where(band.valid, mask, IGNORE)
+                )
+                if args.confidence:
+                    write_confidence(band.y, confidence)
+                picture.add(band.pixels)
+                painted.add(mask)
+                ended = regions.add(band.y, mask, confidence)
+                described += _add(wanted(ended, scene, args), features, crops, classes)
+            ended = regions.end()
+            described += _add(wanted(ended, scene, args), features, crops, classes)
+            if not any_valid:
+                raise no_valid_pixel(scene.path)
+        save(paint(picture.image(), painted.image()), folder / entry["overlay"])
+        crops.write(scene, folder / f"{name}_crops.jpg")
     return entry, [text for _, text in sorted(described, key=lambda item: -item[0])]
 
 

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.augment import MEAN
 from common.cli import progress
-from common.io.raster import Scene
+from common.io.raster import NEUTRAL, Scene
 
 T = TypeVar("T")
 Network = Callable[[Tensor], Any]
@@ -72,7 +71,7 @@ class Band:
 def strips(scene: Scene, tiling: Tiling) -> Iterator[Strip]:
     """The rows under each row of windows; each pixel is read once."""
     last: Strip | None = None
-    for y in progress(tiling.starts(scene.height), desc="predict", unit="row of windows"):
+    for y in progress(tiling.starts(scene.height), desc=scene.path.name[:30], unit="row"):
         height = min(tiling.side, scene.height)
         kept = len(last.pixels) - (y - last.y) if last else 0
         pixels, valid = scene.read(0, y + kept, scene.width, height - kept)
@@ -100,11 +99,11 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def filled(crops: Tensor, side: int) -> Tensor:
-    """Extend windows uint8 [B,h,w,3] of a scene smaller than `side` by the mean colour."""
+    """Extend windows uint8 [B,h,w,3] of a scene smaller than `side` by `NEUTRAL`."""
     count, height, width, _ = crops.shape
     if height == width == side:
         return crops
-    extended = torch.tensor(MEAN).round().byte().repeat(count, side, side, 1)
+    extended = torch.tensor(NEUTRAL, dtype=torch.uint8).repeat(count, side, side, 1)
     extended[:, :height, :width] = crops
     return extended
 

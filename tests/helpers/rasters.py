@@ -1,6 +1,7 @@
 """Scenes for the tests: in memory, and files of many kinds."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import rasterio
@@ -14,6 +15,7 @@ class Memory:
     """What `common.predict.windows` reads of a scene; counts the pixels that are read."""
 
     def __init__(self, pixels, valid=None):
+        self.path = Path("memory")
         self.pixels, self.valid, self.reads = pixels, valid, 0
         self.height, self.width = pixels.shape[:2]
 
