@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from common.cli import UserError
 from common.io.images import turned
-from common.io.raster import open_scene
+from common.io.raster import NEUTRAL, open_scene
 from preprocessing.coco import main
 
 
@@ -189,7 +189,7 @@ def test_turning_keeps_everything_else_of_a_picture(tmp_path, orientation, kind)
     wanted = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")).convert("RGBA"))
     seen = wanted[..., 3] > 0
     assert np.array_equal(seen, np.ones(seen.shape, bool) if valid is None else valid)
-    assert np.array_equal(read, np.where(seen[..., None], wanted[..., :3], 0))
+    assert np.array_equal(read, np.where(seen[..., None], wanted[..., :3], NEUTRAL))
     assert np.array_equal(part, read[4:11, 3:14])
 
 

@@ -629,7 +629,7 @@ def test_a_place_in_another_file_is_told(monkeypatch, tmp_path, capsys, side):
 @pytest.mark.parametrize("find", ["predict", "find_all"])
 def test_hours_of_scenes_can_be_stopped_and_go_on(monkeypatch, tmp_path, find, number):
     """What was complete stays and is listed, nothing else is left, and nothing is done twice."""
-    folder, out = tmp_path / "scenes", tmp_path / "out"
+    folder, out, handler = tmp_path / "scenes", tmp_path / "out", signal.getsignal(signal.SIGTERM)
     folder.mkdir()
     for name in "abcdef":
         raster(folder / f"{name}.png", scene_of(SHAPES) // 90, "PNG")
@@ -655,7 +655,7 @@ def test_hours_of_scenes_can_be_stopped_and_go_on(monkeypatch, tmp_path, find, n
             find(monkeypatch, folder, out, "--skip-existing")
     left = {path.name.partition(".")[0].partition("_")[0] for path in out.iterdir()}
     assert left == {"a", "b", "e", "predictions"}
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler
     kept = (out / "a.geojson").stat().st_mtime_ns
     hidden = out / f".c_mask.png.{dead_process()}.tmp"
     hidden.write_text("of a run that was killed")

@@ -1,8 +1,10 @@
 """What QGIS opens: GeoTIFFs, written in bands of rows from the top down, and GeoJSON."""
 
 import argparse
+import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -54,7 +56,9 @@ def raster_file(
     Yields:
         write(y, band [n,W]).
     """
-    tiled = temporary_name(path.with_suffix(".tiled"))
+    # GDAL takes only names in UTF-8, which that of a scene need not be.
+    hashed = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    tiled, finished = (temporary_name(path.with_name(hashed + end)) for end in ("", ".finished"))
     # In blocks like the COG's: copying from blocks of single rows takes 9 times as long.
     profile = {"driver": "GTiff", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
     profile |= {"dtype": "uint8" if classes else "float32", "compress": "deflate", "zlevel": 1}
@@ -67,28 +71,29 @@ def raster_file(
     elif not classes:
         how |= {"resampling": "average", "predictor": "yes"}
     try:
-        with whole_file(path) as finished:
-            with rasterio.open(tiled, "w", **profile) as file:
-                date = datetime.now(UTC).strftime("%Y:%m:%d %H:%M:%S")
-                file.update_tags(MODEL=model, TIFFTAG_DATETIME=date)
-                if classes:
-                    file.write_colormap(1, {i: colour(i) for i in range(256)})
-                    names = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
-                    file.set_band_description(1, f"{names}, {IGNORE} no data")
+        with rasterio.open(tiled, "w", **profile) as file:
+            date = datetime.now(UTC).strftime("%Y:%m:%d %H:%M:%S")
+            file.update_tags(MODEL=model, TIFFTAG_DATETIME=date)
+            if classes:
+                file.write_colormap(1, {i: colour(i) for i in range(256)})
+                names = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
+                file.set_band_description(1, f"{names}, {IGNORE} no data")
 
-                def write(y: int, band: np.ndarray) -> None:
-                    file.write(band, 1, window=Window(0, y, scene.width, len(band)))
+            def write(y: int, band: np.ndarray) -> None:
+                file.write(band, 1, window=Window(0, y, scene.width, len(band)))
 
-                yield write
-            copy_raster(tiled, finished.name, **how)
-            if classes and path.suffix == ".tif":
-                write_atomic(path.with_name(f"{path.name}.aux.xml"), _legend(classes))
+            yield write
+        copy_raster(tiled, finished, **how)
+        finished.replace(path)
+        if classes and path.suffix == ".tif":
+            write_atomic(path.with_name(f"{path.name}.aux.xml"), _legend(classes))
     except RasterioError as error:
         raise UserError(
             f"{str(path)!r} could not be written ({error}); is the disk full?"
         ) from None
     finally:
         tiled.unlink(missing_ok=True)
+        finished.unlink(missing_ok=True)
 
 
 def _legend(classes: list[str]) -> bytes:
