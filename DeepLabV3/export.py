@@ -10,12 +10,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.cli import run as run_main
-from common.predict.onnx_file import export, export_parser
-from DeepLabV3.model import NAME, from_checkpoint, probabilities
+from common.predict.folder import export_parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = export_parser("Write a trained DeepLabV3 as an ONNX file.").parse(argv)
+    # Imported here, with torch: mistakes in the options are answered at once.
+    from common.predict.onnx_file import export
+    from DeepLabV3.model import NAME, from_checkpoint, probabilities
+
     export(args, NAME, from_checkpoint, probabilities, ("probabilities",))
 
 

@@ -46,8 +46,7 @@ from common.io.look import Look
 from common.io.raster import open_scene
 from common.predict.maps import feature_file
 from common.predict.windows import Tiling, strips
-from mask import inference as instances
-from mask.scenes import Instance, merge
+from mask.scenes import Instance, annotate, merge
 
 CPU = torch.device("cpu")
 CLASSES = ["ground", "aircraft"]
@@ -169,7 +168,7 @@ def join(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 merged = merge(detections)
                 for instance in merged:
                     features.add(instance)
-                    json.dumps(instances.annotate(instance, side, side))
+                    json.dumps(annotate(instance, side, side))
             seconds = time.process_time() - since
         case = f"{count:,} of {len(merged):,} aircraft in {side**2 / 1e6:,.0f} Mpx"
         yield {"case": case, "seconds": f"{seconds:.1f}"}

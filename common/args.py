@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch.amp import GradScaler
 
-from common import graphs
+from common import cli, graphs
 from common.augment import SCALE_JITTER
 from common.cli import Parser, UserError, fraction, interval, loaders, number, positive, seeds
 from common.distributed import Process, pick_device
@@ -74,20 +74,10 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     add("--freeze-encoder", dest="lr_encoder", action="store_const", const=0.0, help=help)
 
     group = parser.add_argument_group("speed-ups", "DDP has no flag: start with torchrun.")
-    add_precision(group)
+    cli.add_precision(group)
     switch, help = argparse.BooleanOptionalAction, "launch the whole step at once"
     group.add_argument("--cuda-graphs", action=switch, default=False, help=help)
     return parser
-
-
-def add_precision(group: argparse._ActionsContainer) -> None:
-    """The speed-ups that training and prediction share."""
-    add, switch = group.add_argument, argparse.BooleanOptionalAction
-    add("--amp", action=switch, default=False, help="mixed precision")
-    help = "default: bf16 where the hardware has it, else fp16"
-    add("--amp-dtype", choices=("bf16", "fp16"), help=help)
-    add("--channels-last", action=switch, default=False, help="NHWC layout")
-    add("--compile", action=switch, default=False, help="compile the network with torch.compile")
 
 
 def check(args: argparse.Namespace, stride: int, tile_size: int, min_batch: int = 1) -> None:

@@ -119,6 +119,16 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def add_precision(group: argparse._ActionsContainer) -> None:
+    """The speed-ups that training and prediction share."""
+    add, switch = group.add_argument, argparse.BooleanOptionalAction
+    add("--amp", action=switch, default=False, help="mixed precision")
+    help = "default: bf16 where the hardware has it, else fp16"
+    add("--amp-dtype", choices=("bf16", "fp16"), help=help)
+    add("--channels-last", action=switch, default=False, help="NHWC layout")
+    add("--compile", action=switch, default=False, help="compile the network with torch.compile")
+
+
 def _nearest(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else "see --help for all of them."

@@ -10,12 +10,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.cli import run as run_main
-from common.predict.semantic import predict_folder, semantic_parser
-from fcn.model import NAME, from_checkpoint, probabilities
+from common.predict.folder import semantic_parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = semantic_parser("Predict scenes of any size with a trained FCN.").parse(argv)
+    # Imported here, with torch: mistakes in the options are answered at once.
+    from common.predict.semantic import predict_folder
+    from fcn.model import NAME, from_checkpoint, probabilities
+
     predict_folder(args, NAME, from_checkpoint, probabilities)
 
 

@@ -11,13 +11,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-
 from common.cli import positive
 from common.cli import run as run_main
-from common.predict.onnx_file import export, export_parser
-from mask.model import NAME, OUTPUTS, from_checkpoint, outputs
-from mask.rcnn import MaskRCNN
+from common.predict.folder import export_parser
 
 
 def suppress_in_onnx(boxes: Any, exists: Any, threshold: float) -> Any:
@@ -34,22 +30,26 @@ def suppress_in_onnx(boxes: Any, exists: Any, threshold: float) -> Any:
     return op.ScatterND(none, places, op.GatherND(exists, places))
 
 
-TRANSLATIONS = {torch.ops.mask.suppress.default: suppress_in_onnx}
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = export_parser("Write a trained Mask R-CNN as an ONNX file.")
     parser.add_argument(
         "--max-detections",
         type=positive,
-        default=MaskRCNN.most_detections,
+        default=100,
         metavar="N",
         help="of one window; as many masks are always computed",
     )
     args = parser.parse(argv)
+    # Imported here, with torch: mistakes in the options are answered at once.
+    import torch
+
+    from common.predict.onnx_file import export
+    from mask.model import NAME, OUTPUTS, from_checkpoint, outputs
+
+    translations = {torch.ops.mask.suppress.default: suppress_in_onnx}
     build = partial(from_checkpoint, most_detections=args.max_detections)
     most = args.max_detections
-    export(args, NAME, build, outputs, OUTPUTS, TRANSLATIONS, max_detections=most)
+    export(args, NAME, build, outputs, OUTPUTS, translations, max_detections=most)
 
 
 if __name__ == "__main__":

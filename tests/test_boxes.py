@@ -14,7 +14,7 @@ from benchmarks.lib.standins import CpuGraph
 from benchmarks.syncs import census
 from mask import boxes as mask_boxes
 from mask.boxes import paste, suppress, suppress_on_gpu
-from mask.export import TRANSLATIONS
+from mask.export import suppress_in_onnx
 
 THRESHOLD = 0.7
 BATCH = ({0: torch.export.Dim("batch")}, {0: torch.export.Dim("batch")})
@@ -112,7 +112,7 @@ def onnx(boxes, exists):
         verbose=False,
         input_names=("boxes", "exists"),
         dynamic_shapes=BATCH,
-        custom_translation_table=TRANSLATIONS,
+        custom_translation_table={torch.ops.mask.suppress.default: suppress_in_onnx},
     )
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torture import children
 
+from benchmarks.lib.models import MODELS
 from common import distributed
 from common.args import train_parser
 from common.cli import UserError
@@ -161,3 +162,35 @@ def test_the_readme_names_every_option_that_all_trainings_share():
     options = {option for action in actions for option in action.option_strings}
     options -= {"-h", "--help"} | {o for o in options if o.startswith("--no-")}
     assert sorted(named) == sorted(options)
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+script, *sys.argv[1:] = sys.argv[1:]
+try:
+    runpy.run_path(script, run_name="__main__")
+finally:
+    print(sorted({"torch", "torchvision", "cv2", "matplotlib"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("script", ["inference.py", "export.py"])
+def test_help_and_a_wrong_path_are_answered_without_torch(model, script):
+    """Its import takes seconds and most of a gigabyte."""
+    nowhere = "nowhere.pth", ".", *(["out"] * (script == "inference.py"))
+    no_scene = ("README.md", "nowhere.tif", "out") if script == "inference.py" else nowhere
+    for words, code, said in (
+        (["--help"], 0, ""),
+        (nowhere, 2, "error: there is no file or folder 'nowhere.pth'; check the path."),
+        (
+            no_scene,
+            2,
+            f"error: there is no file or folder {no_scene[script == 'inference.py']!r}; check",
+        ),
+        (["README.md", ".", "--wndow", "64", "out"], 2, "error: unknown option --wndow; did you"),
+    ):
+        command = [sys.executable, "-c", WITHOUT_TORCH, f"{model}/{script}", *words]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stdout.splitlines()[-1]) == (code, "[]"), result.stderr
+        assert said in result.stderr

@@ -28,9 +28,10 @@ from rio_cogeo.cogeo import cog_validate
 
 from common.cli import UserError
 from common.predict import maps, regions, semantic, windows
+from common.predict.folder import semantic_parser
 from common.predict.maps import polygons
 from common.predict.regions import Region, Regions
-from mask import inference
+from mask import inference, scenes
 
 
 def blobs(rng, height, width, classes=3):
@@ -177,8 +178,8 @@ def red_or_green(crops):
 def predict(monkeypatch, source, target, *more, network=red_or_green, look=None):
     """Run what every semantic inference.py runs, and return its report by the scene's name."""
     monkeypatch.setattr(semantic, "load_network", lambda *_: (network, CLASSES))
-    words = ["model", source, target, "--window", 64, *more]
-    args = semantic.semantic_parser("").parse(list(map(str, words)))
+    words = [__file__, source, target, "--window", 64, *more]
+    args = semantic_parser("").parse(list(map(str, words)))
     args.look_of_training = look
     semantic.predict_folder(args, "", None, None)
     report = json.loads((target / "predictions.json").read_text())
@@ -451,7 +452,7 @@ def test_a_mask_is_as_a_gis_wants_it(monkeypatch, tmp_path):
         assert (file.read(1)[:, :20] == 255).all()
         assert [file.colormap(1)[i][3] for i in (0, 1, 2)] == [0, 255, 255]
         assert file.descriptions[0] == "0 ground, 1 aircraft, 2 ship & boat, 255 no data"
-        assert file.tags()["MODEL"] == "model"
+        assert file.tags()["MODEL"] == "test_maps.py"
         assert re.fullmatch(r"20\d\d:\d\d:\d\d [\d:]{8}", file.tags()["TIFFTAG_DATETIME"])
     legend = ElementTree.parse(tmp_path / "out/a_mask.tif.aux.xml")
     assert [name.text for name in legend.iter("Category")] == CLASSES
@@ -460,7 +461,7 @@ def test_a_mask_is_as_a_gis_wants_it(monkeypatch, tmp_path):
 @pytest.mark.parametrize("find", ["predict", "find_all"])
 def test_the_map_appears_when_the_scene_is_complete(monkeypatch, tmp_path, find):
     path = raster(tmp_path / "a.png", scene_of(SHAPES) // 100, "PNG")
-    for module in (semantic, inference):
+    for module in (semantic, scenes):
         monkeypatch.setattr(module, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         globals()[find](monkeypatch, path, tmp_path / "out")
@@ -702,9 +703,9 @@ def find_all(monkeypatch, source, target, *more):
         built.append(from_checkpoint({}))
         return numbered, ["ground", "aircraft"]
 
-    monkeypatch.setattr(inference, "load_network", load_network)
-    monkeypatch.setattr(inference, "from_checkpoint", lambda content, most: most)
-    words = ["model", source, target, "--window", 64, *more]
+    monkeypatch.setattr(scenes, "load_network", load_network)
+    monkeypatch.setattr(scenes, "from_checkpoint", lambda content, most: most)
+    words = [__file__, source, target, "--window", 64, *more]
     inference.main(list(map(str, words)))
     return built[0], json.loads((target / "predictions.json").read_text())
 
@@ -768,5 +769,5 @@ def test_run_lengths_of_a_cut_mask_are_those_of_the_image(seed, height, width):
     if not mask.any():
         mask[0, 0] = True
     image[y : y + h, x : x + w] = mask
-    found = inference.annotate(Region(1, 0.5, int(x), int(y), mask), height, width)
+    found = scenes.annotate(Region(1, 0.5, int(x), int(y), mask), height, width)
     assert found["segmentation"]["counts"] == rle.encode(image)["counts"].decode()

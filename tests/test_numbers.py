@@ -26,6 +26,7 @@ from common.cli import UserError
 from common.data import Batch, Tiles
 from common.distributed import Process
 from common.loader import GlobalBatches
+from common.predict.folder import there
 from common.run import checkpoint
 from common.session import polynomial_schedule
 from mask.targets import training_views
@@ -64,7 +65,7 @@ PREFIX = {"--sweep": "batch="}
 
 def is_number(action: argparse.Action) -> bool:
     """Whether the option's type makes a number of one of these, or it has the name of one."""
-    if action.type is None or action.type is Path:
+    if action.type in (None, Path, there):
         return False
     for text in ("1", "0.5", "64"):
         try:
@@ -98,7 +99,7 @@ def given_to(module: str, option: str, text: str) -> object:
         if other is action and not action.option_strings:
             words += values
         elif other is not action and other.required and not other.option_strings:
-            words.append("3" if other.type and other.type is not Path else "x")
+            words.append("." if other.type in (None, Path, there) else "3")
         elif other is not action and other.required:
             words += [name_of(other), "x"]
     if module == "rareplanes.download" and option != "--limit":

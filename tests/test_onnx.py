@@ -139,7 +139,7 @@ def test_what_does_not_fit_an_onnx_file_is_answered_in_one_sentence(exported, tm
         ([exported.file, "--window", 128], f"was exported for {SIDE}; leave it out"),
         ([exported.file, "--window", 512], f"was exported for {SIDE}; leave it out"),
         ([damaged], "is damaged or was not written by export.py"),
-        ([tmp_path / "none.onnx"], "there is no ONNX file"),
+        ([tmp_path / "none.onnx"], "there is no file or folder"),
     ]
     if exported.model == "mask":
         mistakes.append(([exported.file, "--max-detections", 100], "was exported for 20"))
@@ -182,10 +182,12 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path
     from unet import export, inference
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    file = tmp_path / "a.onnx"
+    file.touch()
     with pytest.raises(UserError, match="`python -m pip install onnx onnxscript`"):
-        export.main(["model.pth", str(tmp_path / "a.onnx")])
+        export.main([str(file), str(file)])
     with pytest.raises(UserError, match="`python -m pip install onnxruntime`"):
-        inference.main(["a.onnx", str(tmp_path), str(tmp_path / "out")])
+        inference.main([str(file), str(tmp_path), str(tmp_path / "out")])
 
 
 def test_weights_alone_are_half_the_size_and_predict_the_same(exported, few, tmp_path):

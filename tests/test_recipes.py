@@ -91,10 +91,10 @@ def a_technique(root: Path) -> None:
     edit(
         root / "common/args.py",
         (
-            "    return parser\n\n\ndef add_precision",
+            "    return parser\n\n\ndef check(",
             '    help = "gradients of zero mean (Yong et al. 2020)"\n'
             '    group.add_argument("--centralize", action=switch, default=False, help=help)\n'
-            "    return parser\n\n\ndef add_precision",
+            "    return parser\n\n\ndef check(",
         ),
         ("    grad_accum: int = 1\n", "    grad_accum: int = 1\n    centralize: bool = False\n"),
         (

@@ -284,8 +284,8 @@ def test_the_selected_score_is_drawn_first_and_parts_of_the_set_never():
 
 
 def test_inference_does_not_load_what_draws():
-    for name in ("unet", "mask"):
-        loaded = f"import sys, {name}.inference; print('matplotlib' in sys.modules)"
+    for name in ("common.predict.semantic", "mask.scenes"):
+        loaded = f"import sys, {name}; print('matplotlib' in sys.modules)"
         words = [sys.executable, "-c", loaded]
         said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
         assert said.stdout.strip() == "False"

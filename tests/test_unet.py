@@ -339,7 +339,7 @@ def test_prediction_mistakes(trained, tmp_path):
     (tmp_path / "bad" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\4\0\0\0\4 no")
     for words, sentence in (
         ([model, str(tmp_path / "empty"), out], "holds no .png"),
-        ([model, str(tmp_path / "none"), out], "there is no image or folder"),
+        ([model, str(tmp_path / "none"), out], "there is no file or folder"),
         ([model, str(tmp_path / "bad"), out], "damaged or truncated"),
         ([model, str(tmp_path / "bad"), out, "-i", "3"], "images 0 to 0"),
         ([model, str(tmp_path / "bad"), out, "--window", "100"], "not a multiple of 32"),

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from common.augment import normalise
 from common.cli import keep_freed_memory
 from common.io.raster import open_scene
-from common.predict import semantic
+from common.predict.folder import semantic_parser
+from common.predict.semantic import predict_scene
 from rareplanes.scene import scene_files, scene_stems
 
 
@@ -34,14 +35,14 @@ def one_layer(folder: Path) -> tuple[float, float]:
         return layer(normalise(crops)).softmax(1)
 
     network(torch.zeros(4, 512, 512, 3, dtype=torch.uint8))
-    words = ["model", str(folder / "scene.tif"), str(folder), "--window", "512"]
-    args = semantic.semantic_parser("").parse(words)
+    words = [__file__, str(folder / "scene.tif"), str(folder), "--window", "512"]
+    args = semantic_parser("").parse(words)
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak of the resident memory
     seconds, before = [], _resident("VmRSS")
     for turn in range(4):
         since = time.process_time()
         with open_scene(folder / "scene.tif") as scene:
-            semantic.predict_scene(scene, "out", network, ["ground", "aircraft"], args)
+            predict_scene(scene, "out", network, ["ground", "aircraft"], args)
         seconds.append(time.process_time() - since)
         if turn == 0:
             peak = _resident("VmHWM") - before

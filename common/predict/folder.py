@@ -1,4 +1,7 @@
-"""What every inference.py shares: its options, the loop over a folder, the names of outputs."""
+"""What every inference.py shares: its options, the loop over a folder, the names of outputs.
+
+No torch, which takes seconds to import: so `--help` and a wrong path are answered at once.
+"""
 
 import argparse
 import hashlib
@@ -11,7 +14,7 @@ from pathlib import Path
 from traceback import clear_frames
 from typing import Any, BinaryIO, TypeVar
 
-from common import args as arguments
+from common import cli
 from common.cli import OF_THE_DISK, Parser, UserError, number, positive, say, whole
 from common.io.files import read_file, read_json, sweep, whole_file
 from common.io.folders import rasters_in
@@ -31,8 +34,8 @@ def inference_parser(description: str) -> Parser:
     """
     parser = Parser(description=description)
     add = parser.add_argument
-    add("model", type=Path, help="model_best.pth of a training run, or what export.py made of it")
-    add("image_dir", type=Path, help="a folder of rasters of any size, or one of them")
+    add("model", type=there, help="model_best.pth of a training run, or what export.py made of it")
+    add("image_dir", type=there, help="a folder of rasters of any size, or one of them")
     add("prediction_dir", type=Path, help="where overlays, masks, maps and predictions.json go")
     add("-i", "--index", type=whole, help="only this image of the sorted folder, from 0")
     add("--skip-existing", action="store_true", help="leave out scenes whose .geojson is there")
@@ -67,11 +70,38 @@ def inference_parser(description: str) -> Parser:
         help="also draw a sheet of the N largest regions or surest aircraft",
     )
     add_look_options(parser)
-    arguments.add_precision(parser.add_argument_group("speed-ups"))
+    cli.add_precision(parser.add_argument_group("speed-ups"))
     # What else `common.args.resolve_speedups` reads is for training only.
     parser.set_defaults(channels_last=None, cuda_graphs=False, grad_accum=1)
     parser.set_defaults(look_of_training=None)  # the file of the model may have it
     return parser
+
+
+def semantic_parser(description: str) -> Parser:
+    """The options that the inference.py of every semantic model has."""
+    parser = inference_parser(description)
+    add = parser.add_argument
+    add("--score-threshold", type=cli.fraction, default=0.0, help="drop regions of lower scores")
+    add("--confidence", action="store_true", help="also write the probability of the class shown")
+    add("--tta", action="store_true", help="mean over eight symmetries; takes 8 times as long")
+    return parser
+
+
+def export_parser(description: str) -> Parser:
+    """The options that every export.py has."""
+    parser = Parser(description=description)
+    add = parser.add_argument
+    add("model", type=there, help="model_best.pth or checkpoint.pth of a training run")
+    add("output", type=Path, help="the file to write: .onnx, or .pth for the weights alone")
+    add("--window", type=window, default=WINDOW, help="side of an input, pixels; multiple of 32")
+    return parser
+
+
+def there(text: str) -> Path:
+    """An argument type: the path of something that exists; told before the import of torch."""
+    if not Path(text).exists():
+        raise UserError(f"there is no file or folder {text!r}; check the path.")
+    return Path(text)
 
 
 def window(text: str) -> int:

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,24 +17,14 @@ from torch import Tensor, nn
 
 from common.args import of_the_model
 from common.augment import MEAN, STD, normalise
-from common.cli import Parser, UserError, say
+from common.cli import UserError, say
 from common.io.files import read_file, write_atomic
-from common.predict.folder import STRIDE, WINDOW, window
+from common.predict.folder import STRIDE
 from common.run import checkpoint, checkpoint_file
 from common.run.checkpoint_file import MAX_CLASSES, check_model
 
 SUFFIX, WEIGHTS = ".onnx", ".pth"
 PYTORCH_OPTIONS = ("amp", "amp_dtype", "channels_last", "compile")  # of inference.py
-
-
-def export_parser(description: str) -> Parser:
-    """The options that every export.py has."""
-    parser = Parser(description=description)
-    add = parser.add_argument
-    add("model", type=Path, help="model_best.pth or checkpoint.pth of a training run")
-    add("output", type=Path, help="the file to write: .onnx, or .pth for the weights alone")
-    add("--window", type=window, default=WINDOW, help="side of an input, pixels; multiple of 32")
-    return parser
 
 
 def export(
@@ -50,7 +39,7 @@ def export(
     """Write the network of `args.model` to `args.output`, completely or not at all.
 
     Args:
-        args: From `export_parser`.
+        args: From `common.predict.folder.export_parser`.
         name: The model's `NAME`.
         outputs: (model, float [B,3,side,side], normalised) → a tensor, or a tuple of tensors.
         names: Of these tensors.

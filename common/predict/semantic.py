@@ -15,26 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.cli import Parser, fraction
 from common.io.pictures import paint, save
 from common.io.raster import Scene, no_valid_pixel
 from common.io.tiles import IGNORE
-from common.predict.folder import inference_parser, predicted_scenes
+from common.predict.folder import predicted_scenes
 from common.predict.maps import LEAST_PIXELS, Features, feature_file, raster_file, wanted
 from common.predict.network import load_network
 from common.predict.pictures import Crops, Reduced
 from common.predict.regions import Region, Regions
 from common.predict.windows import Band, Network, Tiling, blend
-
-
-def semantic_parser(description: str) -> Parser:
-    """The options that the inference.py of every semantic model has."""
-    parser = inference_parser(description)
-    add = parser.add_argument
-    add("--score-threshold", type=fraction, default=0.0, help="drop regions of lower scores")
-    add("--confidence", action="store_true", help="also write the probability of the class shown")
-    add("--tta", action="store_true", help="mean over eight symmetries; takes 8 times as long")
-    return parser
 
 
 def predict_folder(
@@ -46,7 +35,7 @@ def predict_folder(
     """Predict every scene: masks, overlays, GeoJSON, and one `predictions.json`.
 
     Args:
-        args: From `semantic_parser`.
+        args: From `common.predict.folder.semantic_parser`.
         name: The model's `NAME`.
         probabilities: (model, float [B,3,H,W], normalised) → class probabilities [B,C,H,W].
     """
