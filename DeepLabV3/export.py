@@ -15,8 +15,7 @@ from common.predict.folder import export_parser
 
 def main(argv: list[str] | None = None) -> None:
     args = export_parser("Write a trained DeepLabV3 as an ONNX file.").parse(argv)
-    # Imported here, with torch: mistakes in the options are answered at once.
-    from common.predict.onnx_file import export
+    from common.predict.onnx_file import export  # imports torch
     from DeepLabV3.model import NAME, from_checkpoint, probabilities
 
     export(args, NAME, from_checkpoint, probabilities, ("probabilities",))

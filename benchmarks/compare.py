@@ -3,6 +3,7 @@
 python benchmarks/compare.py runs/unet runs/unet-ema
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from common.cli import Parser, run
 from common.run import report
 from common.run.report import Record
 
-# Where a run wrote, how it was started again, and for how long a process may be silent.
+# Where a run wrote, how it was started again, for how long a process may be silent; and the hashes
+# of the data, about which there is a line.
 NOT_COMPARED = {"output_dir", "resume", "config", "test_only", "dist_timeout"}
+NOT_COMPARED |= {"train index", "val index"}
+SPEED = {"images_per_s": "images/s", "data_share": "waiting for data", "memory_mib": "MiB"}
+LESS_IS_BETTER = re.compile("waiting for data|MiB|false alarms")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,15 +35,19 @@ def table(runs: list[Record], airports: bool = False) -> str:
     rows = [["", *(str(record.folder) for record in runs)]]
     rows += differing([settings(record) for record in runs])
     rows += [["steps", *(f"{_steps(record)} of {record.facts['total_steps']}" for record in runs)]]
-    numbers = [scores(record) | record.speed() for record in runs]
+    best = [str(record.best.get("step", "")) for record in runs]
+    rows += [["step of model_best.pth", *best]]
+    numbers = [scores(record, airports) for record in runs]
     for name in dict.fromkeys(name for values in numbers for name in values):
-        if airports or ".airport." not in name:
-            rows.append([name, *(_number(name, values.get(name)) for values in numbers)])
+        rows.append([name, *_cells(name, [values.get(name) for values in numbers])])
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     head, *body = [_line(row, widths) for row in rows]
     rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:]), ""])
-    return "\n".join([head, rule, *body])
+    hashes = [{k: v["fingerprint"] for k, v in record.facts["data"].items()} for record in runs]
+    other = [row[0] for row in differing(hashes)]
+    said = [f"\nDifferent tiles in {', '.join(other)}: compare with care."] if other else []
+    return "\n".join([head, rule, *body, *said])
 
 
 def settings(record: Record) -> dict[str, Any]:
@@ -46,10 +55,7 @@ def settings(record: Record) -> dict[str, Any]:
     facts = record.facts
     values = {"model": facts["model"], "commit": facts["commit"]}
     values |= {k: v for k, v in facts["settings"].items() if k not in NOT_COMPARED}
-    values |= facts["machine"] | facts["versions"]
-    for split, data in facts["data"].items():
-        values[f"{split} tiles"] = data["fingerprint"][:8]
-    return values
+    return values | facts["machine"] | facts["versions"]
 
 
 def differing(runs: list[dict[str, Any]]) -> list[list[str]]:
@@ -62,26 +68,32 @@ def differing(runs: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def scores(record: Record) -> dict[str, float]:
-    """The validation that chose `model_best.pth`, and the scores of the splits that were tested."""
-    best = record.best
-    kept = {"step of model_best.pth": best["step"]} if best else {}
-    kept |= {f"validation {k}": v for k, v in best.items() if k not in ("step", "epoch")}
-    for split, values in record.tests.items():
-        kept |= {f"{split} {name}": value for name, value in values.items()}
-    return kept
+def scores(record: Record, airports: bool) -> dict[str, tuple[float, str]]:
+    """Scores in words, and the speed: each value, and a remark if its mean leaves classes out."""
+    kept = {
+        f"{record.title(name)}, {column}": (value, record.averaged(values, name))
+        for column, values in record.columns().items()
+        for name, value in values.items()
+        if airports or record.split_name(name)[0] != "airport"
+    }
+    return kept | {SPEED[name]: (value, "") for name, value in record.speed().items()}
 
 
 def _steps(record: Record) -> int:
     return max([0, *(line["step"] for line in record.steps)])
 
 
-def _number(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.1f}" if name in ("images_per_s", "memory_mib") else f"{value:.4f}"
+def _cells(name: str, values: list[tuple[float, str] | None]) -> list[str]:
+    """The values as text, the best one between asterisks; a mean over fewer classes is not."""
+    means = [value[0] for value in values if value and not value[1]]
+    best = (min if LESS_IS_BETTER.match(name) else max)(means, default=None)
+    digits = 1 if name in ("images/s", "MiB") else 3
+    cells = []
+    for number, remark in (value or (None, "") for value in values):
+        text = "" if number is None else f"{number:.{digits}f}"
+        marked = f"**{text}**" if number == best and len(set(means)) > 1 else text
+        cells.append(f"{text} ({remark})" if remark else marked)
+    return cells
 
 
 def _text(value: Any) -> str:

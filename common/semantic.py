@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ from common.augment import normalise, random_view
 from common.cli import progress
 from common.data import Batch, Tiles
 from common.distributed import Process, all_reduce_sum
-from common.io.pictures import Sheet
 from common.io.tiles import IGNORE
 from common.loader import prefetch
-from common.run.report import Extremes, Scoring
+from common.run.report import Scoring, Shown
 
 DEFINITION = (
     "IoU = TP / (TP + FP + FN) from one confusion matrix over all pixels of the set; "
@@ -188,29 +188,25 @@ def evaluate(
     airport = torch.tensor(airport_of_tile, device=device)
     # One for each airport, and a last one for tiles of unknown airports.
     matrices = torch.zeros(len(airports) + 1, count, count, dtype=torch.int64, device=device)
-    sheet = Sheet(list(batches.batch_sampler or []), tiles.shows_aircraft)
-    extremes = Extremes(tiles.images)
+    scored = list(chain(*(batches.batch_sampler or [])))
+    shown = Shown(tiles.images, scored, tiles.shows_aircraft)
     delivered = prefetch(batches, device)
     bar = progress(delivered, total=len(batches), desc="score", enabled=process.is_main)
-    for number, batch in enumerate(bar):
+    for batch in bar:
         images = normalise(batch.images).contiguous(memory_format=speedups.layout)
         with speedups.autocast(device):
             predicted = predict(model, images)
         target = semantic_target(batch)
         counts = confusion(predicted, target, count)
         matrices.index_add_(0, airport[batch.tile], counts)
-        row = partial(_row, batch.images, target, predicted)
         if process.is_main:
-            for i in sheet.chosen(number):
-                sheet.add(*row(i))
             # `confusion` has waited for the device already.
             hits = counts.diagonal(dim1=1, dim2=2)[:, 1:].sum(1)
             union = counts.sum((1, 2)) - counts[:, 0, 0]
-            extremes.offer(batch.tile.tolist(), torch.stack([hits, union], 1).tolist(), row)
-    split = tiles.folder.name
-    sheet.write(folder / f"{split}_sheet.jpg", f"{len(sheet.rows)} of {len(tiles)} {split} tiles")
+            row = partial(_row, batch.images, target, predicted)
+            shown.offer(batch.tile.tolist(), torch.stack([hits, union], 1).tolist(), row)
     if process.is_main:
-        extremes.write(folder / f"{split}_tiles.json")
+        shown.write(folder, tiles.folder.name, tiles.classes)
     all_reduce_sum(matrices)
     kind = "" if tiles.labels in ("", "mask") else f" ({tiles.labels})"
     classes = ["ground", *(name + kind for name in tiles.classes[1:])]
@@ -223,5 +219,5 @@ def evaluate(
 
 
 def _row(images: Tensor, targets: Tensor, predicted: Tensor, i: int) -> tuple[np.ndarray, ...]:
-    """Image, truth and prediction of a tile of a batch, as `Sheet.add` takes them."""
+    """Image, truth and prediction of a tile of a batch, as `compared` takes them."""
     return tuple(t[i].to(torch.uint8).cpu().numpy() for t in (images, targets, predicted))

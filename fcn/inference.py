@@ -15,8 +15,7 @@ from common.predict.folder import semantic_parser
 
 def main(argv: list[str] | None = None) -> None:
     args = semantic_parser("Predict scenes of any size with a trained FCN.").parse(argv)
-    # Imported here, with torch: mistakes in the options are answered at once.
-    from common.predict.semantic import predict_folder
+    from common.predict.semantic import predict_folder  # imports torch
     from fcn.model import NAME, from_checkpoint, probabilities
 
     predict_folder(args, NAME, from_checkpoint, probabilities)

@@ -32,15 +32,9 @@ def suppress_in_onnx(boxes: Any, exists: Any, threshold: float) -> Any:
 
 def main(argv: list[str] | None = None) -> None:
     parser = export_parser("Write a trained Mask R-CNN as an ONNX file.")
-    parser.add_argument(
-        "--max-detections",
-        type=positive,
-        default=100,
-        metavar="N",
-        help="of one window; as many masks are always computed",
-    )
+    help = "of one window; as many masks are always computed"
+    parser.add_argument("--max-detections", type=positive, default=100, metavar="N", help=help)
     args = parser.parse(argv)
-    # Imported here, with torch: mistakes in the options are answered at once.
     import torch
 
     from common.predict.onnx_file import export

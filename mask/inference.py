@@ -21,8 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     help = "of one window; default: 100, or the .onnx file's"
     add("--max-detections", type=positive, metavar="N", help=help)
     args = parser.parse(argv)
-    # Imported here, with torch: mistakes in the options are answered at once.
-    from mask.scenes import predict_folder
+    from mask.scenes import predict_folder  # imports torch
 
     predict_folder(args)
 

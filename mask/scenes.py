@@ -22,7 +22,7 @@ from common.io.raster import Scene, no_valid_pixel
 from common.predict.folder import predicted_scenes
 from common.predict.maps import feature_file, wanted
 from common.predict.network import load_network
-from common.predict.pictures import Crops, Reduced, outline
+from common.predict.pictures import Crops, Reduced, outline, with_legend
 from common.predict.regions import Region
 from common.predict.windows import Network, Strip, Tiling, predicted
 from mask.model import NAME, from_checkpoint, from_outputs, predict
@@ -109,8 +109,9 @@ def predict_scene(
             features.add(instance)
             crops.add(instance)
         small = [reduced(instance, picture.factor) for instance in instances]
-        save(outline(picture.image(), small), args.prediction_dir / entry["overlay"])
-        crops.write(scene, args.prediction_dir / f"{name}_crops.jpg")
+        overlay = with_legend(outline(picture.image(), small), classes)
+        save(overlay, args.prediction_dir / entry["overlay"])
+        crops.write(scene, args.prediction_dir / f"{name}_crops.jpg", classes)
     return entry, [annotate(instance, scene.height, scene.width) for instance in instances]
 
 

@@ -28,24 +28,13 @@ from mask.targets import MAX_AIRCRAFT, training_views, warn_of_crowds
 def main(argv: list[str] | None = None) -> None:
     parser = train_parser("Train Mask R-CNN: every aircraft is found and outlined.", "runs/mask")
     add = parser.add_argument
-    add(
-        "--backbone",
-        default="resnet50",
-        help=f"{', '.join(BACKBONES)}, or a name in segmentation_models_pytorch",
-    )
+    help = f"{', '.join(BACKBONES)}, or a name in segmentation_models_pytorch"
+    add("--backbone", default="resnet50", help=help)
     add("--proposals", type=positive, default=1000, help="RPN proposals per tile")
-    add(
-        "--mask-rois",
-        type=positive,
-        default=MASK_ROIS,
-        help="positive proposals per tile for the mask head",
-    )
-    add(
-        "--max-aircraft",
-        type=positive,
-        default=MAX_AIRCRAFT,
-        help="aircraft per crop; if more, the largest",
-    )
+    help = "positive proposals per tile for the mask head"
+    add("--mask-rois", type=positive, default=MASK_ROIS, help=help)
+    help = "aircraft per crop; if more, the largest"
+    add("--max-aircraft", type=positive, default=MAX_AIRCRAFT, help=help)
     args = parser.parse(argv)
     if args.test_only:
         return score_checkpoint(args, NAME, from_checkpoint, scoring(""))

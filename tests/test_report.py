@@ -24,22 +24,23 @@ from torture import children
 
 from benchmarks import compare
 from common.cli import UserError
+from common.io.pictures import compared, outcomes, printable, sheet
 from common.run import checkpoint, machine, report
-from common.run.report import Extremes, Record
+from common.run.report import Record, Shown
 from mask import train as train_mask
 from unet import inference, train
 
 # All that a page consists of; the last line of each is the picture of the curves.
 TAGS = """
 html head meta title style body main h1 h2 h3 p div span b pre table tr th td
-details summary figure figcaption img
+details summary figure figcaption img br
 svg defs g path text use clippath rect
 """
 ATTRIBUTES = """
 lang charset name content class src alt title role aria-label
 id style type width height viewbox version d x y transform clip-path xlink:href
 """
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
@@ -100,9 +101,10 @@ def test_the_scores_on_the_page_are_those_of_the_files(scored):
     (chosen,) = [line for line in log if line.get("mIoU") == best]
     tested = json.loads((scored / "test_scores.json").read_text())
     values = [v for k, v in chosen.items() if k not in ("step", "epoch")] + list(tested.values())
-    known = {f"{value:.4f}" for value in values}
-    found = {cell for cell in shown.of("td") if re.fullmatch(r"\d\.\d{4}", cell)}
-    assert found == known
+    known = {f"{value:.3f}" for value in values}
+    found = {cell for cell in shown.of("td") if re.fullmatch(r"\d\.\d{3}", cell)}
+    settings = json.loads((scored / "run.json").read_text())["settings"]
+    assert known <= found <= known | set(map(str, settings.values()))
     assert any(".airport." in name for name in tested)
 
 
@@ -135,8 +137,8 @@ def test_the_page_says_what_the_run_is_made_of(scored, tiled):
         airports = {image["airport"] for image in coco["images"]}
         assert set(summary["airports"]) == airports <= set(shown.of("td"))
     assert all(source.startswith("data:image/jpeg;base64,") for source in shown.sources)
-    assert len(shown.sources) >= 3 * 8
-    assert "http" not in (scored / "report.html").read_text()
+    assert len(shown.sources) >= 4 * 8
+    assert "://" not in (scored / "report.html").read_text()
 
 
 def test_the_commands_on_the_page_work(scored, tiled, tmp_path):
@@ -260,7 +262,7 @@ def test_curves_of_any_names_and_values_are_drawn(names, values, step):
     assert shown.open == []
     printed = "".join(f"{text}\n" for text in shown.of("text"))
     for name in record.drawn():
-        assert "".join(c if c.isprintable() else "\ufffd" for c in name[:32]) in printed
+        assert printable(record.title(name)[:40]) in printed
     assert report.draw(record) == (png, svg)
 
 
@@ -328,7 +330,7 @@ def test_a_page_cut_short_leaves_the_one_before(scored, tmp_path, killed):
 def rows(text):
     """Cells of a Markdown table by the name in front."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    return {name: cells for name, *cells in lines[2:]}
+    return {cells[0]: cells[1:] for cells in lines[2:] if cells}
 
 
 def test_compared_runs_show_the_settings_that_differ_and_no_others(
@@ -345,14 +347,16 @@ def test_compared_runs_show_the_settings_that_differ_and_no_others(
     assert shown["lr"] == ["0.001", "0.003"]
     assert shown["ema"] == ["None", "0.9"]
     bests = [checkpoint.load(folder / "checkpoint.pth")["best"] for folder in (trained, other)]
-    assert shown["validation mIoU"] == [f"{best:.4f}" for best in bests]
+    assert [cell.strip("*") for cell in shown["mean IoU, validation"]] == [
+        f"{b:.3f}" for b in bests
+    ]
     for folder, speed, memory in zip(
-        (trained, other), shown["images_per_s"], shown["memory_mib"], strict=True
+        (trained, other), shown["images/s"], shown["MiB"], strict=True
     ):
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         speeds = [line["images_per_s"] for line in lines if "images_per_s" in line]
-        assert float(speed) == pytest.approx(np.median(speeds), abs=0.051)
-        assert float(memory) == pytest.approx(
+        assert float(speed.strip("*")) == pytest.approx(np.median(speeds), abs=0.051)
+        assert float(memory.strip("*")) == pytest.approx(
             max(line.get("memory_mib", 0) for line in lines), abs=0.051
         )
     compare.main([str(trained), str(trained)])
@@ -386,26 +390,113 @@ def test_a_continued_run_keeps_what_was_tested_and_says_where_it_continued(score
 def test_the_kept_tiles_are_the_first_of_all_in_order(pixels, count, batch):
     pixels = [(min(pair), max(pair)) for pair in pixels]
     images = [{"file_name": str(n)} for n in range(len(pixels))]
-    found = Extremes(images, count)
-    picture = np.zeros((2, 2), np.uint8)
+    found = Shown(images, list(range(len(pixels))), lambda n: pixels[n][1] > 0)
+    found.count = count
+    image, mask = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8)
     for first in range(0, len(pixels), batch):
         places = list(range(first, min(first + batch, len(pixels))))
-        found.offer(places, [pixels[n] for n in places], lambda _: (picture,) * 3)
+        found.offer(places, [pixels[n] for n in places], lambda _: (image, mask, mask))
     there = [n for n, (_, union) in enumerate(pixels) if union]
     worst = sorted(there, key=lambda n: (pixels[n][0] - pixels[n][1], n))
     best = sorted(there, key=lambda n: (-pixels[n][0] / pixels[n][1], -pixels[n][1], n))
     assert [tile["tile"] for _, tile in found.worst] == [str(n) for n in worst[:count]]
     assert [tile["tile"] for _, tile in found.best] == [str(n) for n in best[:count]]
     assert found.offered == len(pixels)
+    on_sheet = [int(caption.partition(",")[0]) for caption in found.rows]
+    assert set(on_sheet) <= set(there or range(len(pixels)))
+    assert len(on_sheet) == min(4, len(there or pixels))
+
+
+def test_right_missed_and_false_pixels_are_those_of_the_masks():
+    ground, first, second, ignore = 0, 1, 2, 255
+    truth = np.array([[ground, ground, first, first, first, ignore, 256 + first]])
+    prediction = np.array([[ground, second, ground, first, second, first, 512 + first]])
+    right, missed, false = (mask[0].nonzero()[0].tolist() for mask in outcomes(truth, prediction))
+    assert (right, missed, false) == ([3, 6], [2], [1, 4])
+
+
+def test_a_sheet_shows_errors_and_a_legend_of_every_colour():
+    """The wanted colours are written here, not taken from the code that draws."""
+    image = np.full((64, 64, 3), 120, np.uint8)
+    truth, prediction = np.zeros((2, 64, 64), np.uint8)
+    truth[10:30, 10:30], prediction[10:30, 20:40] = 2, 2
+    pictures = sheet({"tile 7": compared(image, truth, prediction)}, "1 of 9", ["g", "a", "b"])
+    legend = pictures[:52].reshape(-1, 3).tolist()
+    for wanted in ("e10098", "e69f00", "3b82f6", "ffd60a", "e43c2e"):
+        assert list(bytes.fromhex(wanted)) in legend
+    errors = pictures[-328:-8, 3 * 328 + 8 :].astype(int)
+    blue, yellow, red = (errors[100, x] for x in (125, 75, 175))
+    assert blue[2] > blue[0] + 50
+    assert min(yellow[:2]) > yellow[2] + 50
+    assert red[0] > max(red[1:]) + 50
+    assert np.ptp(errors[300, 300]) == 0
+
+
+def mean_of(classes, split, ious):
+    scores = {"mIoU": float(np.mean(list(ious.values())))}
+    return scores | {f"IoU.{name}": value for name, value in ious.items()}
+
+
+def test_a_mean_without_a_class_is_marked(tmp_path, capsys):
+    """Test has no large aircraft, so its mean is over other classes than the validation's."""
+    classes = ["ground", "small", "large"]
+    facts = {"classes": classes, "tests": {"test": {"checkpoint": "", "step": 1, "when": ""}}}
+    val = mean_of(classes, "val", {"ground": 0.9, "small": 0.5, "large": 0.1})
+    tested = mean_of(classes, "test", {"ground": 0.9, "small": 0.5})
+    data = {"tiles": 1, "tiles_with_aircraft": 1, "scenes": 1, "size": 1, "folder": "f"}
+    data |= {"aircraft": {}, "airports": {}}
+    folders = []
+    for name in ("a", "b"):
+        record = record_of(
+            tmp_path / name, [{"step": 1, "epoch": 0, **val}], drawn=["IoU."], **facts
+        )
+        split = {"train": data | {"fingerprint": name}}
+        record.facts.update(command="", commit="", from_step=0, data=split)
+        record = Record(record.folder, record.facts, [], record.validations, {"test": tested})
+        page = Page(report.render(record, "<svg></svg>"))
+        assert page.of("span").count("2 of 3 classes") == 1
+        assert "mean IoU, test, 2 of 3 classes" in [" ".join(t.split()) for t in page.of("span")]
+        record.folder.mkdir()
+        (record.folder / "run.json").write_text(json.dumps(record.facts))
+        (record.folder / "log.jsonl").write_text(json.dumps(record.validations[0]))
+        better = tested | {"mIoU": tested["mIoU"] + (name == "b") / 10}
+        better |= {"IoU.small": tested["IoU.small"] + (name == "b") / 10}
+        (record.folder / "test_scores.json").write_text(json.dumps(better))
+        folders.append(str(record.folder))
+    compare.main(folders)
+    said = capsys.readouterr().out
+    shown = rows(said)
+    assert shown["mean IoU, test"] == ["0.700 (2 of 3 classes)", "0.800 (2 of 3 classes)"]
+    assert shown["small IoU, test"] == ["0.500", "**0.600**"]
+    assert shown["large IoU, validation"] == ["0.100", "0.100"]
+    assert said.splitlines()[-1] == "Different tiles in train: compare with care."
+    assert max(map(len, said.splitlines())) < 200
+
+
+def test_a_class_has_one_colour_in_curves_page_and_pictures():
+    line = {"step": 1, "epoch": 0, "mIoU": 0.5, "IoU.ground": 0.5, "IoU.a": 0.5, "IoU.b": 0.5}
+    record = record_of(
+        Path(), [line, line | {"step": 2}], classes=["ground", "a", "b"], drawn=["IoU."]
+    )
+    svg = report.draw(record)[1]
+    assert [svg.count(f"stroke: {tint}") > 0 for tint in ("#e10098", "#e69f00", "#56b4e9")] == [
+        True,
+        True,
+        False,
+    ]
+    page = report.render(record, svg)
+    assert "background:#e10098" in page
+    assert "background:#e69f00" in page
 
 
 def test_a_mask_run_has_scores_by_size_and_pictures(few, thin, tmp_path):
     folder = tmp_path / "run"
     train_mask.main(training(few, folder, "--max-steps", 1, model="mask"))
     shown = read(folder)
-    assert len(shown.sources) == 3 * 2
+    assert len(shown.sources) == 4 * 2
     assert {"small", "medium"} & set(shown.of("td"))
-    assert "validation mask_AP" in shown.of("th")
+    assert "mask AP" in shown.of("td")
+    assert "mask AP, validation" in shown.of("th")
 
 
 @pytest.mark.parametrize(

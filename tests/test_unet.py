@@ -71,7 +71,7 @@ def test_scoring_a_split_writes_scores_and_a_sheet(tiled, trained, tmp_path, cap
     scores = json.loads((folder / "test_scores.json").read_text())
     assert set(scores) >= {"mIoU", "IoU.ground", "pixel_accuracy"}
     assert f"mIoU {scores['mIoU']:.4f}" in capsys.readouterr().out
-    assert decode(folder / "test_sheet.jpg").shape[1] == 3 * 320 + 40
+    assert decode(folder / "test_sheet.jpg").shape[1] == 4 * (320 + 8)
     train.main([*words, "--test-only", "val", "-j", "0", "--device", "cpu"])
     saved = checkpoint.load(folder / "checkpoint.pth")["scores"]
     assert json.loads((folder / "val_scores.json").read_text()) == pytest.approx(saved)
@@ -84,7 +84,7 @@ def test_validation_every_so_many_steps_on_some_of_the_tiles(tiled, tmp_path):
     scores = [line for line in log if "mIoU" in line]
     assert [line["step"] for line in scores] == [3, 6, 9, 11]  # an epoch has 8 steps
     assert [line["epoch"] for line in scores] == [0, 0, 1, 1]
-    assert decode(tmp_path / "run/val_sheet.jpg").shape[1] == 3 * 320 + 40
+    assert decode(tmp_path / "run/val_sheet.jpg").shape[1] == 4 * (320 + 8)
     saved = checkpoint.load(tmp_path / "run/checkpoint.pth")
     assert (saved["epoch"], saved["seen"], saved["scored_at"]) == (1, 12, 11)
 

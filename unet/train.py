@@ -26,15 +26,10 @@ from unet.model import DECODER, NAME, STRIDE, build_model, from_checkpoint, loss
 
 def main(argv: list[str] | None = None) -> None:
     parser = train_parser(f"Train {NAME}: every pixel is ground or an aircraft.", "runs/unet")
-    parser.add_argument("--encoder", default="resnet34", help="name in segmentation_models_pytorch")
-    parser.add_argument(
-        "--decoder-channels",
-        type=positive,
-        nargs=len(DECODER),
-        default=DECODER,
-        metavar="C",
-        help="width of the decoder, from the coarsest stage to the finest",
-    )
+    add, stages = parser.add_argument, len(DECODER)
+    add("--encoder", default="resnet34", help="name in segmentation_models_pytorch")
+    help = "width of the decoder, from the coarsest stage to the finest"
+    add("--decoder-channels", type=positive, nargs=stages, default=DECODER, metavar="C", help=help)
     args = parser.parse(argv)
     if args.test_only:
         return score_checkpoint(args, NAME, from_checkpoint, scoring(predict))

@@ -1,100 +1,107 @@
-"""Draws masks on images, and sheets of image, truth and prediction."""
+"""Draws masks on images, and sheets of image, truth, prediction and errors."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from common.io.files import whole_file
 
-SIDE = 320  # of a picture in a sheet or on a page, pixels
+SIDE, GAP = 320, 8  # of a picture in a sheet or on a page, and between two, pixels
 # Class 0, the ground, is not painted; from class 2 on, Okabe and Ito's colour-blind safe palette.
 # Class 1 is a magenta that nothing on an airport has.
 COLOURS = "000000 e10098 e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7"
-PALETTE = [(int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for c in COLOURS.split()]
+PALETTE = [ImageColor.getrgb(f"#{code}") for code in COLOURS.split()]
+OUTCOMES = {"right": "#3b82f6", "missed": "#ffd60a", "false": "#e43c2e"}
 
 
-def colour(class_id: int) -> tuple[int, int, int]:
+def colour(class_id: int) -> tuple[int, ...]:
     """RGB of a class; beyond eight classes the colours repeat."""
-    return PALETTE[0 if class_id == 0 else 1 + (class_id - 1) % (len(PALETTE) - 1)]
+    return PALETTE[class_id and 1 + (class_id - 1) % (len(PALETTE) - 1)]
+
+
+def class_colours(classes: Sequence[str]) -> dict[str, str]:
+    """The legend of a model's classes, without the ground: `#rrggbb`."""
+    return {name: "#{:02x}{:02x}{:02x}".format(*colour(i)) for i, name in enumerate(classes) if i}
+
+
+def legend(names: dict[str, str], width: int, size: int = 13) -> np.ndarray:
+    """A square and a name for each colour, on white, in letters of `size` pixels: uint8 [H,W,3]."""
+    font, left = ImageFont.load_default(size), size // 2
+    strip = Image.new("RGB", (width, 2 * size), "white")
+    pen = ImageDraw.Draw(strip)
+    for name, tint in names.items():
+        pen.rectangle((left, size // 2, left + size, size // 2 + size), tint)
+        pen.text((left + 3 * size // 2, size), printable(name), "black", font, "lm")
+        left += round(font.getlength(printable(name))) + 5 * size // 2
+    return np.asarray(strip)
+
+
+def printable(name: str) -> str:
+    """A name from the data, without what no font can draw."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in name)
 
 
 def paint(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Paint the classes of `mask` on `image`: a tint inside, a solid line around each region.
+    """Paint the classes of `mask` on `image`.
 
     Args:
         image: uint8 [H,W,3], RGB.
-        mask: uint8 [H,W], class ids; 255 (ignore) is grey.
+        mask: uint8 or uint16 [H,W]. The lower eight bits are the class; 255 (ignore) is grey. The
+            upper eight tell regions of a class apart.
 
     Returns:
         A new uint8 [H,W,3].
     """
     painted = image.copy()
-    for class_id in np.unique(mask):
-        if class_id == 0:
-            continue
-        region = mask == class_id
-        tint = (128, 128, 128) if class_id == 255 else colour(int(class_id))
-        painted[region] = (image[region] * 0.5 + np.array(tint) * 0.5).astype(np.uint8)
-        outline, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        width = max(1, round(min(image.shape[:2]) / 500))
-        cv2.drawContours(painted, outline, -1, tint, width, cv2.LINE_AA)
+    for value in np.unique(mask[mask > 0]).tolist():
+        tint = (128, 128, 128) if value % 256 == 255 else colour(value % 256)
+        mark(painted, mask == value, tint)
     return painted
 
 
-def triple(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> list[np.ndarray]:
-    """The image, and painted with either mask, at `SIDE` pixels a side."""
-    pictures = image, paint(image, truth), paint(image, prediction)
+def mark(picture: np.ndarray, region: np.ndarray, tint: Any, x: int = 0, y: int = 0) -> None:
+    """Tint a region, bool [h,w] at `x`, `y`, and draw a line around it that hides none of it."""
+    part = picture[y : y + region.shape[0], x : x + region.shape[1]]
+    part[region] = part[region] * 0.75 + np.array(tint) * 0.25
+    around = cv2.dilate(np.pad(region, 1).astype(np.uint8), np.ones((3, 3)))
+    lines, _ = cv2.findContours(around, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    width = max(1, round(min(picture.shape[:2]) / 1500))
+    cv2.drawContours(picture, lines, -1, tint, width, cv2.LINE_AA, offset=(x - 1, y - 1))
+
+
+def outcomes(truth: np.ndarray, prediction: np.ndarray) -> list[np.ndarray]:
+    """Which pixels of two masks, as `paint` takes them, are right, missed and false: bool [H,W].
+
+    Another class than the true one is false. Ground in both masks and ignored pixels are neither.
+    """
+    truth, prediction = truth & 255, prediction & 255
+    right, counted = (truth == prediction) & (truth > 0), truth != 255
+    false = (prediction > 0) & ~right & counted
+    return [right & counted, (truth > 0) & (prediction == 0) & counted, false]
+
+
+def compared(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> list[np.ndarray]:
+    """The image, painted with either mask, and what is right in grey, at `SIDE` pixels a side."""
+    errors = np.repeat(image.mean(2, keepdims=True) * 0.7, 3, 2).astype(np.uint8)
+    for where, tint in zip(outcomes(truth, prediction), OUTCOMES.values(), strict=True):
+        errors[where] = errors[where] * 0.3 + np.array(ImageColor.getrgb(tint)) * 0.7
+    pictures = image, paint(image, truth), paint(image, prediction), errors
     return [cv2.resize(p, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for p in pictures]
 
 
-class Sheet:
-    """A contact sheet of some scored tiles, a row of image, truth and prediction for each.
-
-    The tiles are spread evenly over those that show an aircraft, or over all if none does.
-
-    Args:
-        batches: For each batch that will be scored, the indices of its tiles in the set.
-        shows_aircraft: Whether the tile at an index shows an aircraft.
-        count: The largest number of rows.
-    """
-
-    def __init__(
-        self, batches: list[list[int]], shows_aircraft: Callable[[int], bool], count: int = 4
-    ) -> None:
-        tiles = [(n, row) for n, batch in enumerate(batches) for row in range(len(batch))]
-        candidates = [(n, row) for n, row in tiles if shows_aircraft(batches[n][row])] or tiles
-        count = min(count, len(candidates))
-        self._chosen = [candidates[k * len(candidates) // count] for k in range(count)]
-        self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def chosen(self, number: int) -> list[int]:
-        """Which tiles of batch `number` are rows of the sheet."""
-        return [row for batch, row in self._chosen if batch == number]
-
-    def add(self, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> None:
-        """Append a row: uint8 [H,W,3], RGB, and two masks, uint8 [H,W], as `paint` takes them."""
-        self.rows.append((image, truth, prediction))
-
-    def write(self, path: Path, title: str) -> None:
-        """Write the sheet; nothing if there are no rows."""
-        if not self.rows:
-            return
-        gap, head = 10, 46
-        step = SIDE + gap
-        sheet = np.full((head + len(self.rows) * step, gap + 3 * step, 3), 255, np.uint8)
-        for r, row in enumerate(self.rows):
-            for c, picture in enumerate(triple(*row)):
-                y, x = head + r * step, gap + c * step
-                sheet[y : y + SIDE, x : x + SIDE] = picture
-        font = cv2.FONT_HERSHEY_SIMPLEX
-        for c, label in enumerate(("image", "truth", "prediction")):
-            corner = gap + c * step, head - 8
-            cv2.putText(sheet, label, corner, font, 0.5, (70, 70, 70), 1, cv2.LINE_AA)
-        cv2.putText(sheet, title, (gap, 18), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-        save(sheet, path)
+def sheet(rows: dict[str, list[np.ndarray]], title: str, classes: Sequence[str]) -> np.ndarray:
+    """A row of `compared` pictures for each caption, under a title and a legend: uint8 [H,W,3]."""
+    edge, width = ((0, GAP), (GAP, 0), (0, 0)), 4 * (SIDE + GAP)
+    title = f"{title}: image, truth, prediction, errors:"
+    parts = [legend({title: "white"} | OUTCOMES, width), legend(class_colours(classes), width)]
+    for caption, pictures in rows.items():
+        row = [np.pad(picture, edge, constant_values=255) for picture in pictures]
+        parts += [legend({caption: "white"}, width), np.hstack(row)]
+    return np.vstack(parts)
 
 
 def save(pixels: np.ndarray, path: Path) -> None:

@@ -21,7 +21,7 @@ from common.io.tiles import IGNORE
 from common.predict.folder import predicted_scenes
 from common.predict.maps import LEAST_PIXELS, Features, feature_file, raster_file, wanted
 from common.predict.network import load_network
-from common.predict.pictures import Crops, Reduced
+from common.predict.pictures import Crops, Reduced, with_legend
 from common.predict.regions import Region, Regions
 from common.predict.windows import Band, Network, Tiling, blend
 
@@ -113,8 +113,9 @@ def predict_scene(
             described += _add(wanted(ended, scene, args), features, crops, classes)
             if not any_valid:
                 raise no_valid_pixel(scene.path)
-        save(paint(picture.image(), painted.image()), folder / entry["overlay"])
-        crops.write(scene, folder / f"{name}_crops.jpg")
+        overlay = paint(picture.image(), painted.image())
+        save(with_legend(overlay, classes), folder / entry["overlay"])
+        crops.write(scene, folder / f"{name}_crops.jpg", classes)
     return entry, [text for _, text in sorted(described, key=lambda item: -item[0])]
 
 

@@ -10,12 +10,12 @@ import json
 import math
 import re
 import shlex
-import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import cv2
@@ -24,14 +24,14 @@ import numpy as np
 from common.cli import UserError
 from common.distributed import Process
 from common.io.files import read_json, write_atomic
-from common.io.pictures import triple
+from common.io.pictures import OUTCOMES, class_colours, compared, printable, save, sheet
 
 FACTS, CURVES, PAGE = "run.json", "curves.png", "report.html"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 KEYS = {"model", "classes", "select", "definition", "from_step", "settings", "data", "machine"}
 KEYS |= {"started", "total_steps", "command", "commit", "versions"}
+ROWS = 4  # of a sheet
 STYLE = Path(__file__).with_name("curves.mplstyle")
-COLOURS = ("#2f7fd6", "#d9701a", "#1f9d6b", "#c2609f", "#a8860f", "#2a9db5", "#8b66c2", "#7b8794")
 Scores = dict[str, float]
 
 
@@ -109,22 +109,14 @@ class Record:
     def best(self) -> dict[str, Any]:
         """The log line of the validation that chose `model_best.pth`; {} without any."""
         select = self.facts["select"]
-
-        def score(line: dict[str, Any]) -> float:
-            value = line.get(select, -math.inf)
-            return -math.inf if math.isnan(value) else value
-
-        return max(self.validations, key=score, default={})
+        scored = [line for line in self.validations if line.get(select, math.nan) > -math.inf]
+        return max(scored or self.validations[:1], key=lambda line: line.get(select, 0), default={})
 
     def speed(self) -> dict[str, float]:
         """Medians over the log lines of `images_per_s` and `data_share`; the peak, `memory_mib`."""
-        result = {}
-        for name in ("images_per_s", "data_share"):
-            if values := [line[name] for line in self.steps if name in line]:
-                result[name] = statistics.median(values)
-        if peaks := [line["memory_mib"] for line in self.steps if "memory_mib" in line]:
-            result["memory_mib"] = max(peaks)
-        return result
+        kinds: dict[str, Any] = {"images_per_s": median, "data_share": median, "memory_mib": max}
+        values = {name: [line[name] for line in self.steps if name in line] for name in kinds}
+        return {name: kinds[name](found) for name, found in values.items() if found}
 
     def drawn(self, limit: int = 8) -> list[str]:
         """The first scores to draw over the steps: the selected one, then those of `drawn`.
@@ -150,6 +142,26 @@ class Record:
             return part[2], part[1], part[3]
         measure, _, label = name.partition(".")
         return ("class", measure, label) if label else ("", "", name)
+
+    def title(self, name: str) -> str:
+        """A score in words: `aircraft IoU`, `mean IoU`, `mask AP, small`."""
+        kind, measure, of = self.split_name(name)
+        if kind in ("airport", "size"):
+            return f"{self.title(measure)}, {of}"
+        words = re.sub("^m(?=[A-Z])", "mean ", measure or of).replace("_", " ")
+        return f"{of} {words}" if kind else words
+
+    def averaged(self, scores: Scores, name: str) -> str:
+        """`2 of 3 classes` if the mean `name` leaves classes out that do not occur; '' if not."""
+        measure, classes = re.sub("^m(?=[A-Z])", "", name), self.facts["classes"]
+        found = [n for n in scores if self.split_name(n)[:2] == ("class", measure)]
+        total = len(classes) - (f"{measure}.{classes[0]}" not in found)
+        return f"{len(found)} of {total} classes" if 0 < len(found) < total else ""
+
+    def columns(self) -> dict[str, Scores]:
+        """The splits that were tested, and the validation that chose `model_best.pth`."""
+        best = {name: value for name, value in self.best.items() if name not in ("step", "epoch")}
+        return self.tests | ({"validation": best} if best else {})
 
 
 def begin(folder: Path, facts: dict[str, Any]) -> None:
@@ -184,16 +196,10 @@ def read(folder: Path) -> Record:
             "wrote none: continue such a run with --resume)."
         )
     log = read_log(folder / "log.jsonl")
-    scored = {
-        split: _read_object(folder / f"{split}_scores.json") for split in facts.get("tests", {})
-    }
-    return Record(
-        folder,
-        facts,
-        [line for line in log if "lr" in line],
-        [line for line in log if "lr" not in line],
-        {split: scores for split, scores in scored.items() if scores},
-    )
+    steps = [line for line in log if "lr" in line]
+    validations = [line for line in log if "lr" not in line]
+    tests = {name: _read_object(folder / f"{name}_scores.json") for name in facts.get("tests", {})}
+    return Record(folder, facts, steps, validations, {k: v for k, v in tests.items() if v})
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -230,6 +236,7 @@ def draw(run: Record) -> tuple[bytes, str]:
     import matplotlib
     from matplotlib.figure import Figure
 
+    colours = class_colours(run.facts["classes"])
     curves = [("loss", run.steps)] + [(name, run.validations) for name in run.drawn()]
     with matplotlib.rc_context(fname=STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # letters of a score's name
@@ -237,21 +244,21 @@ def draw(run: Record) -> tuple[bytes, str]:
         left, right = figure.subplots(1, 2)
         for number, (name, lines) in enumerate(curves):
             lines = [line for line in lines if name in line]
-            # matplotlib before 3.10 does not show a label that begins with _.
-            label = " " + "".join(c if c.isprintable() else "\ufffd" for c in name[:32])
+            label = re.sub(r" \((box|diamond)\)$", "", run.split_name(name)[2])
             (right if number else left).plot(
                 [line["step"] for line in lines],
                 [line[name] for line in lines],
-                color=COLOURS[max(number - 1, 0)],
                 linewidth=2.2 if name == run.facts["select"] else 1.3,
                 marker="o" if len(lines) < 20 else None,
-                label=label,
+                # matplotlib before 3.10 does not show a label that begins with _.
+                label=" " + printable(run.title(name)[:40]),
+                **({"color": colours[label], "linestyle": "-"} if label in colours else {}),
             )
         for axes, what, top in ((left, "training loss", None), (right, "validation score", 1)):
             axes.set(xlabel="step", xlim=(0, None), ylabel=what, ylim=(0, top))
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.get_major_locator().set_params(integer=True, steps=[1, 2, 5, 10])
         right.set_visible(len(curves) > 1)
-        figure.legend(handles=right.get_lines(), loc="outside lower center", ncols=4)
+        figure.legend(handles=right.get_lines(), loc="outside lower center", ncols=3)
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=140)
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -274,50 +281,41 @@ def render(run: Record, curves: str) -> str:
         facts=run.facts,
         speed=run.speed(),
         curves=curves,
-        tables=_tables(run),
+        colours=class_colours(run.facts["classes"]),
+        outcomes=OUTCOMES,
         tiles={split: _read_object(run.folder / f"{split}_tiles.json") for split in splits},
         airports=sorted({name for of in data.values() for name in of["airports"]}),
     )
 
 
-def _tables(run: Record) -> dict[str, tuple[list[str], dict[str, Scores]]]:
-    """Kind of score, as in `split_name` → headings, and for each row the score by heading."""
-    best = {name: value for name, value in run.best.items() if name not in ("step", "epoch")}
-    columns = ({"validation": best} if best else {}) | run.tests
-    tables: dict[str, tuple[list[str], dict[str, Scores]]] = {}
-    for column, scores in columns.items():
-        for name, value in scores.items():
-            kind, measure, row = run.split_name(name)
-            headings, rows = tables.setdefault(kind, ([], {}))
-            heading = f"{column} {measure}".strip()
-            if heading not in headings:
-                headings.append(heading)
-            rows.setdefault(row, {})[heading] = value
-    return tables
+class Shown:
+    """Pictures of scored tiles: some on a sheet, the worst and the best for the page.
 
-
-class Extremes:
-    """The worst and the best among the tiles that are offered, as pictures in a JSON file.
-
-    The worst are those with the most wrong aircraft pixels, because these lower the IoU of the set
-    the most. The best are those with the highest IoU.
+    Those on the sheet are spread evenly over the tiles that show an aircraft, or over all if none
+    does. The worst are those with the most wrong aircraft pixels, because these lower the IoU of
+    the set the most. The best are those with the highest IoU.
 
     Args:
         images: The entries of the set's tiles in its COCO file.
-        count: How many of each.
+        scored: The indices of the tiles that will be offered.
+        shows_aircraft: Whether the tile at an index shows an aircraft.
     """
 
-    def __init__(self, images: list[dict[str, Any]], count: int = 3) -> None:
-        self.images, self.count, self.offered = images, count, 0
+    count = 3  # of the worst, and of the best
+
+    def __init__(
+        self, images: list[dict], scored: list[int], shows_aircraft: Callable[[int], bool]
+    ) -> None:
+        self.images, self.offered = images, 0
+        tiles = [tile for tile in scored if shows_aircraft(tile)] or scored
+        self.on_sheet = {tiles[k * len(tiles) // ROWS] for k in range(ROWS) if tiles}
+        self.rows: dict[str, list[np.ndarray]] = {}  # pictures by caption
         # Sorted; an entry is the order of a tile, in which the first ones are kept, and the tile.
         self.worst: list[tuple[tuple[float, ...], dict[str, Any]]] = []
         self.best: list[tuple[tuple[float, ...], dict[str, Any]]] = []
 
     def offer(
-        self,
-        tiles: list[int],
-        pixels: Sequence[Sequence[int]],
-        row: Callable[[int], tuple[np.ndarray, ...]],
+        self, tiles: list[int], pixels: Sequence[Sequence[int]], row: Callable[[int], tuple]
     ) -> None:
         """Look at the tiles of a batch; one without aircraft in truth and prediction has no IoU.
 
@@ -325,37 +323,42 @@ class Extremes:
             tiles: Their indices in the set.
             pixels: Of each tile two numbers: the aircraft pixels that are predicted as their class,
                 and those that are aircraft in truth or prediction.
-            row: Index in the batch → what `Sheet.add` takes. Called for a tile that is kept.
+            row: Index in the batch → what `compared` takes. Called for a tile that is kept.
         """
         for i, (tile, (hits, union)) in enumerate(zip(tiles, pixels, strict=True)):
             self.offered += 1
-            if not union:
-                continue
-            orders = (hits - union, tile), (-hits / union, -union, tile)
+            name, iou = self.images[tile]["file_name"], hits / union if union else 0.0
+            if tile in self.on_sheet:
+                caption = f"{name}, IoU {iou:.2f}" if union else name
+                self.rows[caption] = compared(*row(i))
+            orders = (hits - union, tile), (-iou, -union, tile)
             for kept, order in zip((self.worst, self.best), orders, strict=True):
-                if len(kept) < self.count or order < kept[-1][0]:
-                    name = self.images[tile]["file_name"]
-                    shown = {"tile": name, "iou": hits / union, "wrong": union - hits}
-                    kept.append((order, shown | {"pictures": _pictures(*row(i))}))
+                if union and (len(kept) < self.count or order < kept[-1][0]):
+                    shown = {"tile": name, "iou": iou, "wrong": union - hits}
+                    kept.append((order, shown | {"pictures": _uris(compared(*row(i)))}))
                     kept.sort(key=lambda entry: entry[0])
                     del kept[self.count :]
 
-    def write(self, path: Path) -> None:
-        """Write the tiles as JSON: `scored`, how many were offered, `worst` and `best`.
+    def write(self, folder: Path, split: str, classes: list[str]) -> None:
+        """Write `<split>_sheet.jpg` and `<split>_tiles.json`.
 
-        Each tile has `tile`, its name, `iou`, `wrong`, its wrong aircraft pixels, and `pictures`:
-        image, truth and prediction, JPEGs of 320 pixels a side as data URIs.
+        The latter has `scored`, how many tiles were offered, `worst` and `best`. Each tile has
+        `tile`, its name, `iou`, `wrong`, its wrong aircraft pixels, and `pictures`: image, truth,
+        prediction and errors, JPEGs of 320 pixels a side as data URIs.
         """
         worst, best = ([tile for _, tile in kept] for kept in (self.worst, self.best))
         names = {tile["tile"] for tile in worst}
         best = [tile for tile in best if tile["tile"] not in names]
         content = {"scored": self.offered, "worst": worst, "best": best}
-        write_atomic(path, json.dumps(content).encode())
+        write_atomic(folder / f"{split}_tiles.json", json.dumps(content).encode())
+        if self.rows:
+            title = f"{len(self.rows)} of {len(self.images)} {split} tiles"
+            save(sheet(self.rows, title, classes), folder / f"{split}_sheet.jpg")
 
 
-def _pictures(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> list[str]:
+def _uris(pictures: list[np.ndarray]) -> list[str]:
     uris = []
-    for picture in triple(image, truth, prediction):
+    for picture in pictures:
         jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
         uris.append("data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode())
     return uris
