@@ -388,7 +388,7 @@ def test_the_readme_draws_a_map_over_its_scene(monkeypatch, tmp_path):
     raster(tmp_path / "scenes/scene.png", scene_of(SHAPES), "PNG")
     predict(monkeypatch, tmp_path / "scenes", tmp_path / "maps")
     readme = (ROOT / "common/predict/README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     drawn = np.asarray(Image.open("map.jpg")).astype(int)
@@ -580,7 +580,7 @@ def test_the_overlay_is_reduced_and_the_regions_are_on_a_sheet(monkeypatch, tmp_
     predict(monkeypatch, path, tmp_path / "out", "--overlay-size", 100, "--crops", 2)
     overlay = np.asarray(Image.open(tmp_path / "out/a_overlay.jpg")).astype(int)
     assert overlay.shape == (58, 78, 3)
-    magenta = (overlay[..., 0] > 150) & (overlay[..., 1] < 100) & (overlay[..., 2] > 80)
+    magenta = (overlay[..., 0] > 150) & (overlay[..., 1] < 100) & (overlay[..., 2] > 55)
     assert magenta[48, 15]
     assert not magenta[:, 70:].any()
     assert Image.open(tmp_path / "out/a_crops.jpg").size[0] == 3 * 160 + 2 * 6

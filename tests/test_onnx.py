@@ -3,20 +3,25 @@
 import importlib
 import importlib.util
 import json
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from helpers.commands import NETWORKS, training
+from helpers.commands import NETWORKS, ROOT, training
 from helpers.scenes import decode, write_png
+from PIL import Image
 
 from benchmarks.lib.standins import narrow
 from common.augment import MEAN, STD, normalise
 from common.cli import UserError
 from common.predict import onnx_file
 from common.run import checkpoint
+from mask.boxes import paste
 from mask.model import from_outputs
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -230,3 +235,52 @@ def test_weights_alone_can_be_trained_on_but_not_resumed(exported, few, tmp_path
     stored = checkpoint.averaged(checkpoint.load(small))
     trained = [key for key in stored if key.endswith(("weight", "bias"))]
     assert all(torch.equal(started[key], stored[key]) for key in trained)
+
+
+def readme_code():
+    """The two Python blocks of the README about ONNX files, as written."""
+    text = (ROOT / "common/predict/README.md").read_text().partition("## Without PyTorch: ONNX")[2]
+    return re.findall(r"```python\n(.*?)```", text.partition("\n## ")[0], re.DOTALL)
+
+
+@needs_onnx
+@pytest.mark.parametrize("size", [(150, 260), (40, 64), (64, 64)])
+def test_the_lines_of_the_readme_predict_what_inference_predicts(
+    exported, few, tmp_path, monkeypatch, size
+):
+    """Scenes that are larger than a window in one or two directions, smaller, or as large."""
+    if exported.model == "mask":
+        pytest.skip("its lines have a test of their own")
+    tile = Image.open(min((few / "train/images_tiled").glob("*.png")))
+    tile.resize(size[::-1]).save(tmp_path / "scene.png")
+    shutil.copy(exported.file, tmp_path / "unet.onnx")
+    monkeypatch.chdir(tmp_path)
+    exported.module("inference").main(["unet.onnx", "scene.png", "maps"])
+    names: dict = {}
+    exec(readme_code()[0], names)
+    expected = np.asarray(Image.open(tmp_path / "maps/scene_mask.png"))
+    assert names["mask"].shape == size
+    assert len(np.unique(expected)) == 2
+    assert (names["mask"] == expected).mean() > 0.999
+
+
+def test_the_lines_of_the_readme_paste_masks_as_the_network_does():
+    """A stand-in for onnxruntime's session returns boxes within and beyond the window."""
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(-8, 100, (1, 30, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(1, 60, (1, 30, 2))], 2)
+    masks = cv2.GaussianBlur(rng.random((28, 28, 30)), (0, 0), 3).transpose(2, 0, 1)[None]
+    masks, boxes = masks.astype(np.float32), boxes.astype(np.float32)
+    exists = np.arange(30)[None] < 25
+
+    class Session:
+        def run(self, outputs, inputs):
+            assert inputs["images"].shape == (1, 96, 96, 3)
+            return boxes, None, None, masks, exists
+
+    names = {"np": np, "side": 96, "session": Session(), "window": np.zeros((96, 96, 3), np.uint8)}
+    exec(readme_code()[1], names)
+    expected = paste(torch.from_numpy(masks[0, :25]), torch.from_numpy(boxes[0, :25]), (96, 96))
+    assert len(names["aircraft"]) == 25
+    assert expected.any()
+    assert (np.stack(names["aircraft"]) == expected.numpy()).mean() > 0.9999
