@@ -31,6 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     to = Destination(args, args.images, args.annotations)
     reading = Reading(not args.no_crowds, replace(look_from(args), upright=not args.ignore_exif))
     images, classes, left_out = read_dataset(args.annotations, args.images, reading, to.number)
+    files = [file for image in images.values() for file in image.files()]
+    if files and not any(file.exists() for file in files):
+        deeper = [file.parent for file in args.images.rglob("*") if file.name == files[0].name]
+        raise UserError(
+            f"none of the {len(files)} images is in {str(args.images)!r}; give the folder that the "
+            f"file names are relative to{f', perhaps {str(deeper[0])!r}' if deeper else ''}."
+        )
     splits = {
         split: [images[name] for name in names]
         for split, names in to.divide(images, args.annotations).items()
@@ -43,17 +50,10 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("images", type=Path, help="folder that the file names are relative to")
     add("annotations", type=Path, help="COCO instance file (polygons or run lengths)")
-    add(
-        "--no-crowds",
-        action="store_true",
-        help="treat an outline with iscrowd 1 as one object (CVAT's brush writes such), not as a "
-        "region to ignore",
-    )
-    add(
-        "--ignore-exif",
-        action="store_true",
-        help="the outlines were drawn on the pixels as stored, not as viewers show them",
-    )
+    help = "treat an outline with iscrowd 1 as one object (CVAT's brush writes such), not as a "
+    add("--no-crowds", action="store_true", help=help + "region to ignore")
+    help = "the outlines were drawn on the pixels as stored, not as viewers show them"
+    add("--ignore-exif", action="store_true", help=help)
     add_own_data_options(parser, "images")
     add_look_options(parser, gsd=False)
     return parser

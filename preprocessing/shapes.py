@@ -84,6 +84,8 @@ def read_labels(path: Path, class_property: str | None) -> Drawn:
         UserError: It is not GeoJSON, or of all its features none has a valid polygon or none a
             class.
     """
+    if path.suffix.lower() in (".gpkg", ".shp", ".kml"):
+        raise UserError(f"{str(path)!r} is not GeoJSON; export the layer as GeoJSON in QGIS.")
     content = read_json(path)
     features = content.get("features") if isinstance(content, dict) else None
     if not isinstance(features, list):

@@ -20,6 +20,8 @@ from rasterio import Affine
 
 from common.cli import UserError
 from common.data import Tiles, training_splits
+from common.io.folders import rasters_in
+from common.io.raster import open_scene
 from preprocessing import coco, geojson, splits
 
 SIDE = 128
@@ -463,3 +465,36 @@ def test_a_validation_scene_with_fewer_classes_is_trained_on(thin, tmp_path):
     main(training(tmp_path / "out", tmp_path / "run", "-b", 1, "--max-steps", 1))
     run = json.loads((tmp_path / "run/run.json").read_text())
     assert run["classes"] == ["ground", "airliner", "helicopter"]
+
+
+def test_images_one_folder_down_are_pointed_at(tmp_path):
+    """CVAT writes images/default/a.png and the name a.png."""
+    picture(tmp_path / "images/default/a.png")
+    file = write(tmp_path / "a.json", [image()], [annotation(1, 1)])
+    with pytest.raises(UserError, match=r"none of the 1 images .*perhaps '.*images/default'\.$"):
+        tile("coco", tmp_path / "images", file, out=tmp_path / "out")
+    assert tile("coco", tmp_path / "images/default", file, out=tmp_path / "out") == 0
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"file names are relative to\.$"):
+        tile("coco", tmp_path / "empty", file, out=tmp_path / "other")
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".SHP"])
+def test_other_formats_of_labels_are_named_with_the_way_out(tmp_path, suffix):
+    scene(tmp_path / "a.tif")
+    (tmp_path / f"labels{suffix}").write_bytes(b"SQLite format 3")
+    with pytest.raises(UserError, match="is not GeoJSON; export the layer as GeoJSON"):
+        tile("geojson", tmp_path / "a.tif", tmp_path / f"labels{suffix}", out=tmp_path / "out")
+
+
+def test_a_raster_that_must_be_converted_is_named_first(tmp_path, capsys):
+    for name in ("a.txt", "b.txt", "c.txt", "scene.vrt", "x.png"):
+        (tmp_path / name).write_text("<VRTDataset>")
+    assert [path.name for path in rasters_in(tmp_path)] == ["x.png"]
+    assert "left out 4 files" in (said := capsys.readouterr().out)
+    assert said.index("'scene.vrt'") < said.index("'a.txt'")
+    with (
+        pytest.raises(UserError, match="`gdal_translate` converts it"),
+        open_scene(tmp_path / "scene.vrt"),
+    ):
+        pass

@@ -9,6 +9,8 @@ from pathlib import Path
 from common.cli import UserError
 from common.io.raster import SUFFIXES
 
+CONVERTIBLE = (".vrt", ".img", ".ecw", ".bmp", ".webp")  # rasters for gdal_translate
+
 
 def rasters_in(path: Path, say: Callable[[str], object] = print) -> list[Path]:
     """The rasters of a folder sorted by name, or `path` itself if it is a file.
@@ -27,6 +29,7 @@ def rasters_in(path: Path, say: Callable[[str], object] = print) -> list[Path]:
     if not images:
         raise UserError(f"{str(path)!r} holds no {', '.join(SUFFIXES)} files.")
     if others := [p.name for p in files if p not in set(images)]:
+        others.sort(key=lambda name: Path(name).suffix.lower() not in CONVERTIBLE)
         names = ", ".join(map(repr, others[:3])) + (" …" if len(others) > 3 else "")
         say(f"left out {len(others)} files that are hidden or no {', '.join(SUFFIXES)}: {names}")
     return images

@@ -228,7 +228,8 @@ def open_scene(path: Path, look: Look = AS_IT_IS, most_pixels: float = math.inf)
         start, size = file.read(6), file.seek(0, 2)
         drivers = [driver for head, driver in DRIVERS.items() if start.startswith(head)]
         if not drivers:
-            raise UserError(f"image {str(path)!r} is not a PNG, JPEG, GeoTIFF or JPEG 2000 file.")
+            problem = "is not a PNG, JPEG, GeoTIFF or JPEG 2000 file; `gdal_translate` converts it"
+            raise UserError(f"image {str(path)!r} {problem}.")
         # GDAL takes names in UTF-8 only, and there is no other file in this folder.
         source = Path(stack.enter_context(TemporaryDirectory()), "scene")
         source.symlink_to(path.absolute())
@@ -266,9 +267,8 @@ def _errors_of(path: Path) -> Iterator[None]:
         reason = reason.partition(" (this error")[0][:160]
         remedies = [remedy for word, remedy in REMEDIES.items() if word in reason]
         remedy = (remedies or ["it is damaged or truncated; fetch it again"])[0]
-        raise UserError(
-            f"image {str(path)!r} cannot be read (GDAL: {reason!a}): {remedy}."
-        ) from None
+        sentence = f"image {str(path)!r} cannot be read (GDAL: {reason!a}): {remedy}."
+        raise UserError(sentence) from None
 
 
 def _remark(path: Path, remark: str) -> None:
