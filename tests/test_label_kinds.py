@@ -71,9 +71,9 @@ def test_scores_are_named_after_the_labels(runs, data, kind):
     scores = score(mask_train, run, tiles)
     assert {name.split("_")[0] for name in scores} == {"box", kind}
     page = (run / "report.html").read_text()
-    assert f"{kind}_AP" in page
+    assert f"{kind} AP" in page
     if kind != "mask":
-        assert "mask_AP" not in page
+        assert "mask AP" not in page
 
 
 @pytest.mark.parametrize("kind", ["box", "diamond"])
