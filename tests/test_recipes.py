@@ -166,7 +166,6 @@ def a_fifth_model(root: Path) -> None:
     (folder / "model.py").write_text("\n".join(lines) + "\n")
     text = (folder / "train.py").read_text().replace("import DECODER, ", "import ")
     text = text.replace(", args.decoder_channels\n", "\n")
-    text = re.sub(r"    parser.add_argument\(\n +\"--deco.*?\n    \)\n", "", text, flags=re.DOTALL)
     lines = (line for line in text.splitlines() if not re.search(OF_THE_WIDTH, line))
     (folder / "train.py").write_text("\n".join(lines) + "\n")
     edit(

@@ -26,9 +26,9 @@ from unet.model import DECODER, NAME, STRIDE, build_model, from_checkpoint, loss
 
 def main(argv: list[str] | None = None) -> None:
     parser = train_parser(f"Train {NAME}: every pixel is ground or an aircraft.", "runs/unet")
-    add, stages = parser.add_argument, len(DECODER)
+    add = parser.add_argument
     add("--encoder", default="resnet34", help="name in segmentation_models_pytorch")
-    help = "width of the decoder, from the coarsest stage to the finest"
+    help, stages = "width of the decoder, from the coarsest stage to the finest", len(DECODER)
     add("--decoder-channels", type=positive, nargs=stages, default=DECODER, metavar="C", help=help)
     args = parser.parse(argv)
     if args.test_only:
