@@ -42,7 +42,7 @@ def test_scores_do_not_overlap_and_the_best_keep_theirs(texts):
         for n in range(200)
     ]
     outline(np.full((300, 300, 3), 90, np.uint8), regions)
-    assert texts[0][4] == "99"
+    assert texts[0][4] == "99%"
     assert 10 < len(texts) < 200
     taken = np.zeros((300, 300), int)
     for x1, y1, x2, y2, _ in texts:

@@ -37,7 +37,7 @@ def outline(image: np.ndarray, regions: list[Region]) -> np.ndarray:
     picture = Image.fromarray(drawn)
     pen = ImageDraw.Draw(picture)
     for region in regions:
-        text = f"{100 * region.score:.0f}"
+        text = f"{region.score:.0%}"
         width, height = (round(side) + 2 for side in pen.textbbox((0, 0), text, font, "lt")[2:])
         # Beside the largest piece of the mask: the first may belong to a neighbour.
         pieces, _ = cv2.findContours(region.mask.astype(np.uint8), cv2.RETR_EXTERNAL, 2)
