@@ -37,6 +37,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"there is no train/, val/ or test/ in {str(args.data)!r}.")
     sets = [Tiles(split) for split in splits]
     network, _ = load_network(args, NAME, from_checkpoint, probabilities, lambda p, size: p)
+    side = sets[0].size
+    if args.model.suffix == ".onnx" and args.window != side:
+        raise UserError(
+            f"{args.model.name!r} takes images of {args.window} pixels and the tiles have {side}; "
+            f"export it again with --window {side}."
+        )
     for tiles in sets:
         folder = tiles.folder / "found_tiled"
         folder.mkdir(exist_ok=True)
