@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
-from common.cli import Parser, UserError, fraction, number, positive, run
+from common.cli import Parser, UserError, fraction, number, run
 from common.io.raster import NEUTRAL
 from common.io.tiles import airport_of, mask_dtype, read_index, read_png, read_tile, tile_paths
 from preprocessing.preprocess import SPLITS
@@ -310,7 +310,7 @@ def _parser() -> Parser:
     add("--found", type=Path, metavar="CHIPS", help=help)
     help = "with --found: ignore an aircraft whose mask is expected to have a lower IoU"
     add("--least-iou", type=fraction, default=0.7, help=help)
-    add("--copies", type=positive, default=1, help="chips of each aircraft, to train on")
+    add("--copies", type=number(int, 1, 100), default=1, help="chips of each aircraft")
     help = "each point is off by up to so many pixels, as an annotator's are"
     add("--jitter", type=number(float, 0, 100), default=0.0, metavar="PIXELS", help=help)
     add_tiling_options(parser)

@@ -218,6 +218,31 @@ def test_of_two_that_overlap_the_surer_one_is_on_top(tiled, cut, tmp_path):
             assert (mask[around > 0] == a["instance"]).all()
 
 
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [(("--copies", 100), 100), (("--jitter", 100), 1), (("-s", 16), 1), (("-s", 2048), 1)],
+)
+def test_chips_of_the_lowest_and_highest_numbers(tiled, tmp_path, options, number):
+    """With points far off a chip may show little of its aircraft; then it is ground to ignore."""
+    (tmp_path / "tiles").mkdir()
+    index = json.loads((tiled / "test/instances_tiled.json").read_text())
+    kept = next(a for a in index["annotations"] if not a["iscrowd"])["image_id"]
+    index["images"] = [e for e in index["images"] if e["id"] == kept]
+    index["annotations"] = [a for a in index["annotations"] if a["image_id"] == kept]
+    shutil.copytree(tiled / "test", tmp_path / "tiles/test")
+    (tmp_path / "tiles/test/instances_tiled.json").write_text(json.dumps(index))
+    command(chips, tmp_path / "tiles", "-o", tmp_path / "chips", "-n", 1, *options)
+    aircraft = sum(not a["iscrowd"] for a in index["annotations"])
+    _, cut = read_tiles(tmp_path / "chips/test")
+    assert len(cut) == number * aircraft
+    with_truth(tmp_path / "chips")
+    words = ["-o", tmp_path / "masks", "--found", tmp_path / "chips", "-n", 1]
+    if number == 1:
+        for least in (0, 1):
+            command(chips, tmp_path / "tiles", *words, "--least-iou", least)
+            assert read_tiles(tmp_path / "masks/test")[1]
+
+
 # With a network
 
 
