@@ -56,6 +56,8 @@ class Thing:
     """Why it is ignored everywhere, such as a crowd; empty for an aircraft."""
     points: tuple[tuple[float, float], ...] = ()
     """Where its `KEYPOINTS` are in the scene, pixels from the top left corner; empty if unknown."""
+    quality: float | None = None
+    """Expected IoU of a mask that a network drew, see `preprocessing.chips`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,9 @@ def cut(labels: Labels, settings: Settings) -> Iterator[tuple[dict[str, Any], np
             part, known = np.pad(part, around), np.pad(known, around)
         mask, annotations = _label(part, things, least)
         for annotation in annotations:
-            annotation |= _keypoints(things[annotation["object"] - 1].points, x, y, size)
+            thing = things[annotation["object"] - 1]
+            annotation |= _keypoints(thing.points, x, y, size)
+            annotation |= {} if thing.quality is None else {"quality": thing.quality}
         tile = {"x": x, "y": y, "padded": padded, "annotations": annotations}
         if known is not None:
             mask[~known] = ignore_value(mask.dtype)

@@ -236,6 +236,9 @@ REASONED = {
     "--size": "the highest are 67 million pixels, which take a minute",
     "--limit": "it cuts a list; test_download.py gives the highest",
     "--retries": "test_download.py gives the highest",
+    "--copies": "`test_chips_of_the_lowest_and_highest_numbers`, as are --jitter and --least-iou",
+    "--jitter": "see --copies",
+    "--least-iou": "see --copies",
     "--score-threshold": "scores are compared to it",
     "--max-detections": "`topk` takes at most as many as there are; 1 is tested in test_rcnn.py",
 }
