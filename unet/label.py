@@ -13,8 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import torch
 
-from common.args import add_precision
-from common.cli import Parser, UserError, positive, progress
+from common.cli import Parser, UserError, add_precision, positive, progress
 from common.cli import run as run_main
 from common.data import Tiles
 from common.io.files import write_atomic
