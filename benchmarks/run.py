@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def planned(batch: int) -> tuple[list[Cell], list[str]]:
         chosen = args.models, args.techniques, args.also, device, batch
-        return plan(*chosen, args.quick, args.dry_run)
+        cells, left_out = plan(*chosen, args.quick, args.dry_run)
+        return [replace(cell, flags=(*args.base, *cell.flags)) for cell in cells], left_out
 
     cells, left_out = planned(args.batch_size)
     if args.sweep:
@@ -68,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     mode, rounds = SWEEP if args.sweep else SPEED, args.rounds
     if args.level is not None or args.quality:
         mode, rounds = quality.MODE if args.level is None else to_quality.MODE, args.seeds
-        cells = [cell for cell in cells if cell.technique != SHARE]
+        alone = args.level is not None and device.type == "cpu"  # its seconds are of one process
+        cells = [c for c in cells if c.technique != SHARE and (c.world == 1 or not alone)]
     path, late = measure(mode, cells, rounds, conditions, args)
     rows = read_rows(path)
     if all(row["error"] for row in newest(rows, results.SIZES if args.sweep else ())):
@@ -120,6 +122,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--techniques", nargs="+", default=[], help="such as amp+channels-last; default: all")
     also = "further techniques, as flags of train.py: 'accum=--grad-accum 2'"
     add("--also", nargs="+", type=_technique, default=[], metavar="NAME=FLAGS", help=also)
+    base = "flags of train.py for all, plain too: '--amp --channels-last'"
+    add("--base", type=shlex.split, default=[], metavar="FLAGS", help=base)
     by_size = "speed-up by batch and crop, into sweep-<device>-<torch>.csv"
     add("--sweep", nargs="+", type=sweep.sizes, metavar="batch=1,2,4|crop=128,256", help=by_size)
     add("--rounds", type=positive, help="times each cell is measured (5; 1 with --quick)")
