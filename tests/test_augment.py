@@ -223,8 +223,9 @@ def test_a_share_of_the_crops_contains_an_aircraft(mode, jitter, dtype):
     has = {share: (ids[::2] > 0).flatten(1).any(1) for share, ids in shown.items()}
     usual = has[0.0].float().mean()
     assert usual < 0.25
-    assert has[1.0].float().mean() > (0.95 if jitter else 0.999)  # scaled, a last pixel is skipped
-    assert has[0.3].float().mean() == pytest.approx(0.3 + 0.7 * usual, abs=0.08)
+    exact = mode in ("none", "light") and not jitter  # scaled, a pixel may be skipped
+    assert has[1.0].float().mean() > (0.999 if exact else 0.95)
+    assert has[0.3].float().mean().item() == pytest.approx(0.3 + 0.7 * usual.item(), abs=0.08)
     # Each aircraft as often as the others, and a view that is not chosen is the usual one.
     of_each = [(shown[1.0][::2] == i).flatten(1).any(1) for i in (1, 2, 3)]
     counts = [shows.float().mean().item() for shows in of_each]
