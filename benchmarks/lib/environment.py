@@ -3,8 +3,6 @@
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +40,6 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "cudnn": cudnn.version() if gpu else "",
         "float32": cudnn.conv.fp32_precision if gpu else "ieee",  # type: ignore[attr-defined]
     }
-
-
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """How long a call takes, including its work on the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    since = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - since
 
 
 def clock_mhz(device: torch.device) -> str:

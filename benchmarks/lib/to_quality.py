@@ -172,7 +172,15 @@ def _against(pairs: list[tuple[Row, Row]]) -> str:
         return f"{bound}{np.exp(logs.mean()):.2f}"
     half = _half_width(logs)
     low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
-    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
+    return f"{mean:.2f} ({low:.2f} to {high:.2f}), p {_p_value(logs):.3f}"
+
+
+def _p_value(logs: np.ndarray) -> float:
+    """Of a paired t-test against 0, by the integral of Student's density."""
+    n, t = len(logs) - 1, abs(logs.mean()) * math.sqrt(len(logs)) / max(logs.std(ddof=1), 1e-9)
+    x = np.linspace(0, math.atan(t / math.sqrt(n)), 2001)  # t = tan(x) · √n makes it finite
+    scale = math.gamma((n + 1) / 2) / math.gamma(n / 2) / math.sqrt(math.pi)
+    return max(0.0, 1 - 2 * scale * float(np.trapezoid(np.cos(x) ** (n - 1), x)))
 
 
 def _half_width(values: np.ndarray) -> float:
