@@ -176,7 +176,7 @@ def front(machines: list[list[Row]]) -> str:
     picture = plots.shown(f"assets/{plots.FRONT}", "speed-up of each model by technique")
     measured = by_model(rows).values()
     best = [name for name in plots.LADDER if all(name in of for of in measured)][-1]
-    ratios = [of[best].speedup[0] for of in measured if of[best].speedup] or [1.0]
+    ratios = [s[0] for of in measured if (s := of[best].speedup)] or [1.0]
     flags = " ".join(FLAGS.get(part, "") for part in best.split("+"))
     return (
         f"Find every aircraft in aerial imagery. On {where} `{flags}` trains the {len(measured)} "
