@@ -38,6 +38,8 @@ pytestmark = [
     pytest.mark.skipif(not (DRY or torch.cuda.is_available()), reason="there is no CUDA device"),
 ]
 CUDA = Process(0, 1, torch.device("cpu" if DRY else "cuda:0"))
+# Before the data is made.
+NOT_DRY = pytest.mark.skipif(DRY, reason="a dry run has no CUDA device")
 LIGHT = {name: model.light for name, model in MODELS.items() if model.semantic}
 # FCN takes a minute to compile, and differs from DeepLabV3 only in a layer or two.
 OPTIONS = {
@@ -253,6 +255,7 @@ def run_of(tiled, folder, output, *flags):
     return list(map(str, words))
 
 
+@NOT_DRY
 @pytest.mark.parametrize("folder", OPTIONS)
 def test_all_techniques_together_through_the_command(tiled, tmp_path, folder):
     train = importlib.import_module(f"{folder}.train")
@@ -305,6 +308,7 @@ def test_two_gpus_learn_what_one_does(tiled, tmp_path, flags):
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=rtol)
 
 
+@NOT_DRY
 def test_prefetched_batches_are_the_loaders(tiled, monkeypatch):
     tiles = data.Tiles(tiled / "train")
     batches = loader.scoring_loader(tiles, 4, 1, CUDA)

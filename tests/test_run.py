@@ -497,6 +497,13 @@ def test_the_quantiles_are_students(seeds):
 def test_gpu_tests_that_are_ended_by_their_limit_keep_their_results(tmp_path):
     """By the very options of `make benchmark-gpu`."""
     makefile = (ROOT / "Makefile").read_text()
+    files = re.search(r"GPU_FILES := ((tests/\S+ )+)", makefile)
+    texts = {f"tests/{p.name}": p.read_text() for p in (ROOT / "tests").glob("test_*.py")}
+    marked = {
+        name for name, text in texts.items() if re.search(r"^@?.*pytest\.mark\.gpu\b", text, re.M)
+    }
+    assert files
+    assert marked - {"tests/test_run.py"} == {*files[1].split()}
     line = re.search(r"timeout (.*) \d+ ", makefile)
     options = re.search(r"GPU_TESTS := -m gpu (.*)", makefile)
     assert line
