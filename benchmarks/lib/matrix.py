@@ -94,7 +94,9 @@ def plan(
     for name, flags in chosen.items():
         many = "ddp" in name.split("+")
         part = parts_of_cpu if many else 1
-        sizes = world if many else 1, batch // part, max(1, cores() // part)
+        # A dry run has one thread: on a busy machine two wait for each other most of the time.
+        threads = 1 if dry else max(1, cores() // part)
+        sizes = world if many else 1, batch // part, threads
         cells += [
             Cell(model, name, (*(() if gpu else MODELS[model].light_flags), *flags), *sizes)
             for model in models
