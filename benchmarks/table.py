@@ -175,12 +175,15 @@ def front(machines: list[list[Row]]) -> str:
     where = r["device"] if r["device"] != "cpu" else cores_of(r)
     picture = plots.shown(f"assets/{plots.FRONT}", "speed-up of each model by technique")
     measured = by_model(rows).values()
-    best = [name for name in plots.LADDER if all(name in of for of in measured)][-1]
-    ratios = [s[0] for of in measured if (s := of[best].speedup)] or [1.0]
+    best = [PLAIN, *(n for n in plots.LADDER if all(n in of for of in measured))][-1]
+    ratios = [s[0] for of in measured if best in of and (s := of[best].speedup)]
     flags = " ".join(FLAGS.get(part, "") for part in best.split("+"))
+    gain = ""
+    if ratios:
+        gain = f" On {where} `{flags}` trains the {len(ratios)} models {min(ratios):.2f} to "
+        gain += f"{max(ratios):.2f} times as fast as float32."
     return (
-        f"Find every aircraft in aerial imagery. On {where} `{flags}` trains the {len(measured)} "
-        f"models {min(ratios):.2f} to {max(ratios):.2f} times as fast as float32.\n\n"
+        f"Find every aircraft in aerial imagery.{gain}\n\n"
         f"{picture}\n\n*Training speed over plain float32 on {where}: {r['batch']} crops of "
         f"{r['crop']} pixels a step, {rounds_of(rows).replace('in brackets', 'lines:')}, commit "
         f"{r['commit']}.*"

@@ -315,6 +315,9 @@ def test_the_pictures_are_drawn_for_light_and_dark_pages(tmp_path):
     assert light.getpixel((0, 0)) == 255
     assert dark.getpixel((0, 0)) < 32
     assert "failed: it did not" in table.of_model(rows, "unet")
+    broken = [row | {"error": "no"} for row in rows]
+    assert plots.draw_all({"speed": {"cpu": broken}, "to-quality": {}, "sweep": {}}, tmp_path)
+    assert table.front([broken]).startswith("Find every aircraft in aerial imagery.\n")
 
 
 def test_neither_the_order_of_cells_nor_their_number_matters(tiled, tmp_path, monkeypatch):

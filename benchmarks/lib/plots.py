@@ -36,8 +36,10 @@ def draw_all(measured: dict[str, dict[str, list[Row]]], folder: Path) -> list[Pa
     Args:
         measured: `speed`, `to-quality` and `sweep` → machine → its rows.
     """
-    rows = newest_rows(in_front(measured["speed"]))
-    written = _write(folder / f"{FRONT}.png", partial(draw_speedups, rows))
+    written = []
+    if machines := in_front(measured["speed"]):
+        speeds = partial(draw_speedups, newest_rows(machines))
+        written += _write(folder / f"{FRONT}.png", speeds)
     trained = sorted(chain(*measured["to-quality"].values()), key=lambda row: row["when"])
     if trained:
         written += _write(folder / "to-quality.png", partial(draw_to_quality, trained))
@@ -99,7 +101,7 @@ def draw_speedups(rows: list[Row]) -> Any:
     measured = {model: of for model, of in measured.items() if PLAIN in of}
     names = [name for name in LADDER if any(name in of for of in measured.values())]
     figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
-    width = 0.84 / len(names)
+    width = 0.84 / max(1, len(names))
     for k, name in enumerate(names):
         colour = COLOURS[k % len(COLOURS)]
         axes.bar(0, 0, color=colour, label=name.replace("+", " + "))
