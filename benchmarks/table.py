@@ -191,10 +191,11 @@ def front(machines: list[list[Row]]) -> str:
 
 
 def _told(rows: list[Row]) -> str:
-    """Where rows were measured, and how."""
+    """Where rows were measured, how, and how often."""
     r = rows[-1]
     where = r["device"] if r["device"] != "cpu" else cores_of(r)
-    return f"{where}, torch {r['torch']}, commit {r['commit']}, `{r['command']}`."
+    of_sweep = "" if "level" in r else f"; {rounds_of(rows)}"
+    return f"{where}, torch {r['torch']}, commit {r['commit']}, `{r['command']}`{of_sweep}."
 
 
 def _blocks(blocks: list[str], machines: dict[str, list[Row]]) -> str:
