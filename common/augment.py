@@ -142,8 +142,7 @@ def _pixel_of_an_aircraft(batch: Batch, share: float, seed: int, epoch: int) -> 
     rank = (u[:, 2] * count[:, -1]).floor()
     pixel = (count <= rank[:, None]).sum(1)
     place = torch.stack([pixel // batch.ids.shape[2], pixel % batch.ids.shape[2]], 1)
-    chosen = (u[:, 0] < share) & (count[:, -1] > 0)
-    return torch.where(chosen[:, None], place, -1)[..., None]
+    return torch.where(((u[:, 0] < share) & (count[:, -1] > 0))[:, None], place, -1)[..., None]
 
 
 def _nearest(lines: _Lines, transpose: Tensor) -> Tensor:
