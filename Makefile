@@ -38,8 +38,10 @@ test-all: install
 # Timeouts by thread, because a signal does not interrupt a test that hangs inside CUDA or NCCL.
 # Fails if all tests were skipped. DRY_RUN=1: on a CPU, with stand-ins.
 GPU_TESTS := -m gpu --timeout-method=thread -n 4 --dist worksteal
+# Only these files, because each worker imports what it collects. A dry run tries a few tests.
+GPU_FILES := tests/test_gpu.py tests/test_unet.py $(if $(DRY_RUN),-n 0)
 test-gpu: install
-	DRY_RUN=$(DRY_RUN) $(BIN)/python -m pytest $(GPU_TESTS)
+	DRY_RUN=$(DRY_RUN) $(BIN)/python -m pytest $(GPU_TESTS) $(GPU_FILES)
 
 # Continues where the results end, also beyond the goals. MINUTES=600 runs it for a night.
 MINUTES ?= 60
@@ -62,7 +64,7 @@ benchmark-gpu: install
 	test -f $(TILES)/train/packed.json || \
 	    $(BIN)/python preprocessing/preprocess.py $(TILES) -s 512 -n 8 --pack
 	@# SIGINT, so that pytest still prints its summary.
-	-DRY_RUN=$(DRY_RUN) timeout -s INT -k 15 180 $(BIN)/python -m pytest $(GPU_TESTS) -v \
+	-DRY_RUN=$(DRY_RUN) timeout -s INT -k 15 180 $(BIN)/python -m pytest $(GPU_TESTS) $(GPU_FILES) -v \
 	    >$(OUTPUT)/tests.txt 2>&1
 	@tail -n 3 $(OUTPUT)/tests.txt
 	-$(BIN)/python benchmarks/run.py $(if $(DRY_RUN),--dry-run,--quick --device cuda) --budget 5.2 \

@@ -132,7 +132,8 @@ Type next
 
 def table(rows: list[dict[str, str]]) -> str:
     """Seconds of each part and scores, the newest runs with and without bf16."""
-    lines = ["| | " + " | ".join([*PARTS, "in all"]) + " | aircraft IoU, each seed |"]
+    lines = ["", "| | " + " | ".join([*PARTS, "in all"]) + " | aircraft IoU, each seed |"]
+    measured = []
     lines.append("|---|" + "--:|" * (len(PARTS) + 1) + "---|")
     for bf16 in ("yes", "no"):
         of_kind = [row for row in rows if row["bf16"] == bf16]
@@ -143,9 +144,10 @@ def table(rows: list[dict[str, str]]) -> str:
         name = f"{of_kind[-1]['cpu']}, " + ("with bf16" if bf16 == "yes" else "without bf16")
         if of_kind[-1]["switched_off"]:
             name += " (switched off)"
+        measured.append(f"{of_kind[-1]['cpu']}, commit {of_kind[-1]['commit']}")
         shown = " | ".join(f"{value:.0f} s" for value in [*seconds, sum(seconds)])
         lines.append(f"| {name} | {shown} | {', '.join(row['IoU'][:5] for row in newest)} |")
-    return "\n".join(lines)
+    return "\n".join([f"{'; '.join(measured)}; `{rows[-1]['command']}`.", *lines])
 
 
 if __name__ == "__main__":

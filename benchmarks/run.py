@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from benchmarks import table
-from benchmarks.lib import engagement, launch, quality, results, sweep, to_quality
+from benchmarks.lib import engagement, launch, results, sweep, to_quality
 from benchmarks.lib.environment import hardware, provenance
-from benchmarks.lib.matrix import SHARE, Cell, plan
+from benchmarks.lib.matrix import Cell, plan
 from benchmarks.lib.measure import Mode, measure
 from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import RESULTS, read_rows
@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def planned(batch: int) -> tuple[list[Cell], list[str]]:
         chosen = args.models, args.techniques, args.also, device, batch
-        return plan(*chosen, args.quick, args.dry_run)
+        cells, left_out = plan(*chosen, args.quick, args.dry_run)
+        return [replace(cell, flags=(*args.base, *cell.flags)) for cell in cells], left_out
 
     cells, left_out = planned(args.batch_size)
     if args.sweep:
@@ -66,9 +67,10 @@ def main(argv: list[str] | None = None) -> None:
     conditions |= {"warmup": args.warmup, "steps": args.steps, "crop": args.crop_size}
     conditions |= {"data": args.data_path.name}
     mode, rounds = SWEEP if args.sweep else SPEED, args.rounds
-    if args.level is not None or args.quality:
-        mode, rounds = quality.MODE if args.level is None else to_quality.MODE, args.seeds
-        cells = [cell for cell in cells if cell.technique != SHARE]
+    if args.level is not None:
+        mode, rounds = to_quality.MODE, args.seeds
+        if device.type == "cpu":  # its seconds are those of one process
+            cells = [cell for cell in cells if cell.world == 1]
     path, late = measure(mode, cells, rounds, conditions, args)
     rows = read_rows(path)
     if all(row["error"] for row in newest(rows, results.SIZES if args.sweep else ())):
@@ -120,16 +122,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--techniques", nargs="+", default=[], help="such as amp+channels-last; default: all")
     also = "further techniques, as flags of train.py: 'accum=--grad-accum 2'"
     add("--also", nargs="+", type=_technique, default=[], metavar="NAME=FLAGS", help=also)
+    base = "flags of train.py for all, plain too: '--amp --channels-last'"
+    add("--base", type=shlex.split, default=[], metavar="FLAGS", help=base)
     by_size = "speed-up by batch and crop, into sweep-<device>-<torch>.csv"
     add("--sweep", nargs="+", type=sweep.sizes, metavar="batch=1,2,4|crop=128,256", help=by_size)
     add("--rounds", type=positive, help="times each cell is measured (5; 1 with --quick)")
     add("--warmup", type=number(int, 2), help="steps before those that count (3; 14 on a GPU)")
     add("--steps", type=positive, help="steps that count (8; 50 on a GPU; 3 and 20 with --quick)")
-    add("--quality", action="store_true", help="compare losses and final scores instead of speed")
     until = "seconds until the validation IoU of aircraft (mask AP) reaches this"
     add("--to-quality", dest="level", type=fraction, metavar="LEVEL", help=until)
-    add("--seeds", type=positive, default=3, help="of --quality and --to-quality")
-    add("--max-steps", type=positive, default=200, help="of each run of these")
+    add("--seeds", type=positive, default=5, help="of --to-quality")
+    add("--max-steps", type=positive, default=200, help="of each of its runs")
     add("--eval-steps", type=positive, default=10, help="between validations, to quality")
     add("--budget", type=number(float, 0), metavar="MINUTES", help="leave out cells to end in time")
     add("--data-path", type=Path, default=ROOT / "sample_data", help="folder with a tiled train/")

@@ -10,18 +10,16 @@ marks in a README is generated. A model's README shows the newest machine of eac
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.lib import plots, quality, sweep, to_quality
+from benchmarks.lib import plots, sweep, to_quality
 from benchmarks.lib.models import MODELS
-from benchmarks.lib.readme import METHOD, README, RESULTS, markdown, read_rows, write_part
+from benchmarks.lib.readme import README, RESULTS, markdown, read_rows, write_part
 from benchmarks.lib.results import (
-    SHARE,
+    ENOUGH,
     Row,
     Summary,
     cores_of,
@@ -31,41 +29,34 @@ from benchmarks.lib.results import (
     shown_speedup,
     summaries,
 )
-from benchmarks.lib.techniques import PLAIN, SHOWN
+from benchmarks.lib.techniques import FLAGS, PLAIN, SHOWN
 from common.cli import Parser, UserError, run
 
-WHAT = ("speed", "quality", "to-quality", "sweep")  # is measured, each in files of its own
-SHARE_NAME = "one DDP process, alone"
+WHAT = ("speed", "to-quality", "sweep")  # is measured, each in files of its own
 NONE = (
     "**GPU**: a first run on an H100 is in `benchmarks/LEDGER.md`; `make benchmark-gpu` fills this "
     "table."
 )
 
 
-def of_model(rows: list[Row], model: str, trained: Sequence[Row] = ()) -> str:
-    """A model's techniques: speed, speed-up, parts of a step, memory, one-off cost, quality."""
-    judged = quality.of_model(trained, model)
-    head = ["technique", "images/s (p10 to p90; n)", "without loader", "speed-up (95 %)"]
+def of_model(rows: list[Row], model: str) -> str:
+    """A model's techniques: speed, speed-up, parts of a step, memory, one-off cost."""
+    measured = summaries(rows, model)
+    kind = "95 %" if max((s.rounds for s in measured), default=0) >= ENOUGH else "range"
+    head = ["technique", "images/s (p10 to p90; n)", "without loader", f"speed-up ({kind})"]
     head += ["forward / backward / optimizer / data, ms", "memory, MiB", "start-up, s"]
     head += ["pays off after, steps"]
-    if judged:
-        score = next((row["name"] for row in judged if row["name"]), "score")
-        seeds = len({row["round"] for row in judged})
-        head.append(f"{score} after {judged[0]['max_steps']} steps, {seeds} seeds; loss difference")
     lines = []
-    for summary in summaries(rows, model):
+    for summary in measured:
         if summary.error:
             error = summary.error.replace("|", "\\|")
             lines.append([summary.technique, f"failed: {error}", *[""] * (len(head) - 2)])
             continue
         low, median, high = map(shown_number, summary.speed)
-        name = SHARE_NAME if summary.technique == SHARE else summary.technique
-        cells = [name, f"{median} ({low} to {high}; {summary.steps})"]
+        cells = [summary.technique, f"{median} ({low} to {high}; {summary.steps})"]
         cells.append(shown_number(summary.without_loader) if summary.without_loader else "")
         cells += [shown_speedup(summary), _phases(summary), _memory(summary)]
-        cells += [f"{summary.one_off:.1f}", _pays_after(summary)]
-        cells += [quality.cell_of(judged, model, summary.technique)] * bool(judged)
-        lines.append(cells)
+        lines.append([*cells, f"{summary.one_off:.1f}", _pays_after(summary)])
     return markdown(head, lines)
 
 
@@ -87,40 +78,19 @@ def _memory(summary: Summary) -> str:
 
 
 def _pays_after(summary: Summary) -> str:
-    if summary.speedup is None:
+    if summary.speedup is None or summary.rounds < ENOUGH:
         return ""
     if summary.pays_after is None:
         return "never" if summary.speedup[0] <= 1 else "uncertain"
     return f"{summary.pays_after:,.0f}"
 
 
-def machine_side(rows: list[Row]) -> str:
-    """What a step costs the machine: FLOP, share of the peak, syncs, and DDP's scaling."""
-    measured = by_model(rows)
-    of_all = [summary for of in measured.values() for summary in of.values()]
-    # A step that is faster than the matrix products shows that they do not measure the peak.
-    is_peak = all((summary.mfu or 0) <= 1 for summary in of_all)
-
-    def cell(summary: Summary | None) -> str:
-        if summary is None:
-            return ""
-        parts = []
-        if summary.mfu and is_peak:
-            parts.append(f"{100 * summary.mfu:.0f} %")
-        if summary.syncs is not None:
-            parts.append(f"{summary.syncs} syncs")
-        if summary.efficiency:
-            parts.append(f"scaling {100 * summary.efficiency:.0f} %")
-        return ", ".join(parts)
-
-    plain = [of.get(PLAIN) for of in measured.values()]
-    gflop = [f"{summary.gflop:.1f}" if summary and summary.gflop else "" for summary in plain]
-    return _by_technique(measured, cell, (*SHOWN, SHARE), [["GFLOP per image", *gflop]])
-
-
 def overview(rows: list[Row]) -> str:
     """Speed-ups of all models by the most common techniques, one technique per line."""
-    return _by_technique(by_model(rows), shown_speed, SHOWN)
+    measured = by_model(rows)
+    names = dict.fromkeys(name for of in measured.values() for name in of if name in SHOWN)
+    lines = [[name, *(shown_speed(of.get(name)) for of in measured.values())] for name in names]
+    return markdown(["technique", *measured], lines)
 
 
 def by_model(rows: list[Row]) -> dict[str, dict[str, Summary]]:
@@ -129,30 +99,10 @@ def by_model(rows: list[Row]) -> dict[str, dict[str, Summary]]:
     return {model: techniques for model, techniques in measured.items() if techniques}
 
 
-def _by_technique(
-    measured: dict[str, dict[str, Summary]],
-    cell: Callable[[Summary | None], str],
-    techniques: Sequence[str],
-    first: Sequence[list[str]] = (),
-) -> str:
-    """A table with a line for each of `techniques` that some model has, after the lines `first`."""
-    names = dict.fromkeys(name for of in measured.values() for name in of if name in techniques)
-    lines = [
-        [SHARE_NAME if name == SHARE else name, *(cell(of.get(name)) for of in measured.values())]
-        for name in names
-    ]
-    return markdown(["technique", *measured], [*first, *lines])
-
-
 def heading(rows: list[Row]) -> str:
-    """Where and how these rows were measured, in a sentence or two."""
+    """Where and how these rows were measured, in a sentence or two, and the command."""
     r = rows[0]
     where = r["device"] if r["device"] != "cpu" else cores_of(r)
-    good = [row for row in rows if not row["error"]]
-    rounds = len({row["round"] for row in good})
-    kept = f"{r['steps']} steps after {r['warmup']} for warm-up, in each of {rounds} rounds"
-    if rounds < 6:
-        kept += " (with so few, an interval is the range)" if rounds > 1 else " (no interval)"
     plain = [row for row in rows if row["technique"] == PLAIN]
     backbones = dict.fromkeys(
         f"{row['model']} on {row['backbone']}" + f" (`{row['flags']}`)" * bool(row["flags"])
@@ -160,33 +110,35 @@ def heading(rows: list[Row]) -> str:
     )
     batch = plain[0]["batch"]
     tiles = f" from {plain[0]['tiles']} tiles" * bool(plain[0]["tiles"])
-    dirty = " **with uncommitted changes**" if "dirty" in r["commit"] else ""
     gpu = f", driver {r['driver']}, float32 convolutions in {r['float32']}" if r["driver"] else ""
     dry = "**A dry run, with stand-ins: its speeds mean nothing.** " * ("--dry-run" in r["command"])
     return (
         f"{dry}**{'CPU' if r['device'] == 'cpu' else 'GPU'}**: {where}{gpu}, torch {r['torch']}, "
-        f"commit {r['commit']}{dirty}. {', '.join(backbones)}; {batch} crops of {r['crop']} pixels "
-        f"a step{tiles}; {kept}."
+        f"commit {r['commit']}, `{r['command']}`. {', '.join(backbones)}; {batch} crops of "
+        f"{r['crop']} pixels a step{tiles}; {r['steps']} steps after {r['warmup']} for warm-up, in "
+        f"each of {rounds_of(rows)}."
     )
 
 
-def results(folder: Path, what: str) -> dict[str, list[Row]]:
-    """`<device>-<torch>` → the newest rows of its file, processors before GPUs."""
-    newest_of = newest if what in ("speed", "quality") else list
-    files = sorted(folder.glob(f"{what}-*.csv"))
-    machines = {path.stem.removeprefix(f"{what}-"): newest_of(read_rows(path)) for path in files}
+def rounds_of(rows: list[Row]) -> str:
+    """How many rounds were measured, and what is in brackets then."""
+    rounds = len({row["round"] for row in rows if not row["error"]})
+    kind = "the 95 % interval" if rounds >= ENOUGH else "the range"
+    return f"{rounds} rounds, in brackets {kind}" if rounds > 1 else "1 round"
+
+
+def results(folder: Path, what: str, clean: bool = True) -> dict[str, list[Row]]:
+    """`<device>-<torch>` → the newest rows of its file, processors before GPUs.
+
+    Args:
+        clean: Leave out rows of a working tree with changes: no commit can reproduce them.
+    """
+    newest_of = newest if what == "speed" else list
+    machines = {}
+    for path in sorted(folder.glob(f"{what}-*.csv")):
+        if rows := [r for r in read_rows(path) if not (clean and "+dirty" in r["commit"])]:
+            machines[path.stem.removeprefix(f"{what}-")] = newest_of(rows)
     return dict(sorted(machines.items(), key=lambda item: item[1][-1]["device"] != "cpu"))
-
-
-def side_by_side(machines: dict[str, list[Row]]) -> str:
-    """The common techniques on every machine: images/s of plain, speed-ups of the others."""
-    measured = {name: by_model(rows) for name, rows in machines.items()}
-    lines = []
-    for technique, (machine, of) in product(SHOWN, measured.items()):
-        cells = [shown_speed(of.get(model, {}).get(technique)) for model in MODELS]
-        if any(cells):
-            lines.append([technique, f"{machine}, {machines[machine][-1]['commit']}", *cells])
-    return markdown(["technique", "on, commit", *MODELS], lines, "llr")
 
 
 def parts(measured: dict[str, dict[str, list[Row]]]) -> dict[tuple[Path, str], str]:
@@ -199,26 +151,51 @@ def parts(measured: dict[str, dict[str, list[Row]]]) -> dict[tuple[Path, str], s
     made: dict[tuple[Path, str], str] = {}
     for model in MODELS:
         blocks = [
-            f"{heading(of)}\n\n{of_model(rows, model, measured['quality'].get(machine, ()))}"
-            for machine, rows in plots.newest_of_kind(machines).items()
+            f"{heading(of)}\n\n{of_model(rows, model)}"
+            for rows in plots.newest_of_kind(machines).values()
             if (of := [row for row in rows if row["model"] == model])
         ]
-        picture = plots.shown(MODELS[model].picture, "images per second of each technique")
-        shown = [picture] * bool(blocks)
-        made[ROOT / model / "README.md", "benchmark"] = _blocks(shown + blocks, machines)
-    sides = [f"{heading(rows)}\n\n{machine_side(rows)}" for rows in machines.values()]
-    made[METHOD, "machine"] = _blocks(sides, machines)
+        made[ROOT / model / "README.md", "benchmark"] = _blocks(blocks, machines)
     for what, tabled in (("to-quality", to_quality.table), ("sweep", sweep.table)):
-        blocks = [
-            f"**{name}**, commit {rows[-1]['commit']}, `{rows[-1]['command']}`\n\n{tabled(rows)}"
-            for name, rows in measured[what].items()
-        ]
-        blocks += [plots.shown(what, f"the {what} curves")] * bool(blocks)
+        blocks = [f"{_told(rows)}\n\n{tabled(rows)}" for rows in measured[what].values()]
+        blocks += [plots.shown(f"../assets/{what}", f"the {what} curves")] * bool(blocks)
         made[README, what] = "\n\n".join(blocks) or "Not measured yet."
-    made[README, "machines"] = side_by_side(machines)
-    overviews = [f"{heading(rows)}\n\n{overview(rows)}" for rows in plots.in_front(machines)]
-    made[ROOT / "README.md", "benchmark"] = _blocks(overviews, machines)
+    blocks = [f"{heading(rows)}\n\n{overview(rows)}" for rows in machines.values()]
+    made[README, "machines"] = _blocks(blocks, machines)
+    made[ROOT / "README.md", "benchmark"] = front(plots.in_front(machines))
     return made
+
+
+def front(machines: list[list[Row]]) -> str:
+    """A sentence with the largest speed-up, the chart, and a line that says what was measured."""
+    if not machines:
+        return "Not measured yet."
+    rows = plots.newest_rows(machines)
+    r = rows[0]
+    where = r["device"] if r["device"] != "cpu" else cores_of(r)
+    picture = plots.shown(f"assets/{plots.FRONT}", "speed-up of each model by technique")
+    measured = by_model(rows).values()
+    best = [PLAIN, *(n for n in plots.LADDER if all(n in of for of in measured))][-1]
+    ratios = [s[0] for of in measured if best in of and (s := of[best].speedup)]
+    flags = " ".join(FLAGS.get(part, "") for part in best.split("+"))
+    gain = ""
+    if ratios:
+        gain = f" On {where} `{flags}` trains the {len(ratios)} models {min(ratios):.2f} to "
+        gain += f"{max(ratios):.2f} times as fast as float32."
+    return (
+        f"Find every aircraft in aerial imagery.{gain}\n\n"
+        f"{picture}\n\n*Training speed over plain float32 on {where}: {r['batch']} crops of "
+        f"{r['crop']} pixels a step, {rounds_of(rows).replace('in brackets', 'lines:')}, commit "
+        f"{r['commit']}.*"
+    )
+
+
+def _told(rows: list[Row]) -> str:
+    """Where rows were measured, how, and how often."""
+    r = rows[-1]
+    where = r["device"] if r["device"] != "cpu" else cores_of(r)
+    of_sweep = "" if "level" in r else f"; {rounds_of(rows)}"
+    return f"{where}, torch {r['torch']}, commit {r['commit']}, `{r['command']}`{of_sweep}."
 
 
 def _blocks(blocks: list[str], machines: dict[str, list[Row]]) -> str:
@@ -232,9 +209,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--print", action="store_true", help="print instead of writing READMEs")
     parser.add_argument("--into", type=Path, help="folder for tables.md and pictures, not READMEs")
     args = parser.parse(argv)
-    measured = {what: results(args.results, what) for what in WHAT}
+    clean = not (args.print or args.into)
+    measured = {what: results(args.results, what, clean) for what in WHAT}
     if not measured["speed"]:
-        raise UserError(f"there is no speed-*.csv in {str(args.results)!r}; run run.py first.")
+        raise UserError(
+            f"no speed-*.csv in {str(args.results)!r} has rows of a commit; run run.py first."
+        )
     written = parts(measured)
     printed = "\n\n".join(f"{path.relative_to(ROOT)}\n{t}" for (path, _), t in written.items())
     if args.print:

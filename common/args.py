@@ -1,8 +1,10 @@
 """The options that all train.py share, what cannot work together, and what the speed-ups mean."""
 
 import argparse
+import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,13 @@ from common import cli, graphs
 from common.augment import SCALE_JITTER
 from common.cli import Parser, UserError, fraction, interval, loaders, number, positive, seeds
 from common.distributed import Process, pick_device
+
+# Share of the peak rate, by the share of the steps after the warm-up that is left.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "poly": lambda left: left**0.9,  # DeepLab's
+    "constant": lambda _: 1.0,
+    "cosine": lambda left: (1 - math.cos(math.pi * left)) / 2,
+}
 
 
 def train_parser(description: str, output_dir: str = "runs") -> Parser:
@@ -55,7 +64,11 @@ def train_parser(description: str, output_dir: str = "runs") -> Parser:
     add("--augment", choices=list(SCALE_JITTER), default="light", help=help)
     help = "crop at scales from 1/(1+j) to 1+j; default: 0, with --augment strong 1"
     add("--scale-jitter", type=fraction, metavar="J", help=help)
+    help = "share of the crops that are drawn to contain an aircraft, of tiles that show one"
+    add("--foreground", type=fraction, default=0.0, metavar="SHARE", help=help)
     add("--lr", type=number(float, 0), default=1e-3, help="peak rate, for the global batch")
+    help = "from --lr to 0 as (1 - t)^0.9 (poly) or as a cosine, or constant, best with --ema"
+    add("--lr-schedule", choices=list(SCHEDULES), default="poly", help=help)
     add("--warmup-steps", type=number(int, 0), default=50, help="steps of linear rise to --lr")
     add("--weight-decay", type=number(float, 0), default=1e-2)
     help = "score and predict with a moving average of the weights: 0.99 for runs of some hundred "
@@ -148,25 +161,21 @@ class Speedups:
 
     def banner(self, process: Process, batch_size: int | None = None) -> str:
         """The first line of a run: what its flags mean; `batch_size` is that of a forward pass."""
-        device = process.device
-        items = [torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"]
-        if device.type == "cpu":
-            items.append(f"{torch.get_num_threads()} threads")
-        items.append(str(self.amp_dtype or torch.float32).removeprefix("torch."))
-        in_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-        if device.type == "cuda" and in_tf32:
-            items[-1] += " (float32 convolutions in TF32)"
-        items.append("channels-last" if self.channels_last else "contiguous")
+        device, world = process.device, process.world_size
+        where = f"cpu, {torch.get_num_threads()} threads"
+        number = str(self.amp_dtype or torch.float32).removeprefix("torch.")
+        if device.type == "cuda":
+            where = torch.cuda.get_device_name(device)
+            if torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
+                number += " (float32 convolutions in TF32)"
+        items = [where, number, "channels-last" if self.channels_last else "contiguous"]
         items += ["compiled"] * self.compile
         items += [f"CUDA graph after {graphs.WARMUP_STEPS} steps"] * self.cuda_graphs
-        items.append(f"world size {process.world_size}")
-        items += [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
+        items += [f"world size {world}", f"torch {torch.__version__}"]
+        items.append(f"torchvision {torchvision.__version__}")
         if batch_size:
-            parts = (
-                f"{batch_size} tiles x {process.world_size} processes x {self.grad_accum} passes"
-            )
-            total = batch_size * process.world_size * self.grad_accum
-            items.append(f"global batch {total} ({parts})")
+            parts = f"{batch_size} tiles x {world} processes x {self.grad_accum} passes"
+            items.append(f"global batch {batch_size * world * self.grad_accum} ({parts})")
         return "device " + ", ".join(items)
 
 
@@ -187,28 +196,11 @@ def resolve_speedups(args: argparse.Namespace, process: Process) -> Speedups:
             f"warning: this processor has no {str(dtype).removeprefix('torch.')} arithmetic and "
             "emulates it, which is slower than float32; leave out --amp."
         )
-    group_norm = vars(args).get("norm") == "group"  # an inference has no such option
-    # torch.compile writes a kernel of its own.
-    if group_norm and args.channels_last and device.type == "cuda" and not args.compile:
-        process.print(
-            "warning: torch's GroupNorm has no channels-last kernel for CUDA, so each layer copies "
-            "its input to NCHW; leave out --channels-last or use --norm batch."
-        )
-    return Speedups(
-        amp_dtype=dtype,
-        channels_last=args.channels_last,
-        cuda_graphs=args.cuda_graphs,
-        compile=args.compile,
-        grad_accum=args.grad_accum,
-    )
+    return Speedups(dtype, args.channels_last, args.cuda_graphs, args.compile, args.grad_accum)
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bf16 itself; others convert to float32 and back.
-
-    `ATEN_CPU_CAPABILITY=avx2` with `ONEDNN_MAX_CPU_ISA=AVX2` keeps torch from using a processor's
-    bf16 instructions; it then computes as on a processor without them.
-    """
+    """Whether `device` multiplies bf16 itself; others convert to float32 and back."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if torch.backends.cpu.get_cpu_capability() == "AVX2":

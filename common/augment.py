@@ -37,15 +37,20 @@ SCALE_JITTER = {"none": 0.0, "light": 0.0, "strong": 1.0}  # without --scale-jit
 def normalise(images: Tensor) -> Tensor:
     """uint8 [B,H,W,3] → float32 [B,3,H,W], ImageNet's mean and deviation.
 
-    `[B,H,W,3]` permuted is channels-last in memory without a copy. For plain NCHW call
-    `.contiguous()`.
+    The result is channels-last in memory; for plain NCHW call `.contiguous()`.
     """
     mean, scale = _statistics(images.device)
     return ((images.float() - mean) * scale).permute(0, 3, 1, 2)
 
 
 def random_view(
-    batch: Batch, crop: int, seed: int, epoch: int, augment: str = "light", scale_jitter: float = 0
+    batch: Batch,
+    crop: int,
+    seed: int,
+    epoch: int,
+    augment: str = "light",
+    scale_jitter: float = 0,
+    foreground: float = 0,
 ) -> tuple[Tensor, Batch]:
     """A random crop of each tile in one of its eight orientations, under random light.
 
@@ -56,6 +61,8 @@ def random_view(
         augment: `none`: pixels are only moved. `light`: and brightness, contrast, colour cast and
             noise. `strong`: before these stretch, blur, exposure, gamma, saturation and hue.
         scale_jitter: j > 0 samples the crop at a random scale between 1/(1+j) and 1+j.
+        foreground: Share of the crops that contain an aircraft, if their tile shows one; the others
+            lie anywhere.
 
     Returns:
         Images, float32 [B,3,crop,crop], normalised, channels-last in memory, and the batch with
@@ -68,7 +75,8 @@ def random_view(
     if strong:
         v = uniform(batch.tile, 8, seed, ~epoch)  # below 0, so no epoch has the same
         stretch, sensor = _around_one(v[:, 0, None, None], STRETCH), _sensor(v[:, 1:3])
-    lines = _lines(u, stretch, batch.ids.shape[1:], crop, scale_jitter)
+    pixel = _pixel_of_an_aircraft(batch, foreground, seed, epoch) if foreground else None
+    lines = _lines(u, stretch, batch.ids.shape[1:], crop, scale_jitter, pixel)
     transpose = u[:, 3, None, None] < 0.5
     index = _nearest(lines, transpose)
     if strong or scale_jitter:
@@ -98,8 +106,13 @@ class _Lines(NamedTuple):
     size: torch.Size  # the same
 
 
-def _lines(u: Tensor, stretch: Number, size: torch.Size, crop: int, jitter: float) -> _Lines:
-    """A random scale, place and flip for each tile; `stretch` is of height against width."""
+def _lines(
+    u: Tensor, stretch: Number, size: torch.Size, crop: int, jitter: float, pixel: Tensor | None
+) -> _Lines:
+    """A random scale, place and flip for each tile; `stretch` is of height against width.
+
+    The view contains `pixel`, int64 [B,2,1], where that is not negative.
+    """
     axis = torch.arange(2, device=u.device)[:, None]
     sides = size[0] + (size[1] - size[0]) * axis  # a tensor of the two numbers would cost a sync
     # Not so large that the crop would leave the tile.
@@ -110,8 +123,26 @@ def _lines(u: Tensor, stretch: Number, size: torch.Size, crop: int, jitter: floa
     steps = torch.arange(crop, device=u.device)
     step = torch.where(u[:, 1:3, None] < 0.5, crop - 1 - steps, steps)
     room = sides - crop * scale  # >= 0, except for rounding
-    origin = (u[:, 4:6, None] * (room + 1)).floor().clamp(min=0)
+    first, last = torch.zeros_like(room), room
+    if pixel is not None:
+        first = (pixel - crop * scale + 1).floor().clamp(min=0)
+        last = torch.where(pixel < 0, room, torch.minimum(pixel, room))
+    origin = (first + u[:, 4:6, None] * (last - first + 1)).floor().clamp(min=0)
     return _Lines(step, origin, scale, sides, size)
+
+
+def _pixel_of_an_aircraft(batch: Batch, share: float, seed: int, epoch: int) -> Tensor:
+    """Row and column of a random pixel of a random aircraft: int64 [B,2,1].
+
+    Negative for a share of 1 - `share` of the tiles, and where no pixel shows the aircraft.
+    """
+    u = uniform(batch.tile, 3, ~seed, epoch)  # below 0, so no seed has the same
+    aircraft = 1 + (u[:, 1] * (batch.classes[:, 1:-1] > 0).sum(1)).to(batch.ids.dtype)
+    count = (batch.ids == aircraft[:, None, None]).flatten(1).cumsum(1, dtype=torch.int32)
+    rank = (u[:, 2] * count[:, -1]).floor()
+    pixel = (count <= rank[:, None]).sum(1)
+    place = torch.stack([pixel // batch.ids.shape[2], pixel % batch.ids.shape[2]], 1)
+    return torch.where(((u[:, 0] < share) & (count[:, -1] > 0))[:, None], place, -1)[..., None]
 
 
 def _nearest(lines: _Lines, transpose: Tensor) -> Tensor:
@@ -216,11 +247,7 @@ def _light(images: Tensor, u: Tensor, colours: Tensor | None = None) -> Tensor:
 
 
 def _grain(side: int, u: Tensor) -> Tensor:
-    """Unit noise [B,side,side,3], cut for each tile from one fixed field, at a random position.
-
-    A generator on the device would give other numbers for each world size, and its state would have
-    to be saved. Two tiles may share parts of it, at other positions.
-    """
+    """Unit noise [B,side,side,3], cut for each tile from one fixed field, at a random position."""
     field = _noise_field(u.device)
     steps = torch.arange(side, device=u.device)
     origin = (u * len(field)).long()

@@ -114,12 +114,7 @@ class Tiles(Dataset):
         return known, [index[name] for name in names]
 
     def summary(self) -> dict[str, Any]:
-        """How much is in the set, as plain values; an aircraft counts in each tile that shows it.
-
-        Returns:
-            `folder`, `tiles`, `size` (pixels), `scenes`, `tiles_with_aircraft`, `aircraft` (by
-            class), and `airports`, the number of tiles of each known one.
-        """
+        """How much is in the set; an aircraft counts in each tile that shows it."""
         aircraft = Counter(self.classes[c] for classes in self.instances for c in classes)
         airports = Counter(filter(None, map(stored.airport_of, self.images)))
         return {

@@ -91,8 +91,7 @@ def process_group(
 def die_with_parent() -> None:
     """Have the kernel kill this process when its launcher ends (Linux; elsewhere nothing happens).
 
-    Otherwise torchrun's workers keep running when it is killed, and write into the same files as
-    the workers of the next torchrun.
+    Otherwise torchrun's workers survive it and write into the files of the next torchrun's.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -178,9 +177,7 @@ def check_equal(process: Process, **values: int) -> None:
 def average_buffers(model: nn.Module) -> None:
     """Give all ranks the mean of their BatchNorm statistics.
 
-    DDP itself would broadcast rank 0's buffers before every forward pass: two collectives per step,
-    and the statistics of one shard only. Averaging once, before each validation, costs nothing
-    per step and uses all shards.
+    Once, before each validation. DDP itself would broadcast rank 0's before every forward pass.
     """
     if not dist.is_initialized():
         return

@@ -27,8 +27,6 @@ Views = Callable[[Batch, int], tuple[Tensor, Any]]
 def fit(s: Session, step: Step, views: Views, scoring: Scoring) -> None:
     """Train to `s.total_steps`; log, validate and save on the way.
 
-    Writes into `s.output_dir` the files that common/README.md lists, and what `scoring` writes.
-
     Args:
         step: What `make_step` returned.
         views: (batch on the device, epoch) → (images, targets) of `step`.

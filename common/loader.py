@@ -112,10 +112,8 @@ def names(tiles: Any, indices: list[int]) -> str:
 def end_loaders() -> None:
     """Kill the loader processes and wait for them.
 
-    Torch's handler of SIGCHLD looks for a dead loader process that nobody has waited for, and
-    raises wherever the program is at that moment. It does so for one loader at a time; the death of
-    another may be raised much later, at the next SIGCHLD. A process that has been waited for is
-    not reported.
+    Torch's handler of SIGCHLD raises, wherever the program is, for a dead loader process that
+    nobody has waited for, at the latest at the next SIGCHLD.
     """
     while True:
         try:

@@ -37,7 +37,7 @@ def training_views(args: argparse.Namespace) -> Callable[[Batch, int], tuple[Ten
     """(batch on the device, epoch) → images float32 [B,3,crop,crop] and targets int64."""
 
     def views(batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-        options = args.augment, args.scale_jitter
+        options = args.augment, args.scale_jitter, args.foreground
         images, view = random_view(batch, args.crop_size, args.seed, epoch, *options)
         return images, semantic_target(view)
 

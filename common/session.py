@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from common import args as arguments
-from common.args import Speedups
+from common.args import SCHEDULES, Speedups
 from common.augment import SCALE_JITTER
 from common.data import Tiles, training_splits
 from common.distributed import process_group
@@ -65,9 +65,8 @@ class Session(State):
             self.process.print(f"starting from {self.args['init_from']!r}{suffix}.")
         torch.manual_seed(self.args["seed"] + self.process.rank)
         self.model, self.optimizer = model, optimizer
-        self.lr_scheduler = polynomial_schedule(
-            optimizer, self.total_steps, self.args["warmup_steps"]
-        )
+        rates = self.args["lr_schedule"], self.total_steps, self.args["warmup_steps"]
+        self.lr_scheduler = schedule(optimizer, *rates)
         self.scaler = self.speedups.scaler(self.process.device)
         decay = self.args["ema"]
         self.average = None if decay is None else MovingAverage(model, decay)
@@ -151,13 +150,13 @@ def session(
             yield s
 
 
-def polynomial_schedule(optimizer: Optimizer, steps: int, warmup: int) -> LambdaLR:
-    """Linear rise over `warmup` steps, then (1 - t)^0.9 down to zero at `steps` (DeepLab's)."""
+def schedule(optimizer: Optimizer, name: str, steps: int, warmup: int) -> LambdaLR:
+    """Linear rise over `warmup` steps, then `SCHEDULES[name]` from t = 0 to t = 1 at `steps`."""
     warmup = min(warmup, steps // 2)
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        return (1 - min(step - warmup, steps - warmup) / max(steps - warmup, 1)) ** 0.9
+        return SCHEDULES[name](1 - min(step - warmup, steps - warmup) / max(steps - warmup, 1))
 
     return LambdaLR(optimizer, factor)

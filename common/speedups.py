@@ -1,9 +1,4 @@
-"""What the speed-ups do, each by an object that does nothing when it is off.
-
-`place` moves and wraps the model (device, memory layout, compilation, DDP). `make_step` builds the
-training step (autocast, scaler, accumulation, graph). The loop that calls it has no branch for any
-speed-up.
-"""
+"""What the speed-ups do, in `place` and in `make_step`, by objects that do nothing when off."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -38,7 +38,7 @@ def training_views(args: argparse.Namespace) -> Callable[[Batch, int], tuple[Ten
     """
 
     def views(batch: Batch, epoch: int) -> tuple[Tensor, Targets]:
-        options = args.augment, args.scale_jitter
+        options = args.augment, args.scale_jitter, args.foreground
         images, view = random_view(batch, args.crop_size, args.seed, epoch, *options)
         targets = instance_targets(view, args.max_aircraft, MIN_PIXELS)
         key = view.tile + ((epoch << 24) + (args.seed << 44)) % 2**63  # fits int64

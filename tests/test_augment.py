@@ -17,11 +17,15 @@ from common.augment import MEAN, STD, normalise, random_view, uniform
 from common.data import Batch
 
 MODES = [("none", 0.0), ("light", 0.0), ("light", 0.5), ("strong", 0.0), ("strong", 1.0)]
+FOREGROUND = [0.0, 0.5]
 
 
-def batch_of(images, ids, tiles=None):
+def batch_of(images, ids, tiles=None, aircraft=0):
+    """Tiles that show the aircraft 1 to `aircraft`, or as many of them as are in `ids`."""
     tiles = torch.arange(len(images)) if tiles is None else torch.tensor(tiles)
-    return Batch(images, ids, torch.zeros(len(images), 256, dtype=torch.uint8), tiles)
+    classes = torch.zeros(len(images), 256, dtype=torch.uint8)
+    classes[:, 1 : aircraft + 1] = 1
+    return Batch(images, ids, classes, tiles)
 
 
 def coordinates(count, side):
@@ -93,20 +97,25 @@ def test_every_orientation_and_the_whole_tile_occur_and_no_pixel_is_resampled():
     assert (y.min(), y.max(), x.min(), x.max()) == (0, 39, 0, 39)
 
 
+@pytest.mark.parametrize("share", FOREGROUND)
 @pytest.mark.parametrize(("mode", "jitter"), MODES)
 @pytest.mark.parametrize("width", [40, 51])
-def test_a_tile_meets_the_same_fate_in_any_company(width, mode, jitter):
+def test_a_tile_meets_the_same_fate_in_any_company(width, mode, jitter, share):
     images = torch.randint(0, 256, (6, 40, width, 3), dtype=torch.uint8)
     ids = torch.randint(0, 256, (6, 40, width), dtype=torch.uint8)
-    together, view = random_view(batch_of(images, ids, range(10, 16)), 32, 5, 7, mode, jitter)
+
+    def view(part, seed, epoch):
+        batch = batch_of(images[part], ids[part], range(10, 16)[part], 254)
+        seen, moved = random_view(batch, 32, seed, epoch, mode, jitter, share)
+        return seen, moved.ids
+
+    together, moved = view(slice(6), 5, 7)
     for part in (slice(0, 1), slice(4, 5), slice(1, 3), slice(2, 6)):
-        tiles = range(10, 16)[part]
-        alone, few = random_view(batch_of(images[part], ids[part], tiles), 32, 5, 7, mode, jitter)
+        alone, few = view(part, 5, 7)
         assert torch.equal(alone, together[part])
-        assert torch.equal(few.ids, view.ids[part])
+        assert torch.equal(few, moved[part])
     for seed, epoch in ((5, 8), (6, 7)):
-        other, _ = random_view(batch_of(images, ids, range(10, 16)), 32, seed, epoch, mode, jitter)
-        assert not torch.equal(other, together)
+        assert not torch.equal(view(slice(6), seed, epoch)[0], together)
 
 
 def hashed(tile, count, seed, epoch):
@@ -121,9 +130,15 @@ def hashed(tile, count, seed, epoch):
     return np.array(numbers)
 
 
-def reference(image, ids, crop, tile, seed, epoch, mode, jitter):
-    """The view of a tile and its ids, pixel by pixel in float64; values 0…255."""
+def reference(image, ids, crop, tile, seed, epoch, mode, jitter, share):
+    """The view of a tile and its ids, pixel by pixel in float64; values 0…255.
+
+    The tile shows 254 aircraft. At a `share` of the views one of their pixels must be in the crop.
+    """
     u, v = hashed(tile, 16, seed, epoch), hashed(tile, 8, seed, ~epoch)
+    w = hashed(tile, 3, ~seed, epoch)
+    pixels = np.argwhere(ids == 1 + math.floor(w[1] * 254))
+    near_one = w[0] < share and len(pixels) > 0
     signed = 2 * u[6:] - 1
     strong = mode == "strong"
     low, high = 1 / (1 + jitter), min(1 + jitter, min(ids.shape) / crop)
@@ -134,7 +149,11 @@ def reference(image, ids, crop, tile, seed, epoch, mode, jitter):
     near, weights = [], []
     for axis, length in enumerate(ids.shape):
         s = min(scale * (stretch, 1 / stretch)[axis], length / crop)
-        origin = math.floor(u[4 + axis] * (length - crop * s + 1))
+        first, last = 0, length - crop * s
+        if near_one:
+            pixel = pixels[math.floor(w[2] * len(pixels))][axis]
+            first, last = max(0, math.floor(pixel - crop * s + 1)), min(last, pixel)
+        origin = math.floor(first + u[4 + axis] * (last - first + 1))
         width = max(s * pitch, 1)
         reach = math.sqrt(width**2 + 6 * (s * blur) ** 2)
         rows = np.zeros((crop, length))
@@ -170,19 +189,64 @@ def reference(image, ids, crop, tile, seed, epoch, mode, jitter):
     return (np.clip(view, 0, 255) if strong else view), moved
 
 
+@pytest.mark.parametrize("share", FOREGROUND)
 @pytest.mark.parametrize(("mode", "jitter"), MODES)
 @pytest.mark.parametrize(("height", "width", "crop"), [(24, 24, 24), (20, 31, 12)])
-def test_every_pixel_equals_a_plain_computation_in_float64(height, width, crop, mode, jitter):
+def test_every_pixel_equals_a_plain_computation_in_float64(
+    height, width, crop, mode, jitter, share
+):
     images = torch.randint(0, 256, (12, height, width, 3), dtype=torch.uint8)
     ids = torch.randint(0, 256, (12, height, width), dtype=torch.uint8)
     tiles = [*range(11), 12_345_678]
-    got, view = random_view(batch_of(images, ids, tiles), crop, 2**63 - 1, 9, mode, jitter)
+    how = crop, 2**63 - 1, 9, mode, jitter, share
+    got, view = random_view(batch_of(images, ids, tiles, 254), *how)
     for i, tile in enumerate(tiles):
-        pixels, moved = reference(
-            images[i].numpy(), ids[i].numpy(), crop, tile, 2**63 - 1, 9, mode, jitter
-        )
+        seed_and_more = crop, tile, *how[1:]
+        pixels, moved = reference(images[i].numpy(), ids[i].numpy(), *seed_and_more)
         assert np.array_equal(view.ids[i].numpy(), moved)
         np.testing.assert_allclose(grey_levels(got)[i].numpy(), pixels, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+@pytest.mark.parametrize(("mode", "jitter"), MODES)
+def test_a_share_of_the_crops_contains_an_aircraft(mode, jitter, dtype):
+    """Tiles of 3 aircraft, squares of 4 pixels in corners and inside; every other has none."""
+    ids = torch.zeros(400, 96, 120, dtype=dtype)
+    for i, (y, x) in enumerate([(0, 0), (92, 116), (40, 70)], 1):
+        ids[::2, y : y + 4, x : x + 4] = i
+    batch = batch_of(torch.zeros(400, 96, 120, 3, dtype=torch.uint8), ids, None, 3)
+    batch.classes[1::2] = 0
+    shown = {}
+    for share in (0.0, 0.3, 1.0):
+        _, view = random_view(batch, 24, 1, 2, mode, jitter, share)
+        shown[share] = view.ids
+    has = {share: (ids[::2] > 0).flatten(1).any(1) for share, ids in shown.items()}
+    usual = has[0.0].float().mean()
+    assert usual < 0.25
+    exact = mode in ("none", "light") and not jitter  # scaled, a pixel may be skipped
+    assert has[1.0].float().mean() > (0.999 if exact else 0.95)
+    assert has[0.3].float().mean().item() == pytest.approx(0.3 + 0.7 * usual.item(), abs=0.08)
+    # Each aircraft as often as the others, and a view that is not chosen is the usual one.
+    of_each = [(shown[1.0][::2] == i).flatten(1).any(1) for i in (1, 2, 3)]
+    counts = [shows.float().mean().item() for shows in of_each]
+    assert counts == pytest.approx([1 / 3] * 3, abs=0.1)
+    usual_view = (shown[0.3] == shown[0.0]).flatten(1).all(1)
+    assert usual_view.float().mean() > 0.65
+    assert usual_view[1::2].all()
+
+
+def test_a_small_aircraft_is_chosen_as_often_as_a_large_one_and_any_of_its_pixels():
+    ids = torch.zeros(3000, 40, 40, dtype=torch.uint8)
+    ids[:, 3, 5], ids[:, 10:30, 20:30], ids[:, 35:] = 2, 4, 255
+    batch = batch_of(torch.zeros(3000, 40, 40, 3, dtype=torch.uint8), ids, None, 4)
+    pixel = augment._pixel_of_an_aircraft(batch, 1.0, 0, 0)[..., 0]
+    # Nothing shows the aircraft 1 and 3: these crops lie anywhere.
+    kinds = torch.where(pixel[:, 0] < 0, 0, ids[0][pixel[:, 0], pixel[:, 1]].long())
+    assert torch.bincount(kinds, minlength=5).tolist() == pytest.approx([1500, 0, 750, 0, 750], 0.1)
+    large = pixel[kinds == 4].float()
+    assert large.amin(0).tolist() == [10, 20]
+    assert large.amax(0).tolist() == [29, 29]
+    assert large.mean(0).tolist() == pytest.approx([19.5, 24.5], abs=0.7)
 
 
 def weights(length, crop, scale, pitch=1.0, blur=0.0):
@@ -309,10 +373,11 @@ def test_strong_numbers_are_not_those_of_light():
     assert not set(both[:, :16].flatten().tolist()) >= set(both[:, 16:].flatten().tolist())
 
 
+@pytest.mark.parametrize("share", FOREGROUND)
 @pytest.mark.parametrize(("mode", "jitter"), MODES)
-def test_a_view_waits_for_nothing_and_stays_on_its_device(monkeypatch, mode, jitter):
+def test_a_view_waits_for_nothing_and_stays_on_its_device(monkeypatch, mode, jitter, share):
     def view(device):
-        return lambda: random_view(noise_tiles(2, 96, device), 64, 0, 0, mode, jitter)[0]
+        return lambda: random_view(noise_tiles(2, 96, device), 64, 0, 0, mode, jitter, share)[0]
 
     view(torch.device("cpu"))()  # makes the constants
     assert census(view(torch.device("cpu"))) == {}

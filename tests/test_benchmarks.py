@@ -1,22 +1,18 @@
 """The small benchmarks run, and the READMEs show their committed results."""
 
 import re
-import time
 from collections import Counter
 from functools import partial
-from itertools import count
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.commands import PATIENCE, ROOT, run_forked
 from torch import nn
-from torch._subclasses import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 from torture import run as torture
 
 from benchmarks import scenes
-from benchmarks.lib import engagement, flops, results, turns
+from benchmarks.lib import engagement, results, turns
 from benchmarks.lib.readme import README, RESULTS, check_clean, part, read_rows, write_part
 from common.cli import UserError
 
@@ -140,23 +136,3 @@ def test_a_limited_processor_has_a_results_file_of_its_own(monkeypatch):
     whole = results.file_name(torch.device("cpu"))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert results.file_name(torch.device("cpu")) != whole
-
-
-def test_a_grouped_convolution_costs_twice_its_forward_to_reverse():
-    with FakeTensorMode():
-        model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8))
-        with FlopCounterMode(display=False, custom_mapping=flops.FORMULAS) as counter:
-            loss = model(torch.zeros(2, 3, 64, 64)).sum()
-            forward = counter.get_total_flops()
-            loss.backward()
-    first, grouped = (2 * 2 * 64**2 * n for n in (3 * 8, 8 * 9))
-    assert forward == first + grouped
-    # Images need no gradient.
-    assert counter.get_total_flops() - forward == first + 2 * grouped
-
-
-def test_a_slow_matrix_product_is_timed_once_not_ten_times(monkeypatch):
-    clock = count(0, 3)
-    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    assert flops.matmul_peak(torch.device("cpu"), None) == 2 * 1024**3 / 3
-    assert next(clock) == 6, "a second product was timed"

@@ -48,6 +48,16 @@ def test_large_blocks_are_faulted_in_once():
     assert page_faults("kept") < page_faults("returned") / 3
 
 
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_recipe_changes_options_and_the_command_line_overrides_it(recipe):
+    recipe = ["--config", str(recipe)]
+    options, defaults = (vars(train_parser("").parse(w)) | {"config": 0} for w in (recipe, []))
+    changed = {name for name in options if options[name] != defaults[name]}
+    lines = [line.partition(":")[0] for line in Path(recipe[1]).read_text().splitlines()]
+    assert changed == {line.replace("-", "_") for line in lines if line[:1] != "#"}
+    assert train_parser("").parse([*recipe, "--ema", "0.5"]).ema == 0.5
+
+
 def configured(folder, text):
     (folder / "c.yaml").write_text(text)
     return train_parser("").parse(["--config", str(folder / "c.yaml")])

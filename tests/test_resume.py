@@ -64,13 +64,13 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(few, tmp_path, number):
     assert "equal" in kills.killed_run(number, tmp_path, kills=4, data=few)
 
 
-@pytest.mark.parametrize("model", ["fcn", "mask"])
-def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(few, tmp_path, model):
+@pytest.mark.parametrize(("model", "schedule"), [("fcn", "cosine"), ("mask", "constant")])
+def test_a_signal_in_an_epoch_and_a_resume_change_no_bit(few, tmp_path, model, schedule):
     log = tmp_path / "log"
     shutil.copytree(few / "train", tmp_path / "extra/train")
     for name in ("whole", "cut"):
         more = ("--max-steps", "6", "--save-every", "0", "--extra-data", str(tmp_path / "extra"))
-        more += ("--augment", "strong")
+        more += ("--augment", "strong", "--lr-schedule", schedule, "--foreground", "0.5")
         train_it = partial(train_thin, model, kills.arguments(model, few, tmp_path / name, *more))
         child = children.start(train_it, log)
         if name == "cut":

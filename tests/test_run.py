@@ -18,7 +18,7 @@ from helpers.commands import ENCODER, PATIENCE, ROOT, losses, run_script, wait_f
 from PIL import Image
 
 from benchmarks import run, table
-from benchmarks.lib import engagement, launch, measure, plots, quality, sweep, to_quality
+from benchmarks.lib import engagement, launch, measure, plots, sweep, to_quality
 from benchmarks.lib.matrix import plan
 from benchmarks.lib.readme import part, read_rows
 from benchmarks.lib.results import (
@@ -113,10 +113,9 @@ def test_a_row_says_where_its_time_went(measured):
         layout = row["flags"].removeprefix("--").removeprefix("no-amp") or "contiguous"
         assert row["conv_x"] == row["conv_backward_grad"] == f"float32 {layout}"
         assert sum(map(float, phases)) == pytest.approx(sum(steps) / len(steps), rel=0.01)
-        assert float(row["gflop_per_image"]) > 0
         assert float(row["memory_mib"]) > 100
         assert row["syncs"] == "0"
-        assert all(row[key] for key in ("torch", "commit", "command", "device", "peak_gflops"))
+        assert all(row[key] for key in ("torch", "commit", "command", "device"))
 
 
 def rows_of(speeds: dict[str, list[float]], **columns: str) -> list[dict[str, str]]:
@@ -129,8 +128,7 @@ def rows_of(speeds: dict[str, list[float]], **columns: str) -> list[dict[str, st
             row |= {"step_ms": " ".join([str(4000 / speed)] * 3), "device": "cpu", "world": "1"}
             row |= {"batch": "4", "threads": "2", "forward_ms": "1", "backward_ms": "2"}
             row |= {"optimizer_ms": "1", "data_ms": "0", "memory_mib": "1000", "start_s": "1"}
-            row |= {"warmup_s": "0", "cache": "cold", "gflop_per_image": "10"}
-            made.append(row | {"peak_gflops": "1000", "backbone": "resnet18"} | columns)
+            made.append(row | {"warmup_s": "0", "cache": "cold", "backbone": "resnet18"} | columns)
     return made
 
 
@@ -149,23 +147,30 @@ def test_intervals_hold_what_they_should_whatever_the_machine_does():
     assert found >= 55
 
 
-def test_a_technique_pays_its_start_off_and_ddp_is_measured_by_its_share():
-    rows = rows_of({"plain": [10, 20, 10]}) + rows_of({"compile": [20, 40, 20]}, warmup_s="30")
-    rows += rows_of({"ddp": [15, 30, 15]}, world="2", batch="2", threads="1")
-    rows += rows_of({"share": [8, 16, 8]}, batch="2", threads="1", peak_gflops="700")
-    for row in rows:
-        if row["technique"] == "ddp":
-            row["peak_gflops"] = "1400"  # of either process while the other is idle, so twice
-    plain, fast, ddp, share = summaries(rows, "unet")
+def test_a_technique_pays_its_start_off_if_five_rounds_say_so():
+    rows = rows_of({"plain": [10, 20, 10, 10, 10]})
+    rows += rows_of({"compile": [20, 40, 20, 20, 20]}, warmup_s="30")
+    fast = summaries(rows, "unet")[1]
     assert fast.speedup == (2, 2, 2)
     assert fast.pays_after == pytest.approx(30 / 0.2)  # 0.4 s per step become 0.2 s
-    once = [row for row in rows if row["round"] == "0"]
-    # A ratio without an interval does not count.
-    assert summaries(once, "unet")[1].pays_after is None
-    assert plain.mfu == pytest.approx(0.1)
-    assert ddp.mfu == pytest.approx(0.15)
-    assert share.mfu == pytest.approx(0.8 / 7)
-    assert ddp.efficiency == pytest.approx(15 / 16)
+    assert "| speed-up (95 %) |" in table.of_model(rows, "unet")
+    assert "in each of 5 rounds, in brackets the 95 % interval." in table.heading(rows)
+    # The interval of four ratios is their range, of which nothing is concluded.
+    few = [row for row in rows if row["round"] != "0"]
+    assert summaries(few, "unet")[1].pays_after is None
+    assert table.of_model(few, "unet").splitlines()[-1].endswith("|  |")
+    assert "| speed-up (range) |" in table.of_model(few, "unet")
+    assert "in each of 4 rounds, in brackets the range." in table.heading(few)
+
+
+def test_rows_of_a_changed_working_tree_are_not_published(tmp_path):
+    path = tmp_path / "speed-x.csv"
+    for row in rows_of({"plain": [10]}) + rows_of({"plain": [20]}, commit="y+dirty"):
+        append(path, row)
+    append(tmp_path / "speed-y.csv", rows_of({"plain": [20]}, commit="y+dirty")[0])
+    (of_x,) = table.results(tmp_path, "speed").values()
+    assert [row["commit"] for row in of_x] == ["x"]
+    assert len(table.results(tmp_path, "speed", clean=False)) == 2
 
 
 def test_only_the_newest_measurement_counts(tmp_path):
@@ -184,8 +189,8 @@ def test_every_combination_that_can_run_is_planned_and_unknown_ones_are_refused(
     cpu = torch.device("cpu")
     cells, left_out = plan(["unet", "mask"], [], {}, cpu, 4)
     names = [cell.technique for cell in cells if cell.model == "mask"]
-    # Of all techniques but CUDA graphs, DDP's share, and malloc as it is.
-    assert len(names) == len(set(names)) == 2 ** (len(FLAGS) - 1) + 2
+    # Of all techniques but CUDA graphs, and malloc as it is.
+    assert len(names) == len(set(names)) == 2 ** (len(FLAGS) - 1) + 1
     beside = plan(["unet"], ["amp+compile"], {}, cpu, 4)[0]
     assert [c.technique for c in beside] == ["plain", "amp+compile", "amp+channels-last+compile"]
     assert left_out == ["cuda-graphs: there is no CUDA device"]
@@ -217,7 +222,6 @@ def test_each_part_of_a_name_is_on_in_its_cell(names, extra, flags):
         (["plain+amp"], {}, "'plain.amp' is not known"),
         (["default-malloc+ddp"], {}, "'default-malloc.ddp': .*torchrun"),
         (["amp"], {"amp": "--lr 1"}, "--also 'amp' is the name of another technique"),
-        (["amp"], {"share": "--lr 1"}, "--also 'share' is the name of another technique"),
     ],
 )
 def test_a_name_that_would_not_be_true_is_refused(names, extra, why):
@@ -298,41 +302,22 @@ def test_the_front_page_shows_the_processor_measured_last_and_every_gpu():
     assert plots.newest_of_kind(found) == {"b": new, "c": limited, "d": gpu}
 
 
-def test_the_picture_is_drawn_for_light_and_dark_pages(tmp_path):
+def test_the_pictures_are_drawn_for_light_and_dark_pages(tmp_path):
     rows = rows_of({"plain": [10, 11], "amp": [20, 21], "compile": [5, 6]})
-    rows += rows_of({"ddp": [1]}, error="it did not")
+    rows += rows_of({"amp+channels-last": [1]}, error="it did not")
     found = {"speed": rows, "to-quality": to_quality_rows(), "sweep": sweep_rows()}
     written = plots.draw_all({what: {"cpu": rows} for what, rows in found.items()}, tmp_path)
-    assert {path.stem for path in written[2:]} == {
-        *("to-quality", "to-quality_dark", "sweep", "sweep_dark")
-    }
-    written = written[:2]
-    assert [path.name for path in written] == ["unet_benchmark.png", "unet_benchmark_dark.png"]
-    light, dark = (Image.open(path).convert("L") for path in written)
+    names = (plots.FRONT, "to-quality", "sweep")
+    assert [p.stem for p in written] == [name + dark for name in names for dark in ("", "_dark")]
+    light, dark = (Image.open(path).convert("L") for path in written[:2])
     assert light.size == dark.size
     assert light.size[0] > 800
     assert light.getpixel((0, 0)) == 255
     assert dark.getpixel((0, 0)) < 32
     assert "failed: it did not" in table.of_model(rows, "unet")
-
-
-def test_quality_is_measured_with_the_same_seeds_and_shown_beside_the_speed(tiled, tmp_path):
-    output = tmp_path / "speed_cpu.csv"
-    words = ["--quality", "--models", "unet", "--backbone", ENCODER, "--techniques", "plain"]
-    words += ["--also", "same=--no-amp", "other=--lr 0.1", "--seeds", 1, "--max-steps", 4]
-    words += ["--crop-size", 32, "--device", "cpu", "--data-path", tiled, "-o", output]
-    done = run_script(ROOT / "benchmarks/run.py", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = newest(read_rows(tmp_path / "quality_cpu.csv"))
-    assert {row["name"] for row in rows} == {"mIoU"}
-    assert all(len(row["losses"].split()) == 4 for row in rows)
-    assert quality.cell_of(rows, "unet", "same").endswith("; 0.0 %")
-    assert not quality.cell_of(rows, "unet", "other").endswith("; 0.0 %")
-    shown = table.of_model(rows_of({"plain": [1], "same": [1]}), "unet", rows)
-    assert "mIoU after 4 steps, 1 seeds" in shown
-    assert shown.splitlines()[-1].endswith("; 0.0 % |")
-    longer_ago = [row | {"technique": "old", "max_steps": "9", "when": "2001"} for row in rows]
-    assert table.of_model(rows_of({"plain": [1], "same": [1]}), "unet", longer_ago + rows) == shown
+    broken = [row | {"error": "no"} for row in rows]
+    assert plots.draw_all({"speed": {"cpu": broken}, "to-quality": {}, "sweep": {}}, tmp_path)
+    assert table.front([broken]).startswith("Find every aircraft in aerial imagery.\n")
 
 
 def test_neither_the_order_of_cells_nor_their_number_matters(tiled, tmp_path, monkeypatch):
@@ -405,10 +390,11 @@ def test_the_seconds_to_a_score_are_measured_without_validation(tiled, tmp_path)
     words = ["--to-quality", 0, "--models", "unet", "--backbone", ENCODER, "--techniques", "plain"]
     words += ["--also", "slow=--grad-accum 2", "broken=--grad-accum 100", "--seeds", 2]
     words += ["--max-steps", 4, "--eval-steps", 2, "--crop-size", 32, "--device", "cpu"]
-    words += ["--data-path", tiled, "-o", tmp_path / "speed.csv"]
+    words += ["--data-path", tiled, "-o", tmp_path / "speed.csv", "--base", "--lr 0.002 --no-amp"]
     done = run_script(ROOT / "benchmarks/run.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_rows(tmp_path / "to-quality.csv")
+    assert all(row["flags"].startswith("--lr 0.002 --no-amp") for row in rows)
     assert [row["technique"] for row in rows] == ["plain", "slow", "broken", "plain", "slow"]
     for row in rows:
         if row["technique"] == "broken":
@@ -478,8 +464,9 @@ def test_a_file_with_fewer_columns_is_widened_and_keeps_its_values(tmp_path):
 def test_time_to_quality_is_shown_with_its_interval():
     plain, amp, noise, bad = to_quality.table(to_quality_rows()).splitlines()[2:]
     assert plain == "| unet, mIoU 0.5 | plain | 3 of 3 | 110 (85 to 135) | 6 |  |"
-    assert amp.endswith("| 55 (43 to 67) | 6 | 2.00 (2.00 to 2.00) |")
-    ratio, low, high = map(float, re.findall(r"\d\.\d\d", noise.split("|")[-2]))
+    assert amp.endswith("| 55 (43 to 67) | 6 | 2.00 (2.00 to 2.00), p 0.000 |")
+    ratio, low, high, p = map(float, re.findall(r"\d\.\d+", noise.split("|")[-2]))
+    assert 0.5 < p < 1
     assert low < 1 < high
     assert low * high == pytest.approx(ratio**2, rel=0.02)
     assert bad == "| unet, mIoU 0.5 | bad | 2 of 3 |  |  | < 12.68 |"
@@ -505,11 +492,21 @@ def test_the_quantiles_are_students(seeds):
     scale = math.gamma((n + 1) / 2) / math.gamma(n / 2) / math.sqrt(n * math.pi)
     density = scale * (1 + x**2 / n) ** (-(n + 1) / 2)
     assert np.trapezoid(density, x) == pytest.approx(0.95, abs=1e-4)
+    logs = np.arange(seeds) - (seeds - 1) / 2
+    logs += to_quality.T_95[seeds - 2] * logs.std(ddof=1) / math.sqrt(seeds)
+    assert to_quality._p_value(logs) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_gpu_tests_that_are_ended_by_their_limit_keep_their_results(tmp_path):
     """By the very options of `make benchmark-gpu`."""
     makefile = (ROOT / "Makefile").read_text()
+    files = re.search(r"GPU_FILES := ((tests/\S+ )+)", makefile)
+    texts = {f"tests/{p.name}": p.read_text() for p in (ROOT / "tests").glob("test_*.py")}
+    marked = {
+        name for name, text in texts.items() if re.search(r"^@?.*pytest\.mark\.gpu\b", text, re.M)
+    }
+    assert files
+    assert marked - {"tests/test_run.py"} == {*files[1].split()}
     line = re.search(r"timeout (.*) \d+ ", makefile)
     options = re.search(r"GPU_TESTS := -m gpu (.*)", makefile)
     assert line

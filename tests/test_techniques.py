@@ -49,6 +49,7 @@ def words_of(model: str, data: Path, output: Path) -> list[str]:
     """GroupNorm, because BatchNorm depends on how a batch is split; so does dropout."""
     words = ["--data-path", data, "--output-dir", output, "--max-steps", STEPS, "-b", 4, "-j", 0]
     words += ["--crop-size", 32, "--norm", "group", "--weights-backbone", "none"]
+    words += ["--lr-schedule", "cosine", "--foreground", 0.5]
     words += ["--print-freq", 1, "--eval-freq", 99, "--device", "cpu", *NETWORKS[FOLDERS[model]]]
     return list(map(str, words))
 

@@ -3,8 +3,6 @@
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ def provenance(script: str, argv: list[str] | None) -> dict[str, str]:
 
 def measured_on(row: dict[str, str]) -> str:
     """The columns of `provenance` as a sentence, for the line above a table."""
-    return f"{row['cpu']}, torch {row['torch']}, commit {row['commit']}."
+    return f"{row['cpu']}, torch {row['torch']}, commit {row['commit']}, `{row['command']}`."
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -42,17 +40,6 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "cudnn": cudnn.version() if gpu else "",
         "float32": cudnn.conv.fp32_precision if gpu else "ieee",  # type: ignore[attr-defined]
     }
-
-
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """How long a call takes, including its work on the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    since = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - since
 
 
 def clock_mhz(device: torch.device) -> str:

@@ -13,8 +13,6 @@ from common import graphs
 from common.cli import UserError
 from common.run.machine import cores
 
-SHARE = "share"
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -45,7 +43,7 @@ def plan(
     """The cells to measure, the most wanted techniques first, and what is left out and why.
 
     Processes on GPUs have a GPU each and a batch of `batch` each. On a CPU they share the cores
-    and the batch; `share` is one of them alone, to which DDP's speed is compared.
+    and the batch.
 
     Args:
         wanted: Names such as `plain` or `amp+channels-last`; nothing for all.
@@ -63,7 +61,7 @@ def plan(
         *("+".join(c) for n in range(1, len(FLAGS) + 1) for c in combinations(FLAGS, n)),
         DEFAULT_MALLOC,
     ]
-    for name in extra.keys() & {PLAIN, *FLAGS, DEFAULT_MALLOC, SHARE}:
+    for name in extra.keys() & {PLAIN, *FLAGS, DEFAULT_MALLOC}:
         raise UserError(f"--also {name!r} is the name of another technique; choose another.")
     flags_of = {name: tuple(flags.split()) for name, flags in (FLAGS | extra).items()}
     flags_of[DEFAULT_MALLOC] = ()
@@ -93,12 +91,12 @@ def plan(
             chosen[name] = tuple(flag for part in parts for flag in flags_of[part])
     parts_of_cpu = 1 if gpu else world
     cells = []
-    if "ddp" in chosen and not gpu:
-        chosen[SHARE] = ()
     for name, flags in chosen.items():
         many = "ddp" in name.split("+")
-        part = parts_of_cpu if many or name == SHARE else 1
-        sizes = world if many else 1, batch // part, max(1, cores() // part)
+        part = parts_of_cpu if many else 1
+        # A dry run has one thread: on a busy machine two wait for each other most of the time.
+        threads = 1 if dry else max(1, cores() // part)
+        sizes = world if many else 1, batch // part, threads
         cells += [
             Cell(model, name, (*(() if gpu else MODELS[model].light_flags), *flags), *sizes)
             for model in models

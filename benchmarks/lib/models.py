@@ -29,11 +29,6 @@ class Model:
         """Its model.py."""
         return importlib.import_module(f"{self.folder}.model")
 
-    @property
-    def picture(self) -> str:
-        """Name of its pictures in assets/, without the ending."""
-        return f"{self.folder.lower().removesuffix('v3')}_benchmark"
-
 
 MODELS = {
     model.folder: model

@@ -1,4 +1,4 @@
-"""Pictures of the benchmark: a bar for each technique."""
+"""Pictures of the benchmark: speed-ups of all models, curves to a quality, curves by batch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,39 +7,39 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib import pyplot as plt
 
 from benchmarks.lib import sweep, to_quality
 from benchmarks.lib.models import MODELS
-from benchmarks.lib.results import SHARE, Row, Summary, cores_of, summaries
+from benchmarks.lib.results import Row, Summary, summaries
 from benchmarks.lib.techniques import PLAIN
 from common.io.files import whole_file
 
 matplotlib.use("Agg")  # pictures are written, not shown
 INK = "#222222"
-BLUE, GREY, VERMILION = "#0072B2", "#A0A0A0", "#D55E00"  # Okabe and Ito's palette, and a grey
+BLUE, GREY, VERMILION = "#0072B2", "#A0A0A0", "#D55E00"  # Okabe and Ito's, and a grey
+FRONT = "speed-ups"  # the picture of the front page
+# Its bars, each over the one before.
+LADDER = [PLAIN, "channels-last", "amp", "amp+channels-last", "amp+channels-last+cuda-graphs"]
+LADDER.append("amp+channels-last+cuda-graphs+compile")
 COLOURS = (GREY, BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 # Each picture is drawn for light pages and for dark ones: suffix of its name, ink, paper, grid.
 THEMES = (("", INK, "white", "#E5E5E5"), ("_dark", "#E6EDF3", "#0D1117", "#30363D"))
 
 
 def draw_all(measured: dict[str, dict[str, list[Row]]], folder: Path) -> list[Path]:
-    """`<model>_benchmark.png` of each measured model, on the newest GPU or else the newest CPU.
+    """`speed-ups.png`, on the newest GPU or else the newest CPU.
 
     Also `to-quality.png` of all machines and `sweep.png` of the last one.
 
     Args:
         measured: `speed`, `to-quality` and `sweep` → machine → its rows.
     """
-    machines = in_front(measured["speed"])
-    rows = max(machines, key=lambda rows: (rows[-1]["device"] != "cpu", rows[-1]["when"]))
     written = []
-    for model in MODELS:
-        bars = [s for s in summaries(rows, model) if not s.error and s.technique != SHARE]
-        if bars:
-            row = next(row for row in rows if row["model"] == model)
-            path = folder / f"{MODELS[model].picture}.png"
-            written += _write(path, partial(draw, bars, model, row))
+    if machines := in_front(measured["speed"]):
+        speeds = partial(draw_speedups, newest_rows(machines))
+        written += _write(folder / f"{FRONT}.png", speeds)
     trained = sorted(chain(*measured["to-quality"].values()), key=lambda row: row["when"])
     if trained:
         written += _write(folder / "to-quality.png", partial(draw_to_quality, trained))
@@ -47,6 +47,11 @@ def draw_all(measured: dict[str, dict[str, list[Row]]], folder: Path) -> list[Pa
         swept = list(measured["sweep"].values())[-1]
         written += _write(folder / "sweep.png", partial(draw_sweep, swept))
     return written
+
+
+def newest_rows(machines: list[list[Row]]) -> list[Row]:
+    """Those of the newest GPU, or else of the newest CPU."""
+    return max(machines, key=lambda rows: (rows[-1]["device"] != "cpu", rows[-1]["when"]))
 
 
 def newest_of_kind(machines: dict[str, list[Row]]) -> dict[str, list[Row]]:
@@ -65,9 +70,9 @@ def in_front(machines: dict[str, list[Row]]) -> list[list[Row]]:
     return [r for r in newest_of_kind(machines).values() if " limited to " not in r[-1]["cpu"]]
 
 
-def shown(name: str, description: str) -> str:
-    """HTML that shows a picture of `assets` in a folder's README, in the theme of the page."""
-    light, dark = (f"../assets/{name}{suffix}.png" for suffix, *_ in THEMES)
+def shown(path: str, description: str) -> str:
+    """HTML that shows a picture, in the theme of the page; `path` is without theme and ending."""
+    light, dark = (f"{path}{suffix}.png" for suffix, *_ in THEMES)
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img alt="{description}" src="{light}"></picture>'
@@ -90,70 +95,63 @@ def _write(path: Path, figure: Callable[[], Any]) -> list[Path]:
     return written
 
 
-def _where(row: Row) -> str:
-    return row["device"] if row["device"] != "cpu" else f"CPU, {cores_of(row)}"
-
-
-def draw(bars: list[Summary], model: str, row: Row) -> Any:
-    """The fastest on top; blue is faster than plain (interval above 1), vermilion slower."""
-    bars = sorted(bars, key=lambda bar: -bar.speed[1])
-    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.36 * len(bars)), layout="constrained")
-    widest = max(bar.speed[2] for bar in bars)
-    for y, bar in enumerate(bars):
-        _bar(axes, y, bar, widest)
-    plain = [bar.speed[1] for bar in bars if bar.technique == PLAIN]
-    for speed in plain:
-        axes.axvline(speed, color=plt.rcParams["text.color"], linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(bars)), [bar.technique for bar in bars])
-    axes.set(xlim=(0, 1.45 * widest), ylim=(len(bars) - 0.5, -0.5))
-    axes.set_xlabel(
-        "images per second (bar: median, line: 10th to 90th percentile of steps)\n"
-        "dotted: plain; blue: faster than plain, orange: slower, grey: interval includes 1"
+def draw_speedups(rows: list[Row]) -> Any:
+    """A group of bars for each model: the techniques of `LADDER`, with their interval or range."""
+    measured = {model: {s.technique: s for s in summaries(rows, model)} for model in MODELS}
+    measured = {model: of for model, of in measured.items() if PLAIN in of}
+    names = [name for name in LADDER if any(name in of for of in measured.values())]
+    figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
+    width = 0.84 / max(1, len(names))
+    for k, name in enumerate(names):
+        colour = COLOURS[k % len(COLOURS)]
+        axes.bar(0, 0, color=colour, label=name.replace("+", " + "))
+        for x, of in enumerate(measured.values()):
+            summary = of.get(name, Summary(name, "not measured"))
+            if summary.error:
+                continue
+            ratio, low, high = summary.speedup or (1.0, 1.0, 1.0)
+            left = x + (k - (len(names) - 1) / 2) * width
+            axes.bar(left, ratio, 0.92 * width, color=colour)
+            if summary.rounds > 1 and name != PLAIN:
+                axes.plot(
+                    [left, left], [low, high], color=plt.rcParams["text.color"], linewidth=1.2
+                )
+            label = f"{summary.speed[1]:.3g}/s" if name == PLAIN else f"{ratio:.2f}"
+            axes.text(left, max(high, ratio) + 0.03, label, ha="center", fontsize=9)
+    axes.set_xticks(range(len(measured)), [MODELS[model].title for model in measured])
+    axes.set_ylabel("speed-up over plain")
+    axes.legend(
+        frameon=False, fontsize=9, ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1)
     )
-    axes.set_title(
-        f"Training {model} on {row['backbone']}, crops of {row['crop']} pixels\n"
-        f"{_where(row)}, torch {row['torch']}",
-        loc="left",
-        fontsize=11,
-    )
-    axes.grid(axis="x")
+    axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
 
 
-def _bar(axes: Any, y: int, bar: Summary, widest: float) -> None:
-    low, median, high = bar.speed
-    colour, label = GREY, f"{median:.3g}"
-    if bar.speedup is not None:
-        ratio, least, most = bar.speedup
-        label += f"   ×{ratio:.2f}"
-        if bar.rounds > 1:
-            label += f" ({least:.2f} to {most:.2f})"
-            colour = BLUE if least > 1 else VERMILION if most < 1 else GREY
-    axes.barh(y, median, 0.66, color=colour)
-    ink = plt.rcParams["text.color"]
-    axes.plot([low, high], [y, y], color=ink, linewidth=1.4, solid_capstyle="butt")
-    axes.text(max(high, median) + 0.012 * widest, y, label, va="center")
-
-
 def draw_to_quality(rows: list[Row]) -> Any:
-    """Score over seconds of training, a line for each seed.
+    """Score over seconds of training: the median of the seeds, and a band from least to most.
 
-    A panel for each model, on the machine that measured it last.
+    A panel for each model, on the machine that measured it last. A seed that has reached the level
+    keeps its last score.
     """
     models = to_quality.current(rows)
     names = list(dict.fromkeys(row["technique"] for runs in models.values() for row in runs))
     figure, panels = _panels(len(models), 5)
     for panel, (model, runs) in zip(panels, models.items(), strict=True):
+        curves: dict[str, list[list[list[float]]]] = {}
         for row in runs:
-            if row["error"]:
-                continue
-            seconds, scores = ([float(x) for x in row[k].split()] for k in ("at_s", "scores"))
-            colour = COLOURS[names.index(row["technique"]) % len(COLOURS)]
-            label = row["technique"] if row["round"] == "0" else None
-            panel.plot(seconds, scores, color=colour, linewidth=1.3, label=label)
+            if not row["error"]:
+                of_seed = [[float(x) for x in row[k].split()] for k in ("at_s", "scores")]
+                curves.setdefault(row["technique"], []).append(of_seed)
+        for technique, seeds in curves.items():
+            until = np.linspace(0, max(seconds[-1] for seconds, _ in seeds), 200)
+            scores = [np.interp(until, [0, *s], [0, *found]) for s, found in seeds]
+            colour = COLOURS[names.index(technique) % len(COLOURS)]
+            low, median, high = np.percentile(scores, [0, 50, 100], axis=0)
+            panel.fill_between(until, low, high, color=colour, alpha=0.2, linewidth=0)
+            panel.plot(until, median, color=colour, linewidth=1.6, label=technique)
         panel.axhline(float(runs[-1]["level"]), linestyle=":", color=plt.rcParams["text.color"])
         machine = runs[-1]["cpu" if runs[-1]["device"] == "cpu" else "device"]
         panel.set(

@@ -13,7 +13,6 @@ from common.io.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "benchmarks/README.md"
-METHOD = ROOT / "benchmarks/METHOD.md"
 RESULTS = ROOT / "benchmarks/results"
 
 

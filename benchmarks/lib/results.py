@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.lib import engagement
-from benchmarks.lib.matrix import PLAIN, SHARE
+from benchmarks.lib.matrix import PLAIN
 from benchmarks.lib.readme import read_rows, write_rows
 from common.run.machine import cpu
 
@@ -21,11 +21,12 @@ Row = dict[str, str]
 KEY = ("model", "technique", "round")
 SIZES = ("batch", "crop")  # what --sweep varies
 CELL = ("flags", "world", "batch", "threads", "backbone", "cache", "error")
+ENOUGH = 5  # rounds for an interval: the range of five holds the median in 94 % of all cases
 PHASES = ("views", "forward", "backward", "optimizer", "captured", "loop", "data")
 MEASURED = (
     *("images", "step_ms", *(f"{phase}_ms" for phase in PHASES)),
     *("memory_mib", "reserved_mib", "start_s", "warmup_s", "syncs"),
-    *("gflop_per_image", "peak_gflops", "clock_mhz", "wall_s"),
+    *("clock_mhz", "wall_s"),
     *("tiles", "no_loader_ms", "launch_ms", *engagement.COLUMNS),
 )
 # What rows of the same measurement have in common.
@@ -81,7 +82,7 @@ def percentiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def median_interval(values: list[float]) -> tuple[float, float, float]:
-    """The median and its 95 % bootstrap interval; for fewer than six values that is their range."""
+    """The median and its 95 % bootstrap interval; of fewer than `ENOUGH` values it is the range."""
     rng = random.Random(0)
     medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(10_000))
     return statistics.median(values), medians[250], medians[-251]
@@ -97,17 +98,13 @@ class Summary:
     steps: int = 0  # timed steps
     speed: tuple[float, float, float] = (0.0, 0.0, 0.0)  # images/s of a step: p10, median, p90
     without_loader: float | None = None  # images/s, median
-    speedup: tuple[float, float, float] | None = None  # median of paired ratios, 95 % interval
+    speedup: tuple[float, float, float] | None = None  # median of paired ratios, interval or range
     ms: dict[str, float] | None = None  # by phase
     memory: float = 0.0  # MiB
     reserved: float | None = None
     one_off: float = 0.0  # seconds until the first step, and extra time of the warm-up steps
     pays_after: float | None = None  # steps; None unless it is faster (interval above 1)
-    syncs: int | None = None  # per step
-    gflop: float | None = None  # per image, forward and backward
-    mfu: float | None = None  # share of the matrix products' peak
     device_limited: bool = False  # the CPU issues a step in less time than the GPU needs for it
-    efficiency: float | None = None  # of DDP: its speed over that of as many single processes
 
 
 def cores_of(row: Row) -> str:
@@ -156,26 +153,20 @@ def summaries(rows: list[Row], model: str) -> list[Summary]:
                 errors[row["technique"]] = row["error"]
             else:
                 rounds[row["round"]] = row
-    gflop = _median(list(good.get(PLAIN, {}).values()), "gflop_per_image")
-    return [
-        _summary(name, good, gflop) if good[name] else Summary(name, errors[name]) for name in good
-    ]
+    return [_summary(name, good) if good[name] else Summary(name, errors[name]) for name in good]
 
 
-def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) -> Summary:
+def _summary(name: str, good: dict[str, dict[str, Row]]) -> Summary:
     rows = list(good[name].values())
     speeds, without_loader = _speeds(rows, "step_ms"), _speeds(rows, "no_loader_ms")
     ratios = _ratios(good[name], good.get(PLAIN, {}))
-    speedup = median_interval(ratios) if ratios and name not in (PLAIN, SHARE) else None
+    speedup = median_interval(ratios) if ratios and name != PLAIN else None
     one_off, pays_after = _one_off(rows), None
-    if speedup and len(ratios) > 1 and speedup[1] > 1:
+    if speedup and len(ratios) >= ENOUGH and speedup[1] > 1:
         plain = list(good[PLAIN].values())
         period = statistics.median(float(row["images"]) / throughput(row) for row in plain)
         saved = period * (1 - 1 / speedup[0])
         pays_after = max(0.0, one_off - _one_off(plain)) / saved
-    mfu = None
-    if gflop is not None:
-        mfu = statistics.median(throughput(r) for r in rows) * gflop / _peak(name, good)
     return Summary(
         technique=name,
         error="",
@@ -189,11 +180,7 @@ def _summary(name: str, good: dict[str, dict[str, Row]], gflop: float | None) ->
         reserved=_median(rows, "reserved_mib"),
         one_off=one_off,
         pays_after=pays_after,
-        syncs=int(rows[0]["syncs"]) if rows[0]["syncs"] else None,
-        gflop=gflop,
-        mfu=mfu,
         device_limited=_device_limited(rows),
-        efficiency=_efficiency(name, good),
     )
 
 
@@ -209,36 +196,6 @@ def _device_limited(rows: list[Row]) -> bool:
         return False
     step = statistics.median(ms for row in rows for ms in _numbers(row["no_loader_ms"]))
     return launch < 0.9 * step
-
-
-def _peak(name: str, good: dict[str, dict[str, Row]]) -> float:
-    """GFLOP/s of the machine. Processes on a CPU share it, so theirs is that without DDP.
-
-    (Two hardware threads of a core share a matrix unit, which one of them alone can fill.)
-    """
-    rounds = good[name]
-    if all(row["device"] == "cpu" for row in rounds.values()):
-        rounds = good.get(_alone(name)) or rounds
-    return statistics.median(float(row["peak_gflops"]) for row in rounds.values())
-
-
-def _alone(name: str) -> str:
-    """The technique without DDP."""
-    return "+".join(part for part in name.split("+") if part != "ddp") or PLAIN
-
-
-def _efficiency(name: str, good: dict[str, dict[str, Row]]) -> float | None:
-    """Speed against the same without DDP, with as many threads and tiles per process."""
-    alone = _alone(name)
-    if alone == name:
-        return None
-    row = next(iter(good[name].values()))
-    sizes = row["batch"], row["threads"]
-    for base in (good.get(alone, {}), good.get(SHARE, {}) if alone == PLAIN else {}):
-        if base and all((other["batch"], other["threads"]) == sizes for other in base.values()):
-            ratios = _ratios(good[name], base)
-            return statistics.median(ratios) / int(row["world"]) if ratios else None
-    return None
 
 
 def _ratios(rows: dict[str, Row], base: dict[str, Row]) -> list[float]:

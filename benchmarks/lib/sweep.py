@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
-from benchmarks.lib.matrix import SHARE, Cell
+from benchmarks.lib.matrix import Cell
 from benchmarks.lib.readme import markdown
 from benchmarks.lib.results import PLAIN, SIZES, Row, Summary, newest, shown_speed, summaries
 from common.cli import positive
@@ -42,11 +42,7 @@ def cells_of(
     left_out: list[str] = []
     for one_crop, one_batch in product(given["crop"], given["batch"]):
         of_size, left_out = planned(one_batch)
-        cells += [
-            replace(cell, crop=one_crop)
-            for cell in of_size
-            if cell.world == 1 and cell.technique != SHARE
-        ]
+        cells += [replace(cell, crop=one_crop) for cell in of_size if cell.world == 1]
     return cells, left_out
 
 

@@ -26,11 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.lib import engagement
 from benchmarks.lib.environment import clock_mhz
-from benchmarks.lib.flops import FORMULAS, matmul_peak
 from benchmarks.syncs import census, waits
 from common import args as arguments
 from common.cli import Parser, number, positive, run
@@ -144,24 +142,19 @@ class Watch(Clock):
             self.marks.append([("views", self.timeline.now())])
 
     def _memory(self) -> None:
-        """Peak so far. Not read after the timed steps: `matmul_peak` is not part of training."""
+        """Peak so far."""
         self.report["memory_mib"] = peak_mib(self.device)
         if self.timeline.on_gpu:
             self.report["reserved_mib"] = torch.cuda.max_memory_reserved(self.device) / 2**20
 
     def _inspect(self, step: Callable[[], Any]) -> None:
-        """Count syncs and FLOP in the step after the timed ones: counting takes time."""
+        """Count syncs in the step after the timed ones: counting takes time."""
         if self.timeline.on_gpu:
             self.report["syncs"] = waits(step)
-        if self.args["compile"] or self.args["cuda_graphs"]:  # their operators cannot be seen
-            return
-        counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
-        with counter:
-            syncs = census(step)
-        gflop = counter.get_total_flops() / 1e9
-        self.report["gflop_per_image"] = gflop / (self.images / self.world)
-        if self.world == 1:  # DDP divides a CPU's gradients by a number it reads from a tensor
-            self.report.setdefault("syncs", syncs.total())
+        elif self.world == 1 and not (self.args["compile"] or self.args["cuda_graphs"]):
+            # Not of compiled and captured operators, which cannot be seen, nor of DDP, which
+            # divides a CPU's gradients by a number that it reads from a tensor.
+            self.report["syncs"] = census(step).total()
 
     def summarise(self) -> None:
         """Complete the report."""
@@ -186,7 +179,6 @@ class Watch(Clock):
             # Extra time of the first steps: compiling, capturing, choosing algorithms.
             "warmup_s": self.report["warmup_s"] - self.warmup * steady,
             "clock_mhz": clock_mhz(self.device),
-            "peak_gflops": matmul_peak(self.device, dtype) * self.world / 1e9,
             "dtype": str(dtype or torch.float32).removeprefix("torch."),
             "processes": self.world,
             "replays": self.counter["replays"],

@@ -14,6 +14,7 @@ import argparse
 import importlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse(arguments[:2])
     train = importlib.import_module(f"{args.model}.train")
     # Since the imports; without validation, which takes the same time in all cells.
-    began = time.perf_counter()
+    began = clock()
     report: dict[str, Any] = {"reached_s": "", "at_steps": [], "at_s": [], "scores": []}
 
     @contextmanager
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
             nonlocal began
             if s.process.device.type == "cuda":
                 torch.cuda.synchronize(s.process.device)
-            paused = time.perf_counter()
+            paused = clock()
             scores = scoring.evaluate(*given)
             report["name"] = next((name for name in SCORES if name in scores), "")
             value = scores.get(report["name"], -1.0)
@@ -85,13 +86,18 @@ def main(argv: list[str] | None = None) -> None:
             reached = torch.tensor(value >= args.level)
             if gather(s.process, reached)[0]:  # only rank 0 may know the scores
                 raise Reached
-            began += time.perf_counter() - paused
+            began += clock() - paused
             return scores
 
         fit(s, step, views, replace(scoring, evaluate=judged))
 
     train.session, train.fit = until_reached, fit_until  # type: ignore[attr-defined]
     train.main(arguments[2:])
+
+
+def clock() -> float:
+    """Seconds; without a GPU of all CPU cores, so that other programs change them little."""
+    return time.perf_counter() if torch.cuda.is_available() else sum(os.times()[:4])
 
 
 def _train(
@@ -166,7 +172,15 @@ def _against(pairs: list[tuple[Row, Row]]) -> str:
         return f"{bound}{np.exp(logs.mean()):.2f}"
     half = _half_width(logs)
     low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
-    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
+    return f"{mean:.2f} ({low:.2f} to {high:.2f}), p {_p_value(logs):.3f}"
+
+
+def _p_value(logs: np.ndarray) -> float:
+    """Of a paired t-test against 0, by the integral of Student's density."""
+    n, t = len(logs) - 1, abs(logs.mean()) * math.sqrt(len(logs)) / max(logs.std(ddof=1), 1e-9)
+    x = np.linspace(0, math.atan(t / math.sqrt(n)), 2001)  # t = tan(x) · √n makes it finite
+    scale = math.gamma((n + 1) / 2) / math.gamma(n / 2) / math.sqrt(math.pi)
+    return max(0.0, 1 - 2 * scale * float(np.trapezoid(np.cos(x) ** (n - 1), x)))
 
 
 def _half_width(values: np.ndarray) -> float:
