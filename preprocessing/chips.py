@@ -36,8 +36,9 @@ from preprocessing.splits import add_tiling_options, tile_splits
 from preprocessing.tiles import ALL, Labels, Source, Thing, ignore_value
 
 SIDE = 128  # of a chip, pixels
-MARGIN = 1.3
+MARGIN = 1.4
 """Side of a chip as a multiple of the aircraft's length or span, whichever is larger."""
+TAIL = 0.15
 FOUND = "found_tiled"
 """The folder of a split into which unet/label.py writes what it finds."""
 HALF = 127.5  # of 255: a probability of one half
@@ -88,7 +89,8 @@ class Chip(Tile):
     side: int
     copy: int = 0
     jitter: float = 0.0
-    """Each point is off by up to so many pixels of the tile, both ways."""
+    """Each point is off by up to so many pixels of the tile, both ways, and the tail also forward
+    by up to `TAIL` of the length: RarePlanes' tail points are often before the end of the tail."""
 
     @property
     def stem(self) -> str:
@@ -97,8 +99,10 @@ class Chip(Tile):
     @property
     def matrix(self) -> np.ndarray:
         random = np.random.default_rng(zlib.crc32(self.stem.encode()))
-        moves = random.uniform(-self.jitter, self.jitter, (4, 2))
-        return frame(points_of(self.aircraft) + moves, self.side)
+        points = points_of(self.aircraft) + random.uniform(-self.jitter, self.jitter, (4, 2))
+        if self.jitter:
+            points[2] += random.uniform(0, TAIL) * (points[0] - points[2])
+        return frame(points, self.side)
 
     def labels(self) -> Labels:
         _, ids = self.read()
