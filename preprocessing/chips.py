@@ -36,9 +36,8 @@ from preprocessing.splits import add_tiling_options, tile_splits
 from preprocessing.tiles import ALL, Labels, Source, Thing, ignore_value
 
 SIDE = 128  # of a chip, pixels
-MARGIN = 1.4
+MARGIN = 1.3
 """Side of a chip as a multiple of the aircraft's length or span, whichever is larger."""
-TAIL = 0.15
 FOUND = "found_tiled"
 """The folder of a split into which unet/label.py writes what it finds."""
 HALF = 127.5  # of 255: a probability of one half
@@ -89,8 +88,7 @@ class Chip(Tile):
     side: int
     copy: int = 0
     jitter: float = 0.0
-    """Each point is off by up to so many pixels of the tile, both ways, and the tail also forward
-    by up to `TAIL` of the length: RarePlanes' tail points are often before the end of the tail."""
+    """Each point is off by up to so many pixels of the tile, both ways."""
 
     @property
     def stem(self) -> str:
@@ -99,10 +97,8 @@ class Chip(Tile):
     @property
     def matrix(self) -> np.ndarray:
         random = np.random.default_rng(zlib.crc32(self.stem.encode()))
-        points = points_of(self.aircraft) + random.uniform(-self.jitter, self.jitter, (4, 2))
-        if self.jitter:
-            points[2] += random.uniform(0, TAIL) * (points[0] - points[2])
-        return frame(points, self.side)
+        moves = random.uniform(-self.jitter, self.jitter, (4, 2))
+        return frame(points_of(self.aircraft) + moves, self.side)
 
     def labels(self) -> Labels:
         _, ids = self.read()
