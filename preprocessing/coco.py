@@ -35,8 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     if files and not any(file.exists() for file in files):
         deeper = [file.parent for file in args.images.rglob("*") if file.name == files[0].name]
         raise UserError(
-            f"none of the {len(files)} images is in {str(args.images)!r}; give the folder that the "
-            f"file names are relative to{f', perhaps {str(deeper[0])!r}' if deeper else ''}."
+            f"none of the {len(files)} images of {str(args.annotations)!r} is in "
+            f"{str(args.images)!r}; give the folder that the file names are relative to"
+            f"{f', perhaps {str(deeper[0])!r}' if deeper else ''}."
         )
     splits = {
         split: [images[name] for name in names]

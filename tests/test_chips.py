@@ -196,7 +196,8 @@ def test_an_aircraft_with_an_uncertain_mask_is_ignored(tiled, cut, tmp_path):
         assert all(a["iscrowd"] and "quality" not in a for a in annotations)
         assert (mask[before[entry["scene"]] > 0] == 255).all()
     command(chips, tiled, *words, "--least-iou", 0.5)
-    assert len(by_points(tmp_path / "masks/test", True)) == len(by_points(cut / "masks/test", True))
+    known = by_points(cut / "masks/test", True)
+    assert len(by_points(tmp_path / "masks/test", True)) > 0.9 * len(known) > 0
 
 
 def test_of_two_that_overlap_the_surer_one_is_on_top(tiled, cut, tmp_path):

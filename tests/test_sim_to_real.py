@@ -142,4 +142,5 @@ def test_every_row_is_trained_scored_and_shown(real, tmp_path, monkeypatch):
     sim_to_real.main([*words, "--models", "unet", "mask", "--rows", "rendered"])
     assert set(calls[before:]) == {"mask/train.py", "mask/inference.py"}
     table = sim_to_real.table(read_rows(tmp_path / "results.csv"))
-    assert len(table.splitlines()) == 4 + len(sim_to_real.ROWS) + 1
+    rows = [line for line in table.splitlines() if line.startswith(("| unet", "| mask"))]
+    assert len(rows) == len(sim_to_real.ROWS) + 1
