@@ -28,8 +28,17 @@ import numpy as np
 from pycocotools import mask as rle
 
 from common.cli import Parser, UserError, fraction, number, run
+from common.io.look import OPTIONS
 from common.io.raster import NEUTRAL
-from common.io.tiles import airport_of, mask_dtype, read_index, read_png, read_tile, tile_paths
+from common.io.tiles import (
+    FOUND,
+    airport_of,
+    mask_dtype,
+    read_index,
+    read_png,
+    read_tile,
+    tile_paths,
+)
 from preprocessing.preprocess import SPLITS
 from preprocessing.scene_tiles import tile_name
 from preprocessing.splits import add_tiling_options, tile_splits
@@ -38,8 +47,6 @@ from preprocessing.tiles import ALL, Labels, Source, Thing, ignore_value
 SIDE = 128  # of a chip, pixels
 MARGIN = 1.3
 """Side of a chip as a multiple of the aircraft's length or span, whichever is larger."""
-FOUND = "found_tiled"
-"""The folder of a split into which unet/label.py writes what it finds."""
 HALF = 127.5  # of 255: a probability of one half
 UNCERTAIN = "whose mask is uncertain (regions to ignore)"
 IGNORED_BEFORE = "ignored before (regions to ignore)"
@@ -102,11 +109,11 @@ class Chip(Tile):
 
     def labels(self) -> Labels:
         _, ids = self.read()
-        square, look = (self.side, self.side), self.entry.get("look", {})
+        square = self.side, self.side
         parts = ids == self.aircraft["instance"], ids != ignore_value(ids.dtype)
         own, known = (warped(part.astype(np.float32), self.matrix, square) >= 0.5 for part in parts)
         thing = Thing(self.aircraft["category_id"], self.aircraft["make"], int(own.sum()))
-        return Labels(own.astype(np.uint8), [thing], None if known.all() else known | own, look)
+        return Labels(own.astype(np.uint8), [thing], None if known.all() else known | own)
 
     def image(self, size: tuple[int, int]) -> np.ndarray:
         return warped(self.read()[0], self.matrix, size, NEUTRAL)[..., ::-1].copy()
@@ -291,10 +298,10 @@ def main(argv: list[str] | None = None) -> int:
     for split, coco in indices.items():
         make = pasted_tiles if args.found else cut_chips
         sources[args.output_dir / split] = make(args.tiles / split, coco, args)
-    info = coco["info"]
+    info = coco.get("info", {})
     kind = "mask" if args.found else info.get("labels", "mask")
-    vars(args).update(info.get("look", {}))
-    if args.found:
+    if args.found:  # chips have another resolution each
+        vars(args).update({k: v for k, v in info.get("look", {}).items() if k in OPTIONS})
         args.tile_size = coco["images"][0]["width"]
     names = [c["name"] for c in sorted(coco["categories"], key=lambda c: c["id"])]
     source = [os.path.relpath(args.tiles, args.output_dir)]

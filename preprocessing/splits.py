@@ -19,14 +19,15 @@ from typing import Any, NamedTuple, TypeVar
 from common.cli import UserError, number, processes, progress, seeds
 from common.io.files import locked
 from common.io.look import options_of
-from common.io.tiles import PACKED, tile_paths
+from common.io.tiles import FOUND, PACKED, tile_paths
 from preprocessing.index import Tile, aircraft_of, contents, refuse_replacing, write_index
 from preprocessing.pack import pack_splits
 from preprocessing.scene_tiles import Shown, tile_name, write_images, write_labels
 from preprocessing.tiles import ALL, Settings, Source
 from preprocessing.workers import Workers
 
-OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json", *PACKED)
+# With what was found in the tiles that are replaced.
+OUTPUTS = ("images_tiled", "masks_tiled", "instances_tiled.json", *PACKED, FOUND)
 STAGE = ".tiling"
 
 T = TypeVar("T")

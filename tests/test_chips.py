@@ -244,6 +244,15 @@ def test_chips_of_the_lowest_and_highest_numbers(tiled, tmp_path, options, numbe
             assert read_tiles(tmp_path / "masks/test")[1]
 
 
+def test_chips_that_are_cut_again_have_nothing_found(tiled, cut, tmp_path):
+    """What was found in the chips before may be of other aircraft."""
+    shutil.copytree(cut / "chips", tmp_path / "chips")
+    command(chips, tiled, "-o", tmp_path / "chips", "-s", 64, "-n", 1)
+    assert not list((tmp_path / "chips").rglob(chips.FOUND))
+    with pytest.raises(UserError, match=r"no found_tiled/"):
+        command(chips, tiled, "-o", tmp_path / "masks", "--found", tmp_path / "chips")
+
+
 # With a network
 
 
@@ -273,6 +282,7 @@ def test_the_real_half_gets_masks(real_tiles, model, tmp_path, capsys):
     words = ["-o", tmp_path / "masks", "--found", tmp_path / "chips", "-n", 1]
     command(chips, real_tiles, *words, "--least-iou", 0)
     for split in ("train", "val", "test"):
+        assert "look" not in read_tiles(tmp_path / "chips" / split)[0]["info"]
         index, _ = read_tiles(tmp_path / "masks" / split)
         assert index["info"]["labels"] == "mask"
         before = json.loads((real_tiles / split / "instances_tiled.json").read_text())

@@ -17,6 +17,7 @@ from common.cli import Parser, UserError, add_precision, positive, progress
 from common.cli import run as run_main
 from common.data import Tiles
 from common.io.files import write_atomic
+from common.io.tiles import FOUND
 from common.predict.network import load_network
 from unet.model import NAME, from_checkpoint, probabilities
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
             f"export it again with --window {side}."
         )
     for tiles in sets:
-        folder = tiles.folder / "found_tiled"
+        folder = tiles.folder / FOUND
         folder.mkdir(exist_ok=True)
         starts = range(0, len(tiles), args.batch_size)
         for start in progress(starts, desc=tiles.folder.name, unit="batch"):

@@ -22,6 +22,7 @@ from common.io.files import read_file, read_json
 IGNORE = 255  # the class id of pixels left out of training and scores
 MAX_SIDE = 1 << 15  # of a tile, pixels
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # the start of a file; width and height follow
+FOUND = "found_tiled"  # the folder of a split into which unet/label.py writes
 INDEX = "packed.json"
 PACKED = ("images_tiled.npy", "masks_tiled.npy", INDEX)
 """Files of a packed split: uint8 [N,S,S,3], uint8 or uint16 [N,S,S], and their source."""
