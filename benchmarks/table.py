@@ -22,7 +22,7 @@ from benchmarks.lib.results import (
     ENOUGH,
     Row,
     Summary,
-    cores_of,
+    machine_of,
     newest,
     shown_number,
     shown_speed,
@@ -102,7 +102,7 @@ def by_model(rows: list[Row]) -> dict[str, dict[str, Summary]]:
 def heading(rows: list[Row]) -> str:
     """Where and how these rows were measured, in a sentence or two, and the command."""
     r = rows[0]
-    where = r["device"] if r["device"] != "cpu" else cores_of(r)
+    where = machine_of(r)
     plain = [row for row in rows if row["technique"] == PLAIN]
     backbones = dict.fromkeys(
         f"{row['model']} on {row['backbone']}" + f" (`{row['flags']}`)" * bool(row["flags"])
@@ -172,7 +172,7 @@ def front(machines: list[list[Row]]) -> str:
         return "Not measured yet."
     rows = plots.newest_rows(machines)
     r = rows[0]
-    where = r["device"] if r["device"] != "cpu" else cores_of(r)
+    where = machine_of(r)
     picture = plots.shown(f"assets/{plots.FRONT}", "speed-up of each model by technique")
     measured = by_model(rows).values()
     best = [PLAIN, *(n for n in plots.LADDER if all(n in of for of in measured))][-1]
@@ -193,7 +193,7 @@ def front(machines: list[list[Row]]) -> str:
 def _told(rows: list[Row]) -> str:
     """Where rows were measured, how, and how often."""
     r = rows[-1]
-    where = r["device"] if r["device"] != "cpu" else cores_of(r)
+    where = machine_of(r)
     of_sweep = "" if "level" in r else f"; {rounds_of(rows)}"
     return f"{where}, torch {r['torch']}, commit {r['commit']}, `{r['command']}`{of_sweep}."
 

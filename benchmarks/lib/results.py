@@ -107,8 +107,10 @@ class Summary:
     device_limited: bool = False  # the CPU issues a step in less time than the GPU needs for it
 
 
-def cores_of(row: Row) -> str:
-    """Where a row was measured: `2 cores of AMD EPYC`."""
+def machine_of(row: Row) -> str:
+    """Where a row was measured: the name of its GPU, or `2 cores of AMD EPYC`."""
+    if row["device"] != "cpu":
+        return row["device"]
     return f"{row['cores']} core{'s' * (row['cores'] != '1')} of {row['cpu']}"
 
 
