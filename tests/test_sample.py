@@ -13,6 +13,9 @@ from helpers.scenes import decode, tree
 from common.cli import UserError
 from preprocessing import preprocess
 from rareplanes import sample
+from rareplanes.render import aircraft
+from rareplanes.render.makes import Livery, makes
+from rareplanes.render.view import View
 
 WIDTH, HEIGHT = 960, 540
 SCENES = 16
@@ -64,6 +67,35 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scenes(folder):
     return [Read(xml) for xml in sorted(folder.glob("*/xmls/*.xml"))]
+
+
+def drawn(sun):
+    """An airliner with its nose to the right in the light of `sun`: brightness and alpha."""
+    make = next(make for make in makes() if make.name == "Boeing_767")
+    paint = Livery(*(np.full(3, 200.0) for _ in Livery._fields))
+    view = View(400, 400, 2.5, (0, 0), 0.0, np.zeros(2), np.array(sun) / np.linalg.norm(sun))
+    plane = aircraft.draw(aircraft.build(make, paint), 0.0, np.zeros(2), view, 0, 0.4)
+    return plane.colour[..., 0], plane.alpha
+
+
+def test_the_wing_behind_the_fuselage_is_in_its_shadow():
+    """Both wings have the same angle to a sun beside the aircraft; one is behind the fuselage."""
+
+    def roots(sun):
+        light, alpha = drawn(sun)
+        np.testing.assert_array_equal(alpha, outline)  # the light changes no outline
+        middle, x = len(light) // 2, int(0.56 * light.shape[1])
+        return light[middle - 13 : middle - 9, x].mean(), light[middle + 10 : middle + 14, x].mean()
+
+    outline = drawn((0, 0, 1))[1]
+    above, below = roots((0, 0, 1))
+    assert above == pytest.approx(below, rel=0.02)
+    above, below = roots((0, 1, 0.5))
+    assert above < 0.5 * below
+    above, below = roots((0, -1, 0.5))
+    assert below < 0.5 * above
+    above, below = roots((1, 0, 0.5))
+    assert above == pytest.approx(below, rel=0.02)
 
 
 def test_files_and_format(folder, scenes):

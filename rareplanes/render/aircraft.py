@@ -174,7 +174,9 @@ def _engine(make: Make, engine: Engine, side: int, paint: Livery) -> list[Part]:
     return parts
 
 
-def draw(mesh: Mesh, heading: float, position: np.ndarray, view: View, gloss: float) -> Drawing:
+def draw(
+    mesh: Mesh, heading: float, position: np.ndarray, view: View, gloss: float, sky: float
+) -> Drawing:
     """Render a mesh from above.
 
     Args:
@@ -183,11 +185,12 @@ def draw(mesh: Mesh, heading: float, position: np.ndarray, view: View, gloss: fl
         position: [2] scene pixels of the ground point below the middle of the fuselage.
         view: the camera and the sun.
         gloss: strength of the highlight.
+        sky: its light, which shadows get, too; with the sun's it is 1.05 on flat surfaces.
     """
     c, s = np.cos(heading), np.sin(heading)
     turn = np.array(((c, s, 0), (-s, c, 0), (0, 0, 1)))
     world, sockets = mesh.quads @ turn, mesh.sockets @ turn
-    colours = _shade(world, mesh.colours, view, gloss)
+    colours, in_shadow = _shade(world, mesh.colours, view, gloss, sky)
     seen = view.ppm * (world[..., :2] + world[..., 2:] * view.lean)
     shadows = view.ppm * (world[..., :2] - world[..., 2:] * view.sun[:2] / view.sun[2]) + position
     low = np.floor(seen.min((0, 1)) + position).astype(int) - 1
@@ -195,17 +198,40 @@ def draw(mesh: Mesh, heading: float, position: np.ndarray, view: View, gloss: fl
     # fillConvexPoly's pixel centres are integers: the half pixel aligns drawing and mask.
     points = fixed((seen + position - low + 0.5) * SUPERSAMPLE - 0.5)
     canvas = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE, 4), np.uint8)
-    for i in np.argsort(world[..., 2].mean(1), kind="stable"):
+    relief = np.zeros((*canvas.shape[:2], 2), np.float32)  # height, brightness in shadow
+    heights = world[..., 2].mean(1)
+    for i in np.argsort(heights, kind="stable"):
         cv2.fillConvexPoly(canvas, points[i], (*colours[i], 255), cv2.LINE_8, SHIFT)
+        cv2.fillConvexPoly(relief, points[i], (heights[i], in_shadow[i]), cv2.LINE_8, SHIFT)
     small = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    relief = cv2.resize(relief, (width, height), interpolation=cv2.INTER_AREA)
+    relief /= np.maximum(small[..., 3:] / 255, 1e-3)
+    small[..., :3] *= 1 - (_shadowed(relief[..., 0], view) * (1 - relief[..., 1]))[..., None]
     spots = view.ppm * (sockets[:, :2] + sockets[:, 2:] * view.lean) + position
     return Drawing(low, small[..., :3], small[..., 3] / 255, shadows, spots)
 
 
+def _shadowed(height: np.ndarray, view: View) -> np.ndarray:
+    """Where an aircraft is in its own shadow, such as a wing behind the fuselage: [h,w] 0-1.
+
+    From each pixel of a map of heights in metres a ray goes to the sun, in steps of one pixel. The
+    pixel is in shadow if the aircraft is higher than the ray somewhere.
+    """
+    per_metre = view.ppm * (view.sun[:2] / view.sun[2] + view.lean)  # pixels that the ray moves
+    rise = 1 / max(float(np.abs(per_metre).max()), 0.5)  # metres that it rises in a step
+    size, hidden = height.shape[::-1], np.zeros(height.shape, np.float32)
+    for k in range(1, int(height.max() / rise) + 1):
+        x, y = per_metre * rise * k
+        move = np.array(((1, 0, x), (0, 1, y)), np.float32)
+        above = cv2.warpAffine(height, move, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        hidden = np.maximum(hidden, np.clip((above - height - rise * k) / 0.3 - 1, 0, 1))
+    return cv2.GaussianBlur(hidden, (0, 0), 0.7)
+
+
 def _shade(
-    quads: np.ndarray, colours: np.ndarray, view: View, gloss: float
-) -> list[tuple[int, int, int]]:
-    """Lambert and Blinn-Phong shading, one colour per quad."""
+    quads: np.ndarray, colours: np.ndarray, view: View, gloss: float, sky: float
+) -> tuple[list[tuple[int, int, int]], list[float]]:
+    """Lambert and Blinn-Phong shading: a colour per quad, and its share that is left in shadow."""
     sun, eye = view.sun, np.array((*-view.lean, 1.0))
     normals = np.cross(quads[:, 2] - quads[:, 0], quads[:, 3] - quads[:, 1])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
@@ -213,7 +239,7 @@ def _shade(
     middle = sun + eye / np.linalg.norm(eye)
     middle /= np.linalg.norm(middle)
     # The exposure follows the sun: flat surfaces are as bright at dusk as at noon.
-    diffuse = np.minimum(0.55 + 0.5 * np.maximum(normals @ sun, 0) / sun[2], 1.25)
+    diffuse = np.minimum(sky + (1.05 - sky) * np.maximum(normals @ sun, 0) / sun[2], 1.25)
     shine = gloss * np.maximum(normals @ middle, 0) ** 24
     lit = np.clip(colours * diffuse[:, None] + shine[:, None], 0, 255).astype(int)
-    return [tuple(row) for row in lit.tolist()]
+    return [tuple(row) for row in lit.tolist()], (sky / diffuse).tolist()

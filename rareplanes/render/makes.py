@@ -119,7 +119,9 @@ def livery(make: Make, rng: np.random.Generator, plain: bool = False) -> Livery:
     grey = np.full(3, rng.uniform(150, 205))
     bodies = (white, grey, _vivid(rng), np.full(3, rng.uniform(45, 100)))
     body = bodies[rng.choice(4, p=(0.82, 0.08, 0.08, 0.02) if plain else (0.74, 0.12, 0.1, 0.04))]
-    wing = (np.full(3, rng.uniform(200 if plain else 150, 245)), body)[int(rng.random() < 0.6)]
+    # Most wings are grey, whatever colour the fuselage has.
+    tones, alike = ((200, 245), 0.6) if plain else ((125, 225), 0.3)
+    wing = (np.full(3, rng.uniform(*tones)), body)[int(rng.random() < alike)]
     tail = (accent, body)[int(rng.random() < 0.4)]
     engine = (white, wing * 0.9, accent, body)[rng.integers(4)]
     stripe = (body, accent)[int(rng.random() < 0.4)]

@@ -78,7 +78,8 @@ def park_aircraft(
             continue
         position = view.screen(np.array(((x, y),)))[0]
         mesh = aircraft.build(make, livery(make, rng, plan.airport.plain))
-        drawing = aircraft.draw(mesh, heading + view.yaw, position, view, rng.uniform(10, 110))
+        gloss, sky = rng.uniform(10, 110), 0.55 if plan.airport.plain else rng.uniform(0.3, 0.6)
+        drawing = aircraft.draw(mesh, heading + view.yaw, position, view, gloss, sky)
         low, high = drawing.low, drawing.low + drawing.alpha.shape[::-1]
         inside, patch = overlap(low, high, size)
         alpha = drawing.alpha[patch]
