@@ -62,6 +62,8 @@ class Recipe(NamedTuple):
     options: str = ""
     mined: bool = False
     """The last third of the steps goes on with what was wrongly found on real ground."""
+    then: str = ""
+    """The last third of the steps is on this data set, with the encoder trained."""
 
 
 FROZEN = "--freeze-encoder"
@@ -75,10 +77,10 @@ ROWS = {
     "mined": Recipe(
         "frozen, on real ground, and hard negatives", ("rendered", "grounds"), FROZEN, True
     ),
-    "labelled": Recipe(
-        "on real ground, and 46 labelled photographs", ("rendered", "grounds", "nwpu")
-    ),
     "photographs": Recipe("only the 46 labelled photographs", ("nwpu",)),
+    "tuned": Recipe(
+        "frozen, on real ground, then the photographs", ("rendered", "grounds"), FROZEN, then="nwpu"
+    ),
 }
 
 
@@ -106,35 +108,40 @@ def prepare(real: Path, data: Path, ground_gsd: float) -> None:
 
 
 def train(model: str, recipe: Recipe, seed: int, steps: int, folder: Path, args: Any) -> float:
-    """Train a row's model into `folder`; CPU minutes.
-
-    With `mined` a third of the steps goes on from the first two, with hard negatives.
-    """
+    """Train a row's model into `folder`; CPU minutes."""
     data = args.output_dir / "data"
-    fast = ["--amp", "--channels-last"] if has_native_bf16(torch.device("cpu")) else []
     before = _cpu_minutes()
 
-    def once(run: Path, count: int, extra: tuple[str, ...], start: list[str]) -> None:
-        first, *others = (str(data / name) for name in extra)
+    def once(run: Path, count: int, names: tuple[str, ...], options: str, start: list[str]) -> None:
+        first, *others = (str(data / name) for name in names)
         words = [f"{model}/train.py", "--data-path", first, "--output-dir", str(run), *start]
         words += ["--extra-data", *others] if others else []
-        words += [*NETWORK[model].split(), *TRAINING.split(), *recipe.options.split(), *fast]
+        words += [*NETWORK[model].split(), *TRAINING.split(), *options.split(), *_fast()]
         words += ["--max-steps", str(count), "--eval-steps", str(count)]
         timed([*words, "--seed", str(seed)])
 
     pretrained = ["--weights-backbone", str(args.weights_backbone)]
-    if not recipe.mined:
-        once(folder, steps, recipe.data, pretrained)
-        return _cpu_minutes() - before
-    once(folder / "first", steps - steps // 3, recipe.data, pretrained)
-    best, found = str(folder / "first/model_best.pth"), folder / "found"
-    empty = str(args.real / "negatives")
-    timed([f"{model}/inference.py", best, empty, str(found), *fast])
-    hard = ["preprocessing/hard_negatives.py", str(found / "predictions.json"), empty]
-    timed([*hard, "-o", str(folder / "hard"), "-s", "512"])
-    extra = (*recipe.data, os.path.relpath(folder / "hard", data))
-    once(folder, steps // 3, extra, ["--init-from", best])
+    last = steps // 3 if recipe.mined or recipe.then else 0
+    start = folder / "first" if last else folder
+    once(start, steps - last, recipe.data, recipe.options, pretrained)
+    names, options = recipe.data, recipe.options
+    if recipe.mined:
+        empty, found = str(args.real / "negatives"), folder / "found"
+        timed([f"{model}/inference.py", str(start / "model_best.pth"), empty, str(found), *_fast()])
+        hard = ["preprocessing/hard_negatives.py", str(found / "predictions.json"), empty]
+        timed([*hard, "-o", str(folder / "hard"), "-s", "512"])
+        names = (*names, os.path.relpath(folder / "hard", data))
+    if recipe.then:
+        names, options = (recipe.then,), ""
+    if last:
+        once(folder, last, names, options, ["--init-from", str(start / "model_best.pth")])
     return _cpu_minutes() - before
+
+
+def _fast() -> list[str]:
+    """The speed-ups of this processor."""
+    bf16 = has_native_bf16(torch.device("cpu"))
+    return ["--amp", "--channels-last"] if bf16 else ["--channels-last"]
 
 
 def _cpu_minutes() -> float:
@@ -154,7 +161,8 @@ def scores(model: str, folder: Path, args: Any) -> dict[str, float]:
         result[name] = content["IoU.aircraft" if model == "unet" else "mask_AP50"]
     places = folder / "airbus"
     images = args.real / "airbus_scenes/images"
-    timed([f"{model}/inference.py", best, str(images), str(places), "--min-area", LEAST_AREA])
+    words = [str(images), str(places), "--min-area", LEAST_AREA, *_fast()]
+    timed([f"{model}/inference.py", best, *words])
     return result | found_boxes(places / "predictions.json", args.real / "airbus_scenes/boxes.csv")
 
 
@@ -203,7 +211,7 @@ def table(rows: list[dict[str, str]]) -> str:
             if not same:
                 continue
             shown = [_spread([float(r[c]) for r in same], d) for c, (_, d) in COLUMNS.items()]
-            if "nwpu" in recipe.data:
+            if "nwpu" in (*recipe.data, recipe.then):
                 shown[list(COLUMNS).index("nwpu58")] = ""
             minutes = _spread([float(r["cpu_minutes"]) for r in same], 0)
             lines.append([f"{model}, {score}", recipe.title, *shown, str(steps), minutes])

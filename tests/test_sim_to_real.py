@@ -20,7 +20,7 @@ def test_the_readme_shows_the_committed_scores():
 
 
 def test_seeds_are_averaged_and_lengths_kept_apart():
-    same = {"model": "unet", "row": "labelled", "cpu": "X", "torch": "2", "commit": "c"}
+    same = {"model": "unet", "row": "tuned", "cpu": "X", "torch": "2", "commit": "c"}
     same |= {"command": "python x.py"}
     same |= dict.fromkeys([*sim_to_real.COLUMNS, "cpu_minutes"], "0.5")
     runs = [("10", "0.3"), ("10", "0.5"), ("20", "0.9")]

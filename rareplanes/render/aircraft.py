@@ -205,7 +205,7 @@ def draw(
         cv2.fillConvexPoly(relief, points[i], (heights[i], in_shadow[i]), cv2.LINE_8, SHIFT)
     small = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
     relief = cv2.resize(relief, (width, height), interpolation=cv2.INTER_AREA)
-    relief /= np.maximum(small[..., 3:] / 255, 1e-3)
+    relief = relief / np.maximum(small[..., 3:] / 255, 1e-3)
     small[..., :3] *= 1 - (_shadowed(relief[..., 0], view) * (1 - relief[..., 1]))[..., None]
     spots = view.ppm * (sockets[:, :2] + sockets[:, 2:] * view.lean) + position
     return Drawing(low, small[..., :3], small[..., 3] / 255, shadows, spots)

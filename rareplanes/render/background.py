@@ -172,7 +172,7 @@ def _stands(view: View, paved: np.ndarray, rng: np.random.Generator) -> list[Slo
         spot = (pixel - (view.width / 2, view.height / 2)) / view.ppm
         heading = main + rng.integers(4) * np.pi / 2 if rng.random() < 0.7 else rng.uniform(0, 6.28)
         along = heading + rng.choice((np.pi / 2, np.pi / 2, np.pi / 3, 0))
-        span = float(rng.choice((13, 18, 26, 36, 40, 48, 66)))
+        span = float(rng.choice((16, 30, 36, 40, 44, 52, 66)))
         step = span * rng.uniform(0.85, 1.6) * np.array((np.cos(along), np.sin(along)))
         for k in range(int(rng.integers(1, 9))):
             x, y = (spot + k * step).tolist()

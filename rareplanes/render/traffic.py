@@ -208,7 +208,8 @@ def park_vehicles(
     blocks: list[Block] = []
     spots = view.screen(np.array([slot[:2] for slot in plan.slots]))
     near = [plan.slots[i] for i in np.flatnonzero(view.sees(spots, spots, 60))]
-    busy, white = rng.uniform(0.4, 2.6), 0.06 if plan.airport.plain else 0.3
+    most, white = (2.6, 0.06) if plan.airport.plain else (7, 0.45)
+    busy = rng.uniform(0.4, most)
     for slot in near:
         for _ in range(rng.poisson(busy * (0.12 if slot.span < 25 else 1.0))):
             a = rng.choice((0.0, 0.5, 1.0, 1.5)) * np.pi + slot.heading + rng.normal(0, 0.1)
