@@ -253,6 +253,24 @@ def test_chips_that_are_cut_again_have_nothing_found(tiled, cut, tmp_path):
         command(chips, tiled, "-o", tmp_path / "masks", "--found", tmp_path / "chips")
 
 
+@pytest.mark.parametrize("words", [["--jitter", 2], ["-s", 64]])
+def test_chips_of_other_points_or_other_tiles_are_refused(tiled, tmp_path, words):
+    """The files may have the same names after the tiles were made again with another -s."""
+    shutil.copytree(tiled / "test", tmp_path / "tiles/test")
+    command(chips, tmp_path / "tiles", "-o", tmp_path / "chips", "-n", 1, *words)
+    with_truth(tmp_path / "chips")
+    paste = [tmp_path / "tiles", "-o", tmp_path / "masks", "--found", tmp_path / "chips", "-n", 1]
+    if words[0] == "-s":
+        assert command(chips, *paste) == 0
+        index = tmp_path / "tiles/test/instances_tiled.json"
+        content = json.loads(index.read_text())
+        aircraft = next(a for a in content["annotations"] if not a["iscrowd"])
+        aircraft["keypoints"][0] += 40
+        index.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"do not show .*; cut them again, .* unet/label\.py"):
+        command(chips, *paste)
+
+
 # With a network
 
 
@@ -293,6 +311,11 @@ def test_the_real_half_gets_masks(real_tiles, model, tmp_path, capsys):
     capsys.readouterr()
     unet_train.main(training(tmp_path / "masks", tmp_path / "run", "--max-steps", 2))
     assert "IoU.aircraft" in capsys.readouterr().out
+    words = ["--data-path", tmp_path / "masks", "--device", "cpu", "-j", 0, "--test-only"]
+    command(unet_train, *words, "--resume", tmp_path / "run/model_best.pth")
+    scores = json.loads((tmp_path / "run/test_scores.json").read_text())
+    expected = np.mean([a["quality"] for a, _ in found.values()])
+    assert scores["quality_of_masks"] == pytest.approx(expected)
 
 
 def test_what_is_not_known_is_not_found(cut, model, tmp_path):
@@ -343,7 +366,7 @@ def test_chips_that_do_not_fit(tiled, cut, tmp_path, capsys):
     assert "_aircraft_1_tile_0.png' is missing" in capsys.readouterr().err
     assert not (tmp_path / "masks/train/instances_tiled.json").exists()
     with pytest.raises(UserError, match="there is no train/"):
-        command(label, cut / "nowhere.pth", tmp_path)
+        command(label, "README.md", tmp_path)
 
 
 # The benchmark
