@@ -48,7 +48,7 @@ SIDE = 128  # of a chip, pixels
 MARGIN = 1.3
 """Side of a chip as a multiple of the aircraft's length or span, whichever is larger."""
 HALF = 127.5  # of 255: a probability of one half
-UNCERTAIN = "whose mask is uncertain (regions to ignore)"
+UNCERTAIN = "whose mask is uncertain (regions to ignore, see --least-iou)"
 IGNORED_BEFORE = "ignored before (regions to ignore)"
 
 
