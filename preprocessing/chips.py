@@ -278,24 +278,24 @@ def pasted_tiles(folder: Path, coco: dict[str, Any], args: argparse.Namespace) -
         UserError: There are no such chips, or they were cut elsewhere, or nothing was found yet.
     """
     chips = args.found / folder.name
+    remedy = (
+        f"python preprocessing/chips.py {folder.parent} -o {args.found} (without --jitter), then "
+        f"python unet/label.py runs/chips/model_best.pth {args.found}"
+    )
+    if not (chips / FOUND).is_dir():
+        raise UserError(f"there is no {FOUND}/ in {str(chips)!r}; write it with {remedy}.")
     entries = read_index(chips)["images"]
     side, tiles = entries[0]["width"], list(tiles_of(folder, coco))
     frames = {entry["scene"]: entry.get("look", {}).get("frame") for entry in entries}
     for tile in tiles:
         for a in filter(is_labelled, tile.annotations):
             name = chip_name(tile.stem, a)
-            if name in frames and frames[name] != rounded(frame(points_of(a), side)):
+            skipped = args.skip_bad and name not in frames
+            if not skipped and frames.get(name) != rounded(frame(points_of(a), side)):
                 raise UserError(
-                    f"the chips in {str(chips)!r} do not show the aircraft where the tiles in "
-                    f"{str(folder)!r} have them; cut them again, without --jitter, with python "
-                    f"preprocessing/chips.py {folder.parent} -o {args.found}, then run "
-                    "unet/label.py."
+                    f"the chips in {str(chips)!r} do not show the aircraft where {str(folder)!r} "
+                    f"has them; cut them again with {remedy}."
                 )
-    if not (chips / FOUND).is_dir():
-        raise UserError(
-            f"there is no {FOUND}/ in {str(chips)!r}; write it with "
-            f"python unet/label.py runs/chips/model_best.pth {args.found}."
-        )
     return [
         Pasted(folder, tile.entry, tile.annotations, chips, side, args.least_iou) for tile in tiles
     ]

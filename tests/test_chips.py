@@ -238,7 +238,7 @@ def test_chips_of_the_lowest_and_highest_numbers(tiled, tmp_path, options, numbe
     assert len(cut) == number * aircraft
     with_truth(tmp_path / "chips")
     words = ["-o", tmp_path / "masks", "--found", tmp_path / "chips", "-n", 1]
-    if number == 1:
+    if options[0] == "-s":
         for least in (0, 1):
             command(chips, tmp_path / "tiles", *words, "--least-iou", least)
             assert read_tiles(tmp_path / "masks/test")[1]
@@ -267,7 +267,7 @@ def test_chips_of_other_points_or_other_tiles_are_refused(tiled, tmp_path, words
         aircraft = next(a for a in content["annotations"] if not a["iscrowd"])
         aircraft["keypoints"][0] += 40
         index.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"do not show .*; cut them again, .* unet/label\.py"):
+    with pytest.raises(UserError, match=r"do not show .*; cut them again with .*label\.py"):
         command(chips, *paste)
 
 
@@ -356,8 +356,9 @@ def test_tiles_without_points(tmp_path):
 def test_chips_that_do_not_fit(tiled, cut, tmp_path, capsys):
     with pytest.raises(UserError, match="there is no train/"):
         command(chips, tmp_path, "-o", tmp_path / "chips")
-    with pytest.raises(UserError, match=r"no found_tiled/.*unet/label.py"):
-        command(chips, tiled, "-o", tmp_path / "masks", "--found", tiled)
+    for wrong in (tiled, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"no found_tiled/.*chips.py .*unet/label.py"):
+            command(chips, tiled, "-o", tmp_path / "masks", "--found", wrong)
     shutil.copytree(cut / "chips", tmp_path / "others")
     for path in (tmp_path / "others/train" / chips.FOUND).iterdir():
         path.unlink()
