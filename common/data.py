@@ -51,6 +51,7 @@ class Tiles(Dataset):
         self.images: list[dict] = []
         # Per tile the classes of its aircraft 1…N, in the order of their ids in the mask.
         self.instances: list[list[int]] = []
+        self.drawn: list[float] = []  # `quality` of the masks that preprocessing/chips.py made
         self.look: dict | None = None  # see common.io.look.options_of
         self.classes: list[str] = []
         for folder in folders:
@@ -66,6 +67,7 @@ class Tiles(Dataset):
             index = {category["id"]: i for i, category in enumerate(categories, start=1)}
             aircraft = [a for a in coco["annotations"] if not a.get("iscrowd", 0)]
             aircraft.sort(key=lambda a: a["instance"])
+            self.drawn += [a["quality"] for a in aircraft if "quality" in a]
             of_image: dict[int, list[int]] = {image["id"]: [] for image in coco["images"]}
             for a in aircraft:
                 of_image[a["image_id"]].append(index[a["category_id"]])

@@ -48,7 +48,7 @@ SIDE = 128  # of a chip, pixels
 MARGIN = 1.3
 """Side of a chip as a multiple of the aircraft's length or span, whichever is larger."""
 HALF = 127.5  # of 255: a probability of one half
-UNCERTAIN = "whose mask is uncertain (regions to ignore)"
+UNCERTAIN = "whose mask is uncertain (regions to ignore, see --least-iou)"
 IGNORED_BEFORE = "ignored before (regions to ignore)"
 
 
@@ -113,7 +113,8 @@ class Chip(Tile):
         parts = ids == self.aircraft["instance"], ids != ignore_value(ids.dtype)
         own, known = (warped(part.astype(np.float32), self.matrix, square) >= 0.5 for part in parts)
         thing = Thing(self.aircraft["category_id"], self.aircraft["make"], int(own.sum()))
-        return Labels(own.astype(np.uint8), [thing], None if known.all() else known | own)
+        valid = None if known.all() else known | own
+        return Labels(own.astype(np.uint8), [thing], valid, {"frame": rounded(self.matrix)})
 
     def image(self, size: tuple[int, int]) -> np.ndarray:
         return warped(self.read()[0], self.matrix, size, NEUTRAL)[..., ::-1].copy()
@@ -153,7 +154,7 @@ class Pasted(Tile):
         thing, before = Thing(a["category_id"], a["make"], 0), rle.decode(a["segmentation"]) > 0
         if not is_labelled(a):
             return replace(thing, ignored=IGNORED_BEFORE), before, 0.0
-        square, words = (self.side, self.side), ("mask", "run unet/label.py again")
+        square, words = (self.side, self.side), ("mask", "cut the chips and label them again")
         found = read_png(self._found(a), cv2.IMREAD_UNCHANGED, square, *words)
         to_chip = cv2.invertAffineTransform(frame(points_of(a), self.side))
         mask = warped(found.astype(np.float32), to_chip, self.size) >= HALF
@@ -200,6 +201,11 @@ def frame(points: np.ndarray, side: int) -> np.ndarray:
     half = max(length / 2, *np.abs((np.stack([left, right]) - tail) @ aside), 1.0)
     linear = 2 * MARGIN * half / side * np.stack([aside, -up], 1)
     return np.column_stack([linear, (nose + tail) / 2 - linear @ [side / 2, side / 2]])
+
+
+def rounded(matrix: np.ndarray) -> list[list[float]]:
+    """A `frame` as it stands in the COCO file of chips."""
+    return np.round(matrix, 4).tolist()
 
 
 def warped(
@@ -269,18 +275,29 @@ def pasted_tiles(folder: Path, coco: dict[str, Any], args: argparse.Namespace) -
     """The tiles of a split with the masks that were found in its chips.
 
     Raises:
-        UserError: There are no such chips, or nothing was found in them yet.
+        UserError: There are no such chips, or they were cut elsewhere, or nothing was found yet.
     """
     chips = args.found / folder.name
-    side = read_index(chips)["images"][0]["width"]
+    remedy = (
+        f"python preprocessing/chips.py {folder.parent} -o {args.found} (without --jitter), then "
+        f"python unet/label.py runs/chips/model_best.pth {args.found}"
+    )
     if not (chips / FOUND).is_dir():
-        raise UserError(
-            f"there is no {FOUND}/ in {str(chips)!r}; write it with "
-            f"python unet/label.py runs/chips/model_best.pth {args.found}."
-        )
+        raise UserError(f"there is no {FOUND}/ in {str(chips)!r}; write it with {remedy}.")
+    entries = read_index(chips)["images"]
+    side, tiles = entries[0]["width"], list(tiles_of(folder, coco))
+    frames = {entry["scene"]: entry.get("look", {}).get("frame") for entry in entries}
+    for tile in tiles:
+        for a in filter(is_labelled, tile.annotations):
+            name = chip_name(tile.stem, a)
+            skipped = args.skip_bad and name not in frames
+            if not skipped and frames.get(name) != rounded(frame(points_of(a), side)):
+                raise UserError(
+                    f"the chips in {str(chips)!r} do not show the aircraft where {str(folder)!r} "
+                    f"has them; cut them again with {remedy}."
+                )
     return [
-        Pasted(folder, tile.entry, tile.annotations, chips, side, args.least_iou)
-        for tile in tiles_of(folder, coco)
+        Pasted(folder, tile.entry, tile.annotations, chips, side, args.least_iou) for tile in tiles
     ]
 
 

@@ -61,10 +61,19 @@ class Block:
         """The labels in pixels of the scene.
 
         If it is not georeferenced, they are in pixels, as in our own maps of it.
+
+        Raises:
+            UserError: They are smaller than a pixel, so they are not.
         """
-        if scene.metres is None:
-            return as_rows(drawn.shapes)
-        return in_pixels(drawn.shapes, drawn.crs, scene)
+        if scene.metres is not None:
+            return in_pixels(drawn.shapes, drawn.crs, scene)
+        if drawn.shapes and all(shape.area < 1 for shape in drawn.shapes):
+            raise UserError(
+                f"{drawn.path.name!r} is in degrees, but image {str(self.path)!r} is not "
+                "georeferenced; give a GeoTIFF of it (.aux.xml is not read; of RarePlanes take the "
+                "scenes in PS-RGB_cog, with real.py)."
+            )
+        return as_rows(drawn.shapes)
 
     def labels(self) -> Labels:
         """Paint the polygons."""

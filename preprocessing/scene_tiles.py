@@ -116,7 +116,7 @@ def _ground(settings: Settings) -> memoryview:
 
 def _key(source: Source, settings: Settings) -> str:
     """A hash of the settings and of the sizes and times of the scene's files."""
-    state = asdict(settings) | {"source": repr(source), "record": 4}
+    state = asdict(settings) | {"source": repr(source), "record": 5}
     digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
     for path in source.files():
         try:

@@ -238,7 +238,7 @@ def test_chips_of_the_lowest_and_highest_numbers(tiled, tmp_path, options, numbe
     assert len(cut) == number * aircraft
     with_truth(tmp_path / "chips")
     words = ["-o", tmp_path / "masks", "--found", tmp_path / "chips", "-n", 1]
-    if number == 1:
+    if options[0] == "-s":
         for least in (0, 1):
             command(chips, tmp_path / "tiles", *words, "--least-iou", least)
             assert read_tiles(tmp_path / "masks/test")[1]
@@ -251,6 +251,24 @@ def test_chips_that_are_cut_again_have_nothing_found(tiled, cut, tmp_path):
     assert not list((tmp_path / "chips").rglob(chips.FOUND))
     with pytest.raises(UserError, match=r"no found_tiled/"):
         command(chips, tiled, "-o", tmp_path / "masks", "--found", tmp_path / "chips")
+
+
+@pytest.mark.parametrize("words", [["--jitter", 2], ["-s", 64]])
+def test_chips_of_other_points_or_other_tiles_are_refused(tiled, tmp_path, words):
+    """The files may have the same names after the tiles were made again with another -s."""
+    shutil.copytree(tiled / "test", tmp_path / "tiles/test")
+    command(chips, tmp_path / "tiles", "-o", tmp_path / "chips", "-n", 1, *words)
+    with_truth(tmp_path / "chips")
+    paste = [tmp_path / "tiles", "-o", tmp_path / "masks", "--found", tmp_path / "chips", "-n", 1]
+    if words[0] == "-s":
+        assert command(chips, *paste) == 0
+        index = tmp_path / "tiles/test/instances_tiled.json"
+        content = json.loads(index.read_text())
+        aircraft = next(a for a in content["annotations"] if not a["iscrowd"])
+        aircraft["keypoints"][0] += 40
+        index.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"do not show .*; cut them again with .*label\.py"):
+        command(chips, *paste)
 
 
 # With a network
@@ -293,6 +311,11 @@ def test_the_real_half_gets_masks(real_tiles, model, tmp_path, capsys):
     capsys.readouterr()
     unet_train.main(training(tmp_path / "masks", tmp_path / "run", "--max-steps", 2))
     assert "IoU.aircraft" in capsys.readouterr().out
+    words = ["--data-path", tmp_path / "masks", "--device", "cpu", "-j", 0, "--test-only"]
+    command(unet_train, *words, "--resume", tmp_path / "run/model_best.pth")
+    scores = json.loads((tmp_path / "run/test_scores.json").read_text())
+    expected = np.mean([a["quality"] for a, _ in found.values()])
+    assert scores["quality_of_masks"] == pytest.approx(expected)
 
 
 def test_what_is_not_known_is_not_found(cut, model, tmp_path):
@@ -333,8 +356,9 @@ def test_tiles_without_points(tmp_path):
 def test_chips_that_do_not_fit(tiled, cut, tmp_path, capsys):
     with pytest.raises(UserError, match="there is no train/"):
         command(chips, tmp_path, "-o", tmp_path / "chips")
-    with pytest.raises(UserError, match=r"no found_tiled/.*unet/label.py"):
-        command(chips, tiled, "-o", tmp_path / "masks", "--found", tiled)
+    for wrong in (tiled, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"no found_tiled/.*chips.py .*unet/label.py"):
+            command(chips, tiled, "-o", tmp_path / "masks", "--found", wrong)
     shutil.copytree(cut / "chips", tmp_path / "others")
     for path in (tmp_path / "others/train" / chips.FOUND).iterdir():
         path.unlink()
@@ -343,7 +367,7 @@ def test_chips_that_do_not_fit(tiled, cut, tmp_path, capsys):
     assert "_aircraft_1_tile_0.png' is missing" in capsys.readouterr().err
     assert not (tmp_path / "masks/train/instances_tiled.json").exists()
     with pytest.raises(UserError, match="there is no train/"):
-        command(label, cut / "nowhere.pth", tmp_path)
+        command(label, "README.md", tmp_path)
 
 
 # The benchmark

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -184,8 +185,10 @@ finally:
 """
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("script", ["inference.py", "export.py"])
+@pytest.mark.parametrize(
+    ("model", "script"),
+    [*product(MODELS, ("inference.py", "export.py")), ("unet", "label.py")],
+)
 def test_help_and_a_wrong_path_are_answered_without_torch(model, script):
     """Its import takes seconds and most of a gigabyte."""
     nowhere = "nowhere.pth", ".", *(["out"] * (script == "inference.py"))

@@ -161,6 +161,16 @@ def test_bad_labels_are_answered_by_one_sentence(tmp_path, content, sentence):
     assert not (tmp_path / "out").exists()
 
 
+def test_labels_in_degrees_of_an_image_without_a_place(tmp_path, capsys):
+    """As those of a tile whose `.aux.xml` says where it lies, which is not read."""
+    path, _ = scene(tmp_path / "a.tif", georeferenced=False)
+    labels = labels_of(tmp_path / "a.geojson", "EPSG:4326", FEATURES)
+    words = list(map(str, [path, labels, "-o", tmp_path / "out", "-n", 1]))
+    with pytest.raises(UserError, match="none of the 1 scenes"):
+        geojson.main(words)
+    assert "'a.geojson' is in degrees, but image" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("place", ["on earth", "in pixels", "in pixels, y downwards"])
 def test_a_map_that_was_predicted_can_be_corrected_and_learnt_from(tmp_path, place):
     """What inference.py writes, or an older one wrote, is what this command reads."""

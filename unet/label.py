@@ -10,23 +10,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cv2
-import torch
-
 from common.cli import Parser, UserError, add_precision, positive, progress
 from common.cli import run as run_main
-from common.data import Tiles
 from common.io.files import write_atomic
-from common.io.tiles import FOUND
-from common.predict.network import load_network
-from unet.model import NAME, from_checkpoint, probabilities
+from common.predict.folder import there
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("model", type=Path, help="model_best.pth of a training run, or what export.py made of it")
-    add("data", type=Path, help="folder with the tiled train/, val/ or test/")
+    add("model", type=there, help="model_best.pth of a training run, or what export.py made of it")
+    add("data", type=there, help="folder with the tiled train/, val/ or test/")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("-b", "--batch-size", type=positive, default=16, help="tiles per forward pass")
     add_precision(parser.add_argument_group("speed-ups"))
@@ -35,6 +29,14 @@ def main(argv: list[str] | None = None) -> None:
     splits = [args.data / s for s in ("train", "val", "test") if (args.data / s).is_dir()]
     if not splits:
         raise UserError(f"there is no train/, val/ or test/ in {str(args.data)!r}.")
+    import cv2  # these take seconds
+    import torch
+
+    from common.data import Tiles
+    from common.io.tiles import FOUND
+    from common.predict.network import load_network
+    from unet.model import NAME, from_checkpoint, probabilities
+
     sets = [Tiles(split) for split in splits]
     network, _ = load_network(args, NAME, from_checkpoint, probabilities, lambda p, size: p)
     side = sets[0].size

@@ -53,10 +53,11 @@ def score_checkpoint(
             process.print(f"--{flag.replace('_', '-')} speeds up training; scoring is without it.")
         scores = scoring.evaluate(model, batches, process, speedups, folder)
         if process.is_main:
+            if tiles.drawn:
+                scores["quality_of_masks"] = sum(tiles.drawn) / len(tiles.drawn)
             report.write(folder / f"{split}_scores.json", scores)
-            scored = {"checkpoint": args.resume.name, "step": saved.get("step")}
-            scored |= {"when": machine.now()}
-            if report.tested(folder, split, scored, scoring):
+            of = {"checkpoint": args.resume.name, "step": saved.get("step"), "when": machine.now()}
+            if report.tested(folder, split, of, scoring):
                 report.refresh(folder)
             process.print(f"{split}: {describe(scores)}\n({scoring.definition})")
             process.print(f"wrote {split}_scores.json and {split}_sheet.jpg into {str(folder)!r}")

@@ -95,8 +95,7 @@ class Record:
     """What the files of a run's folder say.
 
     `facts` is the content of `run.json`. `steps` and `validations` are the lines of `log.jsonl`.
-    `tests` has the content of `<split>_scores.json` for each split that was scored with
-    `--test-only`.
+    `tests` has the content of each `<split>_scores.json` that `--test-only` wrote, by the split.
     """
 
     folder: Path
@@ -292,8 +291,7 @@ class Shown:
     """Pictures of scored tiles: some on a sheet, the worst and the best for the page.
 
     Those on the sheet are spread evenly over the tiles that show an aircraft, or over all if none
-    does. The worst are those with the most wrong aircraft pixels, because these lower the IoU of
-    the set the most. The best are those with the highest IoU.
+    does. The worst have the most wrong aircraft pixels, the best the highest IoU.
 
     Args:
         images: The entries of the set's tiles in its COCO file.
@@ -342,9 +340,8 @@ class Shown:
     def write(self, folder: Path, split: str, classes: list[str]) -> None:
         """Write `<split>_sheet.jpg` and `<split>_tiles.json`.
 
-        The latter has `scored`, how many tiles were offered, `worst` and `best`. Each tile has
-        `tile`, its name, `iou`, `wrong`, its wrong aircraft pixels, and `pictures`: image, truth,
-        prediction and errors, JPEGs of 320 pixels a side as data URIs.
+        The latter has `scored`, the number of offered tiles, `worst` and `best`: `tile` (its name),
+        `iou`, `wrong` (aircraft pixels) and `pictures` (image, truth, prediction, errors: JPEGs).
         """
         worst, best = ([tile for _, tile in kept] for kept in (self.worst, self.best))
         names = {tile["tile"] for tile in worst}
