@@ -97,13 +97,15 @@ def prepare(real: Path, data: Path, ground_gsd: float) -> None:
     if not (data / "grounds/train/instances_tiled.json").exists():
         grounds = ["--backgrounds", str(real / "negatives"), "--gsd", str(ground_gsd)]
         timed([*sample, str(data / "grounds"), *grounds, "--test-fraction", "0"])
-        timed([*tile, str(data / "grounds")])
+        timed([*tile, str(data / "grounds"), "--negatives", "0.3"])
     if not (data / "nwpu/train/instances_tiled.json").exists():
         timed([*coco, str(data / "nwpu"), "--split", str(nwpu / "split.json")])
         timed([*coco, str(data / "nwpu58"), "--as", "test"])
     if not (data / "scene/test/instances_tiled.json").exists():
-        (data / "scene").mkdir()
-        (data / "scene/test").symlink_to((real / "rareplanes_example").resolve())
+        (data / "scene/test").mkdir(parents=True)
+        for name in ("images", "masks", "xmls"):  # the tiles are not written beside them
+            link = data / "scene/test" / name
+            link.symlink_to((real / "rareplanes_example" / name).resolve())
         timed([*tile, str(data / "scene")])
 
 
