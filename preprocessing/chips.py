@@ -114,7 +114,8 @@ class Chip(Tile):
         own, known = (warped(part.astype(np.float32), self.matrix, square) >= 0.5 for part in parts)
         thing = Thing(self.aircraft["category_id"], self.aircraft["make"], int(own.sum()))
         valid = None if known.all() else known | own
-        return Labels(own.astype(np.uint8), [thing], valid, {"frame": rounded(self.matrix)})
+        look = {"frame": self.matrix.round(4).tolist()}  # --found compares it with the tile's
+        return Labels(own.astype(np.uint8), [thing], valid, look)
 
     def image(self, size: tuple[int, int]) -> np.ndarray:
         return warped(self.read()[0], self.matrix, size, NEUTRAL)[..., ::-1].copy()
@@ -203,11 +204,6 @@ def frame(points: np.ndarray, side: int) -> np.ndarray:
     return np.column_stack([linear, (nose + tail) / 2 - linear @ [side / 2, side / 2]])
 
 
-def rounded(matrix: np.ndarray) -> list[list[float]]:
-    """A `frame` as it stands in the COCO file of chips."""
-    return np.round(matrix, 4).tolist()
-
-
 def warped(
     image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], beyond: Sequence[float] = (0,)
 ) -> np.ndarray:
@@ -291,7 +287,8 @@ def pasted_tiles(folder: Path, coco: dict[str, Any], args: argparse.Namespace) -
         for a in filter(is_labelled, tile.annotations):
             name = chip_name(tile.stem, a)
             skipped = args.skip_bad and name not in frames
-            if not skipped and frames.get(name) != rounded(frame(points_of(a), side)):
+            cut = np.array(frames.get(name) or np.inf)
+            if not skipped and not np.allclose(cut, frame(points_of(a), side), atol=1e-3):
                 raise UserError(
                     f"the chips in {str(chips)!r} do not show the aircraft where {str(folder)!r} "
                     f"has them; cut them again with {remedy}."
