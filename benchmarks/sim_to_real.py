@@ -69,7 +69,7 @@ class Recipe(NamedTuple):
 FROZEN = "--freeze-encoder"
 ROWS = {
     "rendered": Recipe("rendered scenes"),
-    "frozen": Recipe("the same, encoder frozen", options=FROZEN),
+    "frozen": Recipe("rendered scenes, encoder frozen", options=FROZEN),
     "augmented": Recipe("frozen, and strong augmentation", options=f"{FROZEN} --augment strong"),
     "grounds": Recipe(
         "frozen, and aircraft rendered on real ground", ("rendered", "grounds"), FROZEN
