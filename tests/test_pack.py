@@ -133,7 +133,7 @@ def test_training_on_arrays_is_training_on_pngs(tiled, packed_copy, tmp_path):
 def test_same_bytes_for_any_number_of_processes(tiled, packed, tmp_path):
     assert main([str(tiled), "-s", "128", "-n", "2", "--pack", "-o", str(tmp_path)]) == 0
     assert tree(tmp_path) == tree(packed)
-    assert len(Tiles(packed / "train")) > 32  # three chunks
+    assert len(Tiles(packed / "train")) > 16  # more than one chunk
 
 
 def test_a_pack_leaves_the_other_outputs_as_they_are(tiled, packed):

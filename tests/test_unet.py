@@ -14,6 +14,7 @@ from helpers.commands import ENCODER, ROOT, TORCHRUN, losses, run_forked, run_sc
 from helpers.scenes import decode
 
 from common.cli import UserError
+from common.data import Tiles
 from common.io.tiles import IGNORE
 from common.run import checkpoint, checkpoint_file
 from unet import inference, train
@@ -82,11 +83,14 @@ def test_validation_every_so_many_steps_on_some_of_the_tiles(tiled, tmp_path):
     train.main(training(tiled, tmp_path / "run", *chosen))
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     scores = [line for line in log if "mIoU" in line]
-    assert [line["step"] for line in scores] == [3, 6, 9, 11]  # an epoch has 8 steps
-    assert [line["epoch"] for line in scores] == [0, 0, 1, 1]
+    steps = [line["step"] for line in scores]
+    assert steps == [3, 6, 9, 11]
+    of_epoch = len(Tiles(tiled / "train")) // 4
+    assert [line["epoch"] for line in scores] == [(step - 1) // of_epoch for step in steps]
     assert decode(tmp_path / "run/val_sheet.jpg").shape[1] == 4 * (320 + 8)
     saved = checkpoint.load(tmp_path / "run/checkpoint.pth")
-    assert (saved["epoch"], saved["seen"], saved["scored_at"]) == (1, 12, 11)
+    assert (saved["epoch"], saved["scored_at"]) == (10 // of_epoch, 11)
+    assert saved["seen"] == 4 * (11 - saved["epoch"] * of_epoch)
 
 
 def test_without_validation_tiles_the_last_state_is_the_best(tiled_copy, tmp_path, capsys):
