@@ -63,7 +63,7 @@ class Block:
         If it is not georeferenced, they are in pixels, as in our own maps of it.
 
         Raises:
-            UserError: They are smaller than a pixel, so they are not.
+            UserError: All are smaller than a pixel, so they are in degrees.
         """
         if scene.metres is not None:
             return in_pixels(drawn.shapes, drawn.crs, scene)

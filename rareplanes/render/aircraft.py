@@ -185,7 +185,7 @@ def draw(
         position: [2] scene pixels of the ground point below the middle of the fuselage.
         view: the camera and the sun.
         gloss: strength of the highlight.
-        sky: its light, which shadows get, too; with the sun's it is 1.05 on flat surfaces.
+        sky: brightness without the sun, which a shadow keeps; with the sun a flat surface has 1.05.
     """
     c, s = np.cos(heading), np.sin(heading)
     turn = np.array(((c, s, 0), (-s, c, 0), (0, 0, 1)))
