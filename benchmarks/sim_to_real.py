@@ -51,6 +51,7 @@ COLUMNS = {  # of the results file: title and digits in the table
 }
 GSD = 0.5  # metres per pixel of the Airbus scenes
 LEAST_AREA = "400"  # pixels of a find there, 100 m²: a sixth of the smallest labelled box
+JOIN = {"unet": ["--join", "8"], "mask": []}  # pixels, 4 m: stands have 4.5 m between two wings
 LEAST_OVERLAP = 0.5  # of a found box and a labelled one, IoU
 
 
@@ -163,7 +164,7 @@ def scores(model: str, folder: Path, args: Any) -> dict[str, float]:
         result[name] = content["IoU.aircraft" if model == "unet" else "mask_AP50"]
     places = folder / "airbus"
     images = args.real / "airbus_scenes/images"
-    words = [str(images), str(places), "--min-area", LEAST_AREA, *_fast()]
+    words = [str(images), str(places), "--min-area", LEAST_AREA, *JOIN[model], *_fast()]
     timed([f"{model}/inference.py", best, *words])
     return result | found_boxes(places / "predictions.json", args.real / "airbus_scenes/boxes.csv")
 

@@ -41,8 +41,8 @@ def blobs(rng, height, width, classes=3):
     return smooth.argmax(0).astype(np.uint8)
 
 
-def in_bands(mask, confidence, cuts, min_area=1):
-    found, regions = [], Regions(min_area)
+def in_bands(mask, confidence, cuts, min_area=1, join=0):
+    found, regions = [], Regions(min_area, join)
     edges = [0, *sorted(set(cuts)), len(mask)]
     for top, bottom in pairwise(edges):
         if bottom > top:
@@ -62,15 +62,21 @@ def described(region):
     width=st.integers(1, 30),
     cuts=st.lists(st.integers(1, 39), max_size=12),
     min_area=st.integers(0, 12),
+    join=st.sampled_from((0, 0, 2, 3, 4.5, 8)),
 )
-def test_regions_do_not_depend_on_the_bands(seed, height, width, cuts, min_area):
+def test_regions_do_not_depend_on_the_bands(seed, height, width, cuts, min_area, join):
     rng = np.random.default_rng(seed)
     mask = blobs(rng, height, width)
+    if join:
+        mask[rng.random(mask.shape) < 0.9] = 0  # small parts with gaps
     confidence = rng.random(mask.shape, np.float32)
-    found = in_bands(mask, confidence, [c for c in cuts if c < height], min_area)
+    found = in_bands(mask, confidence, [c for c in cuts if c < height], min_area, join)
     expected = []
+    disc = np.hypot(*np.mgrid[-4:5, -4:5]) <= join / 2
     for label in (1, 2):
-        count, ids = cv2.connectedComponents((mask == label).astype(np.uint8), connectivity=8)
+        grown = cv2.dilate((mask == label).astype(np.uint8), disc.astype(np.uint8))
+        count, ids = cv2.connectedComponents(grown, connectivity=8)
+        ids[mask != label] = 0
         for i in range(1, count):
             rows, columns = np.nonzero(ids == i)
             if len(rows) < max(1, min_area):
@@ -350,6 +356,9 @@ def test_small_large_and_unsure_regions_are_left_out(monkeypatch, tmp_path, find
     assert areas("a.tif", "--min-area", 50, "--max-area", 1000) == [25, 100]
     assert areas("b.tif", "--min-area", 50, "--max-area", 1000) == [100, 900]
     assert areas("a.tif", "--score-threshold", 0.9) == []
+    if find == "predict":  # gaps of 17, 35 and 30 pixels
+        assert areas("a.tif", "--join", 40) == [34, 100, 900]
+        assert areas("b.tif", "--join", 40) == [1034]
 
 
 def test_without_a_georeference_maps_are_in_pixels(monkeypatch, tmp_path, capsys):

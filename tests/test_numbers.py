@@ -208,6 +208,8 @@ PREDICTED = [
     ("--overlap", HIGH),
     ("--min-area", HIGH),
     ("--max-area", HIGH),
+    ("--join", TINY),
+    ("--join", HIGH),
     ("--overlay-size", LOW),
     ("--overlay-size", HIGH),
     ("--crops", LOW),

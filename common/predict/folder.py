@@ -83,6 +83,8 @@ def semantic_parser(description: str) -> Parser:
     add = parser.add_argument
     add("--score-threshold", type=cli.fraction, default=0.0, help="drop regions of lower scores")
     add("--confidence", action="store_true", help="also write the probability of the class shown")
+    join = "m or pixels, as --min-area: parts of a class with a gap of less are one region"
+    add("--join", type=number(float, 0, 1000), default=0.0, metavar="LENGTH", help=join)
     add("--tta", action="store_true", help="mean over eight symmetries; takes 8 times as long")
     return parser
 

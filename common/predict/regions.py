@@ -1,5 +1,6 @@
 """Connected regions of a class map that arrives in bands of rows."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -70,7 +71,10 @@ class _Open:
         for x, y, mask in self.pieces:
             height, width = mask.shape
             joined[y - top : y - top + height, x - left : x - left + width] |= mask
-        return Region(self.label, self.confidence / self.area, left, top, joined)
+        rows, columns = (np.flatnonzero(joined.any(axis)) for axis in (1, 0))
+        part = joined[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        x, y = left + int(columns[0]), top + int(rows[0])
+        return Region(self.label, self.confidence / self.area, x, y, part)
 
 
 class Regions:
@@ -81,39 +85,84 @@ class Regions:
 
     Args:
         min_area: In pixels; smaller regions are left out.
+        join: In pixels; parts of a class with a gap of less are one region. They are connected
+            after every pixel has grown to a disc of this diameter.
     """
 
-    def __init__(self, min_area: int) -> None:
+    def __init__(self, min_area: int, join: float = 0) -> None:
         self.min_area = max(1, min_area)
-        self._edge = np.zeros(0, np.int64)  # in the last row: 1 + index in `_open`, else 0
+        self._radius = join / 2
+        self._rows: list[tuple[np.ndarray, np.ndarray]] = []  # that the next band still needs
+        self._known = 0  # of these, at the top: they are in regions already
+        self._edges: dict[int, np.ndarray] = {}  # label → of the last row: 1 + index in `_open`
         self._open: list[_Open] = []
 
     def add(self, y: int, mask: np.ndarray, confidence: np.ndarray) -> Iterator[Region]:
         """The regions that end above this band or in it.
 
         Args:
-            y: The scene's row at which the band begins.
+            y: The scene's row at which the band begins, where the last one ended.
             mask: uint8 [n,W], class ids.
             confidence: float32 [n,W], the probability of that class.
         """
-        edge = np.zeros(mask.shape[1], np.int64)
+        self._y = y + len(mask)
+        self._rows.append((mask, confidence))
+        return self._advance(math.ceil(self._radius))
+
+    def end(self) -> Iterator[Region]:
+        """The regions that reach the last row, and those of the rows that waited for more."""
+        if self._rows:
+            yield from self._advance(0)
+        yield from self._closed(region.root for region in self._open)
+
+    def _advance(self, waiting: int) -> Iterator[Region]:
+        """The regions that end in the rows that are left, but for the last `waiting` ones.
+
+        Whether two parts are one depends on `waiting` rows above and below.
+        """
+        mask, confidence = self._rows[0]
+        if len(self._rows) > 1:
+            mask, confidence = map(np.concatenate, zip(*self._rows, strict=True))
+        first, last = self._known, max(len(mask) - waiting, self._known)
+        grown = {}
+        for label in range(1, int(mask.max(initial=0)) + 1):
+            near = (mask == label).astype(np.uint8)
+            if self._radius and near.any():
+                away = cv2.distanceTransform(1 - near, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+                near = (away <= self._radius).astype(np.uint8)
+            grown[label] = near[first:last]
+        ended = self._connect(
+            self._y - len(mask) + first, mask[first:last], confidence[first:last], grown
+        )
+        context = max(last - waiting, 0)
+        self._known = last - context
+        self._rows = [(mask[context:], confidence[context:])] if context < len(mask) else []
+        return ended
+
+    def _connect(
+        self, y: int, mask: np.ndarray, confidence: np.ndarray, grown: dict[int, np.ndarray]
+    ) -> Iterator[Region]:
+        """`add` for rows whose `grown` masks, by label, are known."""
+        if not len(mask):
+            return iter(())
+        edges: dict[int, np.ndarray] = {}
         still_open: list[_Open] = []
         regions = list(self._open)
-        for label in range(1, int(mask.max(initial=0)) + 1):
-            _, ids, stats, _ = cv2.connectedComponentsWithStats(
-                (mask == label).astype(np.uint8), connectivity=8
-            )
-            inside = ids > 0
-            sums = np.bincount(ids[inside], confidence[inside], len(stats))
-            parts = [_Open(label, float(s), int(a)) for s, a in zip(sums, stats[:, 4], strict=True)]
+        for label, near in grown.items():
+            _, ids, stats, _ = cv2.connectedComponentsWithStats(near, connectivity=8)
+            inside = mask == label
+            part_of = ids[inside]
+            sums = np.bincount(part_of, confidence[inside], len(stats))
+            areas = np.bincount(part_of, minlength=len(stats))
+            parts = [_Open(label, float(s), int(a)) for s, a in zip(sums, areas, strict=True)]
             above = self._touching(label, ids[0])
             below = np.unique(ids[-1])
             open_parts = {int(i) for i in below} | {part for _, part in above}
             for i in range(1, len(stats)):
-                left, top, width, height, area = stats[i].tolist()
-                if area >= self.min_area or i in open_parts:
-                    crop = ids[top : top + height, left : left + width] == i
-                    parts[i].pieces.append((left, y + top, crop))
+                left, top, width, height = stats[i, :4].tolist()
+                if areas[i] >= self.min_area or i in open_parts:
+                    box = slice(top, top + height), slice(left, left + width)
+                    parts[i].pieces.append((left, y + top, (ids[box] == i) & inside[box]))
                     regions.append(parts[i])
             for index, i in above:
                 self._open[index].root.join(parts[i].root)
@@ -123,14 +172,10 @@ class Regions:
                 if (right - left) * (bottom - top) <= LARGEST:
                     still_open.append(parts[i])
                     numbers[i] = len(still_open)
-            edge += numbers[ids[-1]]
+            edges[label] = numbers[ids[-1]]
         open_roots = {part.root for part in still_open}
-        self._edge, self._open = edge, still_open
+        self._edges, self._open = edges, still_open
         return self._closed(region.root for region in regions if region.root not in open_roots)
-
-    def end(self) -> Iterator[Region]:
-        """The regions that reach the last row."""
-        return self._closed(region.root for region in self._open)
 
     def _closed(self, roots: Iterable[_Open]) -> Iterator[Region]:
         distinct = dict.fromkeys(roots)
@@ -138,10 +183,9 @@ class Regions:
 
     def _touching(self, label: int, row: np.ndarray) -> set[tuple[int, int]]:
         """Pairs of an index in `_open` and a part's id in the new band's first row that touch."""
-        if not self._open:
+        if label not in self._edges:
             return set()
-        of_class = np.array([False] + [region.label == label for region in self._open])
-        old = np.pad(np.where(of_class[self._edge], self._edge, 0), 1)
+        old = np.pad(self._edges[label], 1)
         pairs: set[tuple[int, int]] = set()
         for shift in range(3):
             above = old[shift : shift + len(row)]

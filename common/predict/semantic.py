@@ -5,6 +5,7 @@ A scene is predicted and written in bands of rows, from the top down: see `commo
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -19,7 +20,14 @@ from common.io.pictures import paint, save
 from common.io.raster import Scene, no_valid_pixel
 from common.io.tiles import IGNORE
 from common.predict.folder import predicted_scenes
-from common.predict.maps import LEAST_PIXELS, Features, feature_file, raster_file, wanted
+from common.predict.maps import (
+    LEAST_PIXELS,
+    Features,
+    feature_file,
+    ground_steps,
+    raster_file,
+    wanted,
+)
 from common.predict.network import load_network
 from common.predict.pictures import Crops, Reduced, with_legend
 from common.predict.regions import Region, Regions
@@ -95,7 +103,10 @@ def predict_scene(
             if args.confidence:
                 path = folder / f"{name}_confidence.tif"
                 write_confidence = files.enter_context(raster_file(path, scene, model))
-            regions = Regions(LEAST_PIXELS if args.min_area is None else 1)
+            middle = Region(1, 1, scene.width // 2, scene.height // 2, np.ones((1, 1), bool))
+            pixel = math.sqrt(abs(np.linalg.det(ground_steps(scene, [middle])[0])))  # its side
+            least = LEAST_PIXELS if args.min_area is None else 1
+            regions = Regions(least, args.join / pixel)
             tiling = Tiling(args.window, args.overlap, args.batch_size)
             for band in blend(scene, network, tiling):
                 mask, confidence = likeliest(band)
