@@ -94,6 +94,7 @@ class Regions:
         self._radius = join / 2
         self._rows: list[tuple[np.ndarray, np.ndarray]] = []  # that the next band still needs
         self._known = 0  # of these, at the top: they are in regions already
+        self._bottom = 0  # the scene's row below them
         self._edges: dict[int, np.ndarray] = {}  # label → of the last row: 1 + index in `_open`
         self._open: list[_Open] = []
 
@@ -105,7 +106,7 @@ class Regions:
             mask: uint8 [n,W], class ids.
             confidence: float32 [n,W], the probability of that class.
         """
-        self._y = y + len(mask)
+        self._bottom = y + len(mask)
         self._rows.append((mask, confidence))
         return self._advance(math.ceil(self._radius))
 
@@ -132,7 +133,7 @@ class Regions:
                 near = (away <= self._radius).astype(np.uint8)
             grown[label] = near[first:last]
         ended = self._connect(
-            self._y - len(mask) + first, mask[first:last], confidence[first:last], grown
+            self._bottom - len(mask) + first, mask[first:last], confidence[first:last], grown
         )
         context = max(last - waiting, 0)
         self._known = last - context
