@@ -81,8 +81,8 @@ class RemoteScene:
     files: tuple[RemoteFile, ...]  # in the order of the half's parts
 
     @property
-    def airport(self) -> str:
-        """The airport; of a real scene, the number of its location."""
+    def location(self) -> str:
+        """The name of a rendered scene's airport, the number of a real scene's location."""
         return self.stem.partition(AIRPORT if AIRPORT in self.stem else "_")[0]
 
 

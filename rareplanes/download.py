@@ -41,12 +41,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     amount = parser.add_mutually_exclusive_group().add_argument
     add("-o", "--output-path", type=Path, default=Path("data"), help="dataset root to fill")
-    amount("-n", "--limit", type=positive, metavar="N", help="scenes per split, from all airports")
+    amount("-n", "--limit", type=positive, metavar="N", help="scenes per split, from all locations")
     amount("-a", "--all", action="store_true", help="every scene: about 150 GB of images and masks")
     add("--real", action="store_true", help="the real half, into real/; all of it without -n")
     splits = (*SPLITS, "all")
     add("-s", "--split", "--data-split", choices=splits, default="all", help="which split")
-    add("--airports", nargs="+", metavar="NAME", help="only these airports (locations)")
+    add("--airports", nargs="+", metavar="NAME", help="only these airports or real locations")
     add("--seed", type=seeds, default=0, help="which scenes -n picks")
     add("-j", "--workers", type=processes, default=16, help="files downloaded in parallel")
     retries = number(int, 0, 1000)
@@ -92,7 +92,7 @@ def download(args: argparse.Namespace) -> int:
             flush=True,
         )
         if args.limit is not None and len(scenes) < args.limit * len(splits):
-            print(f"the bucket has fewer than {args.limit} scenes per split of these airports")
+            print(f"the bucket has fewer than {args.limit} scenes per split of these locations")
         if missing and missing + SPARE_BYTES > (free := shutil.disk_usage(on_disk).free):
             raise UserError(
                 f"{as_size(missing)} are needed in {str(root)!r} and {as_size(free)} are free: "
@@ -117,30 +117,36 @@ def existing_parent(root: Path) -> Path:
 def pick(
     scenes: list[RemoteScene],
     splits: tuple[str, ...],
-    airports: list[str] | None,
+    locations: list[str] | None,
     limit: int | None,
     seed: int,
 ) -> list[RemoteScene]:
-    """The scenes to download: of each split and these airports, the first `limit`."""
+    """The scenes to download: of each split and these locations, the first `limit`."""
     if not scenes:
         raise UserError(
             f"s3://{bucket.BUCKET}/ lists no complete scene of this half: check --endpoint-url."
         )
-    known = sorted({scene.airport for scene in scenes})
-    for name in airports or ():
+    known = locations_of(scenes)
+    for name in locations or ():
         if name not in known:
             raise UserError(
-                f"--airports {name!r}: the bucket has no such airport; it has {', '.join(known)}."
+                f"--airports {name!r}: this half has no such location; it has {', '.join(known)}."
             )
     picked: list[RemoteScene] = []
     for split in splits:
-        candidates = [s for s in scenes if s.split == split and s.airport in (airports or known)]
+        candidates = [s for s in scenes if s.split == split and s.location in (locations or known)]
         picked += choose(candidates, limit, seed)
     return picked
 
 
+def locations_of(scenes: Iterable[RemoteScene]) -> list[str]:
+    """Each location once, airports by name and numbers by value."""
+    names = {scene.location for scene in scenes}
+    return sorted(names, key=lambda name: (int(name) if name.isdecimal() else 0, name))
+
+
 def choose(scenes: list[RemoteScene], limit: int | None, seed: int) -> list[RemoteScene]:
-    """The first `limit` scenes of an order that takes one scene of each airport in turn.
+    """The first `limit` scenes of an order that takes one scene of each location in turn.
 
     The order depends on the seed and the names alone, so a larger limit only adds scenes.
     """
@@ -148,10 +154,10 @@ def choose(scenes: list[RemoteScene], limit: int | None, seed: int) -> list[Remo
     def shuffled(name: str) -> bytes:
         return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
-    airports: dict[str, list[RemoteScene]] = defaultdict(list)
+    locations: dict[str, list[RemoteScene]] = defaultdict(list)
     for scene in sorted(scenes, key=lambda scene: shuffled(scene.stem)):
-        airports[scene.airport].append(scene)
-    turns = zip_longest(*(airports[name] for name in sorted(airports, key=shuffled)))
+        locations[scene.location].append(scene)
+    turns = zip_longest(*(locations[name] for name in sorted(locations, key=shuffled)))
     return [scene for turn in turns for scene in turn if scene is not None][:limit]
 
 
@@ -208,12 +214,12 @@ def as_size(count: int) -> str:
 
 
 def print_table(scenes: list[RemoteScene], splits: tuple[str, ...]) -> None:
-    counts = Counter((scene.airport, scene.split) for scene in scenes)
-    airports = sorted({airport for airport, _ in counts})
-    width = max(len("airport"), *map(len, airports))
-    print(f"{'airport':{width}}", *(f"{split:>6}" for split in splits))
-    for airport in airports:
-        print(f"{airport:{width}}", *(f"{counts[airport, split]:6}" for split in splits))
+    counts = Counter((scene.location, scene.split) for scene in scenes)
+    locations = locations_of(scenes)
+    width = max(len("location"), *map(len, locations))
+    print(f"{'location':{width}}", *(f"{split:>6}" for split in splits))
+    for location in locations:
+        print(f"{location:{width}}", *(f"{counts[location, split]:6}" for split in splits))
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def test_the_real_half_comes_whole_into_a_folder_of_its_own(s3, tmp_path, capsys
     assert download(s3, tmp_path / "data", "--real", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "6 scenes, 12 files, 0.0 MB" in said
-    assert re.search(r"^45 +2 +2$", said, re.MULTILINE)
+    assert re.search(r"^location +train +test\n7 +1 +1\n45 +2 +2$", said, re.MULTILINE)
     assert not (tmp_path / "data").exists()
     assert download(s3, tmp_path / "data", "--real") == 0
     assert tree(tmp_path / "data") == wanted
@@ -171,20 +171,20 @@ def test_the_choice_is_even_nested_and_a_matter_of_seed_and_names_alone():
         for limit in range(1, 201):
             chosen = choose(scenes, limit, seed) if limit % 40 == 1 else order[:limit]
             assert chosen == order[:limit]
-            counts = Counter(s.airport for s in chosen)
+            counts = Counter(s.location for s in chosen)
             assert max(counts.values()) - min(counts[a] for a in AIRPORTS) <= 1
         shuffled = random.Random(seed).sample(scenes, len(scenes))
         assert choose(shuffled, 40, seed) == order[:40]
     assert choose(scenes, 40, 0) != choose(scenes, 40, 1)
     first_keys = {
-        s.stem for a in AIRPORTS for s in scenes if s.airport == a and s.stem[-2:] == "_0"
+        s.stem for a in AIRPORTS for s in scenes if s.location == a and s.stem[-2:] == "_0"
     }
     assert {s.stem for s in choose(scenes, 4, 0)} != first_keys
 
 
 def test_small_airports_give_all_they_have_and_the_others_fill_up():
     scenes = [scene("Atlanta", 1)] + [scene("Basel", n) for n in range(9)]
-    assert Counter(s.airport for s in choose(scenes, 6, 0)) == {"Atlanta": 1, "Basel": 5}
+    assert Counter(s.location for s in choose(scenes, 6, 0)) == {"Atlanta": 1, "Basel": 5}
 
 
 # Faults
