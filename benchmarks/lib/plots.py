@@ -57,17 +57,22 @@ def newest_rows(machines: list[list[Row]]) -> list[Row]:
 def newest_of_kind(machines: dict[str, list[Row]]) -> dict[str, list[Row]]:
     """Machine → its rows, of each kind the machine measured last.
 
-    The kinds are a processor, a processor whose instructions were limited, and each GPU.
+    The kinds are a processor, a processor whose instructions end at AVX2, and each GPU.
     """
     newest = {}
     for machine, rows in sorted(machines.items(), key=lambda item: item[1][-1]["when"]):
-        newest[rows[-1]["device"], " limited to " in rows[-1]["cpu"]] = machine
+        newest[rows[-1]["device"], _ends_at_avx2(rows)] = machine
     return {machine: rows for machine, rows in machines.items() if machine in newest.values()}
 
 
 def in_front(machines: dict[str, list[Row]]) -> list[list[Row]]:
-    """The rows for the front page: the newest of each kind, but no limited processor."""
-    return [r for r in newest_of_kind(machines).values() if " limited to " not in r[-1]["cpu"]]
+    """The rows for the front page: the newest of each kind, but no processor of AVX2."""
+    return [r for r in newest_of_kind(machines).values() if not _ends_at_avx2(r)]
+
+
+def _ends_at_avx2(rows: list[Row]) -> bool:
+    """Whether `machine.cpu` said so, of a processor without more or limited to it."""
+    return rows[-1]["cpu"].endswith(" AVX2")
 
 
 def shown(path: str, description: str) -> str:
