@@ -18,6 +18,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,7 @@ class Tile:
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Its image, uint8 [H,W,3], RGB, and its mask [H,W]: 0 ground, 1…N aircraft, or ignore."""
         aircraft = sum(not a["iscrowd"] for a in self.annotations)
-        shape = self.size[::-1]
-        image, ids = np.empty((*shape, 3), np.uint8), np.empty(shape, mask_dtype([aircraft]))
-        read_tile(self.folder, self.entry["file_name"], aircraft, image, ids)
-        return image, ids
+        return _decoded(self.folder, self.entry["file_name"], aircraft, self.size)
 
 
 @dataclass(frozen=True)
@@ -167,6 +165,17 @@ class Pasted(Tile):
 
     def image(self, size: tuple[int, int]) -> np.ndarray:
         return self.read()[0][..., ::-1].copy()
+
+
+@lru_cache(maxsize=1)  # the chips of a tile follow each other
+def _decoded(
+    folder: Path, name: str, aircraft: int, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    shape = size[::-1]
+    image, ids = np.empty((*shape, 3), np.uint8), np.empty(shape, mask_dtype([aircraft]))
+    read_tile(folder, name, aircraft, image, ids)
+    image.flags.writeable = ids.flags.writeable = False
+    return image, ids
 
 
 def chip_name(tile: str, aircraft: dict[str, Any]) -> str:
