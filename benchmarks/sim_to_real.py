@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -32,6 +33,7 @@ from preprocessing.hard_negatives import read_predictions
 
 FILE = readme.RESULTS / "sim_to_real.csv"
 PAGE = readme.ROOT / "rareplanes/README.md"
+FRONT = readme.ROOT / "README.md"
 NETWORK = {
     "unet": "--encoder tu-efficientnet_lite0 --decoder-channels 128 64 32 16 16",
     "mask": "--backbone tu-efficientnet_lite0 --proposals 200",
@@ -204,24 +206,52 @@ def found_boxes(predictions: Path, labels: Path) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The means over the seeds, for each model, row and length; no score on what was trained on."""
-    lines = []
-    for model, score in SCORE.items():
+    """The means over the seeds, for each model, row and length."""
+    machines = sorted({measured_on(row) for row in rows})
+    lines = [_line(same, COLUMNS, "steps") for same in _trainings(rows)]
+    return "\n".join([*machines, "", _table(lines, COLUMNS, "steps")])
+
+
+def front(rows: list[dict[str, str]]) -> str:
+    """The front page's table: for each model and row the length with the most seeds."""
+    most: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for same in _trainings(rows):
+        kind = same[0]["model"], same[0]["row"]
+        most[kind] = max(most.get(kind, []), same, key=len)
+    columns = [name for name in COLUMNS if name != "rendered"]
+    lines = [_line(same, columns) for same in most.values()]
+    used = [row for same in most.values() for row in same]
+    machines, commits = (", ".join(sorted({row[k] for row in used})) for k in ("cpu", "commit"))
+    return f"{_table(lines, columns)}\n\n*Measured on {machines}, commits {commits}.*"
+
+
+def _trainings(rows: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
+    """The rows that differ in nothing but the seed, in the order of the table."""
+    for model in SCORE:
         lengths = sorted({int(r["steps"]) for r in rows if r["model"] == model})
-        for steps, (name, recipe) in product(lengths, ROWS.items()):
+        for steps, name in product(lengths, ROWS):
             kind = (model, name, str(steps))
             same = [r for r in rows if (r["model"], r["row"], r["steps"]) == kind]
-            if not same:
-                continue
-            shown = [_spread([float(r[c]) for r in same], d) for c, (_, d) in COLUMNS.items()]
-            if "nwpu" in (*recipe.data, recipe.then):
-                shown[list(COLUMNS).index("nwpu58")] = ""
-            minutes = _spread([float(r["cpu_minutes"]) for r in same], 0)
-            lines.append([f"{model}, {score}", recipe.title, *shown, str(steps), minutes])
-    titles = [title for title, _ in COLUMNS.values()]
-    head = ["model", "trained on", *titles, "steps", "CPU minutes"]
-    machines = sorted({measured_on(row) for row in rows})
-    return "\n".join([*machines, "", readme.markdown(head, lines, "llr")])
+            if same:
+                yield same
+
+
+def _line(same: list[dict[str, str]], columns: Iterable[str], *settings: str) -> list[str]:
+    """Cells of a table; no score on what was trained on."""
+    row, recipe = same[0], ROWS[same[0]["row"]]
+    seen = ["nwpu58"] if "nwpu" in (*recipe.data, recipe.then) else []
+    shown = [
+        "" if name in seen else _spread([float(r[name]) for r in same], COLUMNS[name][1])
+        for name in columns
+    ]
+    minutes = _spread([float(r["cpu_minutes"]) for r in same], 0)
+    score = f"{row['model']}, {SCORE[row['model']]}"
+    return [score, recipe.title, *shown, *(row[name] for name in settings), minutes]
+
+
+def _table(lines: list[list[str]], columns: Iterable[str], *settings: str) -> str:
+    titles = [COLUMNS[name][0] for name in columns]
+    return readme.markdown(["model", "trained on", *titles, *settings, "CPU minutes"], lines, "llr")
 
 
 def _spread(values: list[float], digits: int) -> str:
@@ -248,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     add("-o", "--output-dir", type=Path, default=Path("runs/sim_to_real"))
     add("--results", type=Path, default=FILE)
-    add("--write-readme", action="store_true", help=f"also renew {PAGE.relative_to(readme.ROOT)}")
+    add("--write-readme", action="store_true", help="also renew the READMEs' tables")
     args = parser.parse(argv)
     prepare(args.real, args.output_dir / "data", args.ground_gsd)
     rows: list[dict[str, Any]] = [*readme.read_rows(args.results)] if args.results.exists() else []
@@ -271,6 +301,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.write_readme:
         readme.check_clean(rows)
         readme.write_part(PAGE, "sim-to-real", text)
+        readme.write_part(FRONT, "real-images", front(readme.read_rows(args.results)))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from benchmarks import quickstart, sim_to_real
 from benchmarks.lib.readme import part, read_rows
 
 
-def test_the_readme_shows_the_committed_scores():
-    rows = read_rows(sim_to_real.FILE) if sim_to_real.FILE.exists() else []
-    assert part(sim_to_real.PAGE, "sim-to-real") == (sim_to_real.table(rows) if rows else "")
+def test_the_readmes_show_the_committed_scores():
+    rows = read_rows(sim_to_real.FILE)
+    assert part(sim_to_real.PAGE, "sim-to-real") == sim_to_real.table(rows)
+    assert part(sim_to_real.FRONT, "real-images") == sim_to_real.front(rows)
 
 
 def test_seeds_are_averaged_and_lengths_kept_apart():
@@ -30,6 +31,17 @@ def test_seeds_are_averaged_and_lengths_kept_apart():
     assert (short[-3].strip(), long[-3].strip()) == ("10", "20")
     seen = 3 + list(sim_to_real.COLUMNS).index("nwpu58")
     assert short[seen].strip() == "" != short[seen + 1].strip()  # 46 of the 58 were trained on
+
+
+def test_the_front_page_shows_the_length_with_the_most_seeds():
+    same = {"model": "unet", "row": "frozen", "cpu": "X", "cpu_minutes": "7"}
+    same |= dict.fromkeys(sim_to_real.COLUMNS, "0.5")
+    runs = [("10", "0.3", "a"), ("20", "0.5", "b"), ("20", "0.7", "b"), ("30", "0.9", "c")]
+    keys = ("steps", "nwpu58", "commit")
+    table = sim_to_real.front([same | dict(zip(keys, run, strict=True)) for run in runs])
+    (row,) = [line for line in table.splitlines() if line.startswith("| unet")]
+    assert "| 0.600 ± 0.100 |" in row
+    assert table.endswith("*Measured on X, commits b.*")
 
 
 def write_predictions(path, boxes, side=1000):
