@@ -52,8 +52,8 @@ def of_model(rows: list[Row], model: str) -> str:
             error = summary.error.replace("|", "\\|")
             lines.append([summary.technique, f"failed: {error}", *[""] * (len(head) - 2)])
             continue
-        low, median, high = map(shown_number, summary.speed)
-        cells = [summary.technique, f"{median} ({low} to {high}; {summary.steps})"]
+        speed, low, high = map(shown_number, (summary.speed, *summary.of_steps))
+        cells = [summary.technique, f"{speed} ({low} to {high}; {summary.steps})"]
         cells.append(shown_number(summary.without_loader) if summary.without_loader else "")
         cells += [shown_speedup(summary), _phases(summary), _memory(summary)]
         lines.append([*cells, f"{summary.one_off:.1f}", _pays_after(summary)])

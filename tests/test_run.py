@@ -132,6 +132,15 @@ def rows_of(speeds: dict[str, list[float]], **columns: str) -> list[dict[str, st
     return made
 
 
+def test_images_per_second_count_slow_steps_too():
+    """Two of three steps are fast: their median would hide most of the time."""
+    rows = rows_of({"plain": [1, 1]}, step_ms="9000 1000 1000", no_loader_ms="7000 1000 1000")
+    (summary,) = summaries(rows, "unet")
+    assert summary.speed == pytest.approx(12 / 11)
+    assert summary.without_loader == pytest.approx(12 / 9)
+    assert summary.of_steps[0] < summary.speed < summary.of_steps[1] == 4
+
+
 def test_intervals_hold_what_they_should_whatever_the_machine_does():
     """The machine drifts by a factor of two; 1 is in the interval of a no-op, not of 5 % slower."""
     rng = random.Random(1)

@@ -121,7 +121,7 @@ def draw_speedups(rows: list[Row]) -> Any:
                 axes.plot(
                     [left, left], [low, high], color=plt.rcParams["text.color"], linewidth=1.2
                 )
-            label = f"{summary.speed[1]:.3g}/s" if name == PLAIN else f"{ratio:.2f}"
+            label = f"{summary.speed:.3g}/s" if name == PLAIN else f"{ratio:.2f}"
             axes.text(left, max(high, ratio) + 0.03, label, ha="center", fontsize=9)
     axes.set_xticks(range(len(measured)), [MODELS[model].title for model in measured])
     axes.set_ylabel("speed-up over plain")

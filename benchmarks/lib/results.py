@@ -75,12 +75,6 @@ def newest(rows: list[Row], varied: tuple[str, ...] = ()) -> list[Row]:
     return list({tuple(row[key] for key in (*KEY, *varied)): row for row in alike}.values())
 
 
-def percentiles(values: list[float]) -> tuple[float, float, float]:
-    """The 10th, the 50th and the 90th."""
-    p10, p50, p90 = np.percentile(values, [10, 50, 90]).tolist()
-    return p10, p50, p90
-
-
 def median_interval(values: list[float]) -> tuple[float, float, float]:
     """The median and its 95 % bootstrap interval; of fewer than `ENOUGH` values it is the range."""
     rng = random.Random(0)
@@ -96,8 +90,9 @@ class Summary:
     error: str
     rounds: int = 0
     steps: int = 0  # timed steps
-    speed: tuple[float, float, float] = (0.0, 0.0, 0.0)  # images/s of a step: p10, median, p90
-    without_loader: float | None = None  # images/s, median
+    speed: float = 0.0  # images/s of a round, median
+    of_steps: tuple[float, float] = (0.0, 0.0)  # images/s of single steps: p10, p90
+    without_loader: float | None = None  # images/s of a round, median
     speedup: tuple[float, float, float] | None = None  # median of paired ratios, interval or range
     ms: dict[str, float] | None = None  # by phase
     memory: float = 0.0  # MiB
@@ -126,7 +121,7 @@ def shown_speed(summary: Summary | None) -> str:
     if summary.error:
         return "failed"
     if summary.technique == PLAIN:
-        return f"{shown_number(summary.speed[1])} images/s"
+        return f"{shown_number(summary.speed)} images/s"
     return shown_speedup(summary)
 
 
@@ -138,9 +133,9 @@ def shown_speedup(summary: Summary) -> str:
     return f"{median:.2f}" + (f" ({low:.2f} to {high:.2f})" if summary.rounds > 1 else "")
 
 
-def throughput(row: Row) -> float:
-    """Images/s over all steps of a row."""
-    times = _numbers(row["step_ms"])
+def throughput(row: Row, key: str = "step_ms") -> float:
+    """Images/s over all steps of a row, which need not take the same time."""
+    times = _numbers(row[key])
     return 1e3 * float(row["images"]) * len(times) / sum(times)
 
 
@@ -160,7 +155,9 @@ def summaries(rows: list[Row], model: str) -> list[Summary]:
 
 def _summary(name: str, good: dict[str, dict[str, Row]]) -> Summary:
     rows = list(good[name].values())
-    speeds, without_loader = _speeds(rows, "step_ms"), _speeds(rows, "no_loader_ms")
+    steps = [1e3 * float(row["images"]) / ms for row in rows for ms in _numbers(row["step_ms"])]
+    low, high = np.percentile(steps, [10, 90]).tolist()
+    without_loader = [throughput(row, "no_loader_ms") for row in rows if row["no_loader_ms"]]
     ratios = _ratios(good[name], good.get(PLAIN, {}))
     speedup = median_interval(ratios) if ratios and name != PLAIN else None
     one_off, pays_after = _one_off(rows), None
@@ -173,8 +170,9 @@ def _summary(name: str, good: dict[str, dict[str, Row]]) -> Summary:
         technique=name,
         error="",
         rounds=len(rows),
-        steps=len(speeds),
-        speed=percentiles(speeds),
+        steps=len(steps),
+        speed=statistics.median(map(throughput, rows)),
+        of_steps=(low, high),
         without_loader=statistics.median(without_loader) if without_loader else None,
         speedup=speedup,
         ms={p: x for p in PHASES if (x := _median(rows, f"{p}_ms")) is not None},
@@ -184,11 +182,6 @@ def _summary(name: str, good: dict[str, dict[str, Row]]) -> Summary:
         pays_after=pays_after,
         device_limited=_device_limited(rows),
     )
-
-
-def _speeds(rows: list[Row], key: str) -> list[float]:
-    """Images/s of each step whose time is in the column `key`, which old rows may lack."""
-    return [1e3 * float(row["images"]) / ms for row in rows for ms in _numbers(row[key])]
 
 
 def _device_limited(rows: list[Row]) -> bool:
