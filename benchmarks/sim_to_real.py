@@ -42,7 +42,7 @@ TRAINING = (
     "--crop-size 256 -b 4 --scale-jitter 1 --lr 1e-3 --warmup-steps 20 --ema 0.99 "
     "-j 0 --eval-tiles 32"
 )
-SCORE = {"unet": "IoU", "mask": "mask_AP50"}
+SCORE = {"unet": "UNet, IoU", "mask": "Mask R-CNN, mask AP50"}
 COLUMNS = {  # of the results file: title and digits in the table
     "rendered": ("unseen rendered scenes", 3),
     "scene": ("RarePlanes' rendered scene", 3),
@@ -245,8 +245,7 @@ def _line(same: list[dict[str, str]], columns: Iterable[str], *settings: str) ->
         for name in columns
     ]
     minutes = _spread([float(r["cpu_minutes"]) for r in same], 0)
-    score = f"{row['model']}, {SCORE[row['model']]}"
-    return [score, recipe.title, *shown, *(row[name] for name in settings), minutes]
+    return [SCORE[row["model"]], recipe.title, *shown, *(row[name] for name in settings), minutes]
 
 
 def _table(lines: list[list[str]], columns: Iterable[str], *settings: str) -> str:

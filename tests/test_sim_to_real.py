@@ -39,7 +39,7 @@ def test_the_front_page_shows_the_length_with_the_most_seeds():
     runs = [("10", "0.3", "a"), ("20", "0.5", "b"), ("20", "0.7", "b"), ("30", "0.9", "c")]
     keys = ("steps", "nwpu58", "commit")
     table = sim_to_real.front([same | dict(zip(keys, run, strict=True)) for run in runs])
-    (row,) = [line for line in table.splitlines() if line.startswith("| unet")]
+    (row,) = [line for line in table.splitlines() if line.startswith("| UNet")]
     assert "| 0.600 ± 0.100 |" in row
     assert table.endswith("*Measured on X, commits b.*")
 
@@ -154,5 +154,5 @@ def test_every_row_is_trained_scored_and_shown(real, tmp_path, monkeypatch):
     sim_to_real.main([*words, "--models", "unet", "mask", "--rows", "rendered"])
     assert set(calls[before:]) == {"mask/train.py", "mask/inference.py"}
     table = sim_to_real.table(read_rows(tmp_path / "results.csv"))
-    rows = [line for line in table.splitlines() if line.startswith(("| unet", "| mask"))]
+    rows = [line for line in table.splitlines() if line.startswith(("| UNet", "| Mask"))]
     assert len(rows) == len(sim_to_real.ROWS) + 1
