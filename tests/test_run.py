@@ -28,6 +28,7 @@ from benchmarks.lib.results import (
     append,
     median_interval,
     newest,
+    shown_speedup,
     summaries,
 )
 from benchmarks.lib.techniques import FLAGS
@@ -130,6 +131,13 @@ def rows_of(speeds: dict[str, list[float]], **columns: str) -> list[dict[str, st
             row |= {"optimizer_ms": "1", "data_ms": "0", "memory_mib": "1000", "start_s": "1"}
             made.append(row | {"warmup_s": "0", "cache": "cold", "backbone": "resnet18"} | columns)
     return made
+
+
+def test_a_round_that_failed_is_told():
+    rows = rows_of({"plain": [1, 1, 1], "amp": [2, 2]})
+    rows += rows_of({"amp": [9]}, round="2", error="it did not")
+    summary = summaries(rows, "unet")[1]
+    assert shown_speedup(summary) == "2.00 (2.00 to 2.00; 2 of 3 rounds)"
 
 
 def test_images_per_second_count_slow_steps_too():

@@ -89,6 +89,7 @@ class Summary:
     technique: str
     error: str
     rounds: int = 0
+    failed: int = 0  # rounds that are not counted
     steps: int = 0  # timed steps
     speed: float = 0.0  # images/s of a round, median
     of_steps: tuple[float, float] = (0.0, 0.0)  # images/s of single steps: p10, p90
@@ -126,11 +127,14 @@ def shown_speed(summary: Summary | None) -> str:
 
 
 def shown_speedup(summary: Summary) -> str:
-    """With its interval if there are several rounds."""
+    """With its interval if there are several rounds, and how many if some failed."""
     if summary.speedup is None:
         return ""
     median, low, high = summary.speedup
-    return f"{median:.2f}" + (f" ({low:.2f} to {high:.2f})" if summary.rounds > 1 else "")
+    spread = [f"{low:.2f} to {high:.2f}"] if summary.rounds > 1 else []
+    if summary.failed:
+        spread.append(f"{summary.rounds} of {summary.rounds + summary.failed} rounds")
+    return f"{median:.2f}" + (f" ({'; '.join(spread)})" if spread else "")
 
 
 def throughput(row: Row, key: str = "step_ms") -> float:
@@ -142,18 +146,23 @@ def throughput(row: Row, key: str = "step_ms") -> float:
 def summaries(rows: list[Row], model: str) -> list[Summary]:
     """One for each technique in `newest` rows, in the order they were measured."""
     good: dict[str, dict[str, Row]] = {}  # technique → round → row
-    errors = {}
+    errors: dict[str, list[str]] = {}
     for row in rows:
         if row["model"] == model:
             rounds = good.setdefault(row["technique"], {})
             if row["error"]:
-                errors[row["technique"]] = row["error"]
+                errors.setdefault(row["technique"], []).append(row["error"])
             else:
                 rounds[row["round"]] = row
-    return [_summary(name, good) if good[name] else Summary(name, errors[name]) for name in good]
+    return [
+        _summary(name, good, len(errors.get(name, ())))
+        if good[name]
+        else Summary(name, errors[name][-1])
+        for name in good
+    ]
 
 
-def _summary(name: str, good: dict[str, dict[str, Row]]) -> Summary:
+def _summary(name: str, good: dict[str, dict[str, Row]], failed: int) -> Summary:
     rows = list(good[name].values())
     steps = [1e3 * float(row["images"]) / ms for row in rows for ms in _numbers(row["step_ms"])]
     low, high = np.percentile(steps, [10, 90]).tolist()
@@ -170,6 +179,7 @@ def _summary(name: str, good: dict[str, dict[str, Row]]) -> Summary:
         technique=name,
         error="",
         rounds=len(rows),
+        failed=failed,
         steps=len(steps),
         speed=statistics.median(map(throughput, rows)),
         of_steps=(low, high),
