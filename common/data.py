@@ -183,6 +183,8 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def training_splits(root: Path, extra: Sequence[str] = ()) -> tuple[Tiles, Tiles | None]:
     """`root/train` with those of `extra`, and, if preprocessing held out an airport, `root/val`."""
     train = Tiles(root / "train", *(Path(folder) / "train" for folder in extra))
+    if not train.labels:
+        raise UserError(f"no tile in {str(train.folder)!r} shows an aircraft; tile scenes that do.")
     if not (root / "val").is_dir():
         return train, None
     val = Tiles(root / "val")

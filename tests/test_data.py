@@ -316,6 +316,14 @@ def test_sets_that_cannot_be_joined(tiled, tmp_path):
     assert len(val) == len(Tiles(tiled / "val"))
 
 
+def test_a_training_needs_an_aircraft(tiled, tmp_path):
+    """The network would learn that there are none. Beside other tiles empty ones are welcome."""
+    empty = own_set(tmp_path, 0)
+    with pytest.raises(UserError, match=r"no tile in .*train' shows an aircraft; tile scenes"):
+        training_splits(empty)
+    assert training_splits(tiled, [str(empty)])[0].labels
+
+
 def test_a_training_on_several_folders(few, tmp_path, capsys):
     """Resuming with other folders is said. `test_resume.py` compares the bits."""
     config = tmp_path / "options.yaml"

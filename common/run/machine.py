@@ -56,11 +56,9 @@ def cpu() -> str:
     Cloud machines with and without AVX-512 have the same name, "AMD EPYC".
     """
     name = cpuinfo("model name") or platform.processor() or "unknown"
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    if limit:
+    if limit := os.environ.get("ONEDNN_MAX_CPU_ISA"):
         return f"{name} limited to {limit}"
-    avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return f"{name} with AVX2" if avx2 else name
+    return f"{name} with AVX2" if torch.backends.cpu.get_cpu_capability() == "AVX2" else name
 
 
 def cpuinfo(key: str) -> str:
