@@ -317,7 +317,7 @@ def test_sets_that_cannot_be_joined(tiled, tmp_path):
 
 
 def test_a_training_needs_an_aircraft(tiled, tmp_path):
-    """The network would learn that there are none. Beside other tiles empty ones are welcome."""
+    """Tiles of ground alone are refused, but not beside tiles with aircraft."""
     empty = own_set(tmp_path, 0)
     with pytest.raises(UserError, match=r"no tile in .*train' shows an aircraft; tile scenes"):
         training_splits(empty)
