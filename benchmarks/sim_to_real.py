@@ -295,12 +295,12 @@ def main(argv: list[str] | None = None) -> None:
                 row |= {score: round(value, 4) for score, value in scored.items()}
                 rows.append(row | provenance(__file__, argv))
                 readme.write_rows(args.results, rows)
-    text = table(readme.read_rows(args.results))
-    print(text)
+    shown = readme.read_rows(args.results)
+    print(table(shown))
     if args.write_readme:
         readme.check_clean(rows)
-        readme.write_part(PAGE, "sim-to-real", text)
-        readme.write_part(FRONT, "real-images", front(readme.read_rows(args.results)))
+        readme.write_part(PAGE, "sim-to-real", table(shown))
+        readme.write_part(FRONT, "real-images", front(shown))
 
 
 if __name__ == "__main__":

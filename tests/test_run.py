@@ -317,6 +317,9 @@ def test_the_front_page_shows_the_processor_measured_last_and_every_gpu():
     found = {"a": old, "b": new, "c": limited, "d": gpu}
     assert plots.in_front(found) == [new, gpu]
     assert plots.newest_of_kind(found) == {"b": new, "c": limited, "d": gpu}
+    found["e"] = machine("cpu", "EPYC with AVX2", "2028")
+    assert plots.in_front(found) == [new, gpu]
+    assert list(plots.newest_of_kind(found)) == ["b", "d", "e"]
 
 
 def test_the_pictures_are_drawn_for_light_and_dark_pages(tmp_path):
