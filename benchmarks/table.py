@@ -32,7 +32,7 @@ from benchmarks.lib.results import (
 from benchmarks.lib.techniques import FLAGS, PLAIN, SHOWN
 from common.cli import Parser, UserError, run
 
-WHAT = ("speed", "to-quality", "sweep")  # is measured, each in files of its own
+WHAT = ("speed", "to-quality", "sweep", "equal-time")  # is measured, each in files of its own
 NONE = (
     "**GPU**: a first run on an H100 is in `benchmarks/LEDGER.md`; `make benchmark-gpu` fills this "
     "table."
@@ -163,7 +163,19 @@ def parts(measured: dict[str, dict[str, list[Row]]]) -> dict[tuple[Path, str], s
     blocks = [f"{heading(rows)}\n\n{overview(rows)}" for rows in machines.values()]
     made[README, "machines"] = _blocks(blocks, machines)
     made[ROOT / "README.md", "benchmark"] = front(plots.in_front(machines))
+    blocks = [equal_time(rows) for rows in measured["equal-time"].values()]
+    made[ROOT / "README.md", "equal-time"] = "\n\n".join(blocks) or "Not measured yet."
     return made
+
+
+def equal_time(rows: list[Row]) -> str:
+    """All models' scores after the same seconds, and a line that says what was measured."""
+    seconds, shown = to_quality.at_equal_time(rows)
+    r = rows[-1]
+    return (
+        f"{shown}\n\n*Each after {seconds:.0f} s of CPU on {machine_of(r)}, commit {r['commit']}: "
+        f"{r['batch']} crops of {r['crop']} pixels a step, from random weights.*"
+    )
 
 
 def front(machines: list[list[Row]]) -> str:

@@ -423,7 +423,7 @@ def test_the_seconds_to_a_score_are_measured_without_validation(tiled, tmp_path)
         assert row["name"] == "IoU.aircraft"
         assert row["at_steps"] == "2"  # any score will do, and the run ends there
         assert 0 < float(row["reached_s"]) == float(row["at_s"]) < float(row["wall_s"])
-    assert "| unet, IoU.aircraft 0 | broken | 0 of 0 |  |  |  |" in done.stdout
+    assert f"| unet on {tiled.name}, IoU.aircraft 0 | broken | 0 of 0 |  |  |  |" in done.stdout
 
 
 def to_quality_rows():
@@ -483,13 +483,37 @@ def test_a_file_with_fewer_columns_is_widened_and_keeps_its_values(tmp_path):
 
 def test_time_to_quality_is_shown_with_its_interval():
     plain, amp, noise, bad = to_quality.table(to_quality_rows()).splitlines()[2:]
-    assert plain == "| unet, mIoU 0.5 | plain | 3 of 3 | 110 (85 to 135) | 6 |  |"
+    assert plain == "| unet on x, mIoU 0.5 | plain | 3 of 3 | 110 (85 to 135) | 6 |  |"
     assert amp.endswith("| 55 (43 to 67) | 6 | 2.00 (2.00 to 2.00), p 0.000 |")
     ratio, low, high, p = map(float, re.findall(r"\d\.\d+", noise.split("|")[-2]))
     assert 0.5 < p < 1
     assert low < 1 < high
     assert low * high == pytest.approx(ratio**2, rel=0.02)
-    assert bad == "| unet, mIoU 0.5 | bad | 2 of 3 |  |  | < 12.68 |"
+    assert bad == "| unet on x, mIoU 0.5 | bad | 2 of 3 |  |  | < 12.68 |"
+
+
+def test_the_same_model_on_other_tiles_is_another_series():
+    rows = to_quality_rows()
+    others = [row | {"data": "photographs", "level": "0.9"} for row in rows]
+    lines = to_quality.table(rows + others).splitlines()[2:]
+    assert lines[:4] == to_quality.table(rows).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines[4:]] == ["| unet on photographs, mIoU 0.9"] * 4
+
+
+def test_scores_at_equal_time_are_the_last_ones_within_the_shortest_run():
+    """One seed of UNet takes 8 s; FCN's third validation is too late to count."""
+    curve = {"level": "1", "max_steps": "9", "eval_steps": "3", "name": "mIoU"}
+    rows = [
+        row | curve | {"at_steps": "3 6", "at_s": f"4 {end}", "scores": f"0.2 {score}"}
+        for row, end, score in zip(rows_of({"plain": [1] * 2}), (8, 9), (0.5, 0.6), strict=True)
+    ]
+    late = {"at_steps": "3 6 9", "at_s": "2 7.9 8.1", "scores": "0.1 0.3 0.9"}
+    rows.append(rows_of({"plain": [1]}, model="fcn", backbone="resnet50")[0] | curve | late)
+    seconds, shown = to_quality.at_equal_time(rows)
+    unet, fcn = shown.splitlines()[2:]
+    assert seconds == 8
+    assert unet == "| UNet | resnet18 | 4 | mIoU | 0.350 ± 0.150 | 2 |"
+    assert fcn == "| FCN | resnet50 | 6 | mIoU | 0.300 ± 0.000 | 1 |"
 
 
 def test_a_seed_that_never_reached_the_quality_bounds_the_ratio():

@@ -138,13 +138,13 @@ def draw_speedups(rows: list[Row]) -> Any:
 def draw_to_quality(rows: list[Row]) -> Any:
     """Score over seconds of training: the median of the seeds, and a band from least to most.
 
-    A panel for each model, on the machine that measured it last. A seed that has reached the level
-    keeps its last score.
+    A panel for each model and its tiles, on the machine that measured it last. A seed that has
+    reached the level keeps its last score.
     """
-    models = to_quality.current(rows)
-    names = list(dict.fromkeys(row["technique"] for runs in models.values() for row in runs))
-    figure, panels = _panels(len(models), 5)
-    for panel, (model, runs) in zip(panels, models.items(), strict=True):
+    of_series = to_quality.current(rows)
+    names = list(dict.fromkeys(row["technique"] for runs in of_series.values() for row in runs))
+    figure, panels = _panels(len(of_series), 5)
+    for panel, (series, runs) in zip(panels, of_series.items(), strict=True):
         curves: dict[str, list[list[list[float]]]] = {}
         for row in runs:
             if not row["error"]:
@@ -160,7 +160,7 @@ def draw_to_quality(rows: list[Row]) -> Any:
         panel.axhline(float(runs[-1]["level"]), linestyle=":", color=plt.rcParams["text.color"])
         machine = runs[-1]["cpu" if runs[-1]["device"] == "cpu" else "device"]
         panel.set(
-            title=f"{model}, {machine}", xlabel="seconds of training", ylabel="validation score"
+            title=f"{series}, {machine}", xlabel="seconds of training", ylabel="validation score"
         )
         _finish(panel)
     return figure

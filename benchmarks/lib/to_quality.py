@@ -31,6 +31,7 @@ import torch
 from benchmarks.lib import launch
 from benchmarks.lib.matrix import PLAIN, Cell
 from benchmarks.lib.measure import Mode
+from benchmarks.lib.models import MODELS
 from benchmarks.lib.readme import markdown
 from benchmarks.lib.results import CELL, CONDITIONS, KEY, Row, newest
 from common.cli import Parser, fraction, run
@@ -116,23 +117,25 @@ def _train(
 
 
 def current(rows: list[Row]) -> dict[str, list[Row]]:
-    """Model → its newest runs: as its last one in machine, software, commit, level and steps."""
-    by_model = {row["model"]: [r for r in rows if r["model"] == row["model"]] for row in rows}
+    """Model and tiles → its newest runs: as its last in machine, software, commit, level, steps."""
+    by_series: dict[str, list[Row]] = {}
+    for row in rows:
+        by_series.setdefault(f"{row['model']} on {row['data']}", []).append(row)
     return {
-        model: [r for r in newest(runs) if all(r[k] == runs[-1][k] for k in SETTINGS)]
-        for model, runs in by_model.items()
+        series: [r for r in newest(runs) if all(r[k] == runs[-1][k] for k in SETTINGS)]
+        for series, runs in by_series.items()
     }
 
 
 def table(rows: list[Row]) -> str:
     """Seconds to the level by technique: mean, interval, ratio to plain."""
-    head = ["model, level", "technique", "seeds that reached it", "seconds, mean (95 %)"]
+    head = ["model, tiles, level", "technique", "seeds that reached it", "seconds, mean (95 %)"]
     head += ["steps, mean", "plain's time over its, same seeds (95 %)"]
     lines = []
-    for model, runs in current(rows).items():
+    for series, runs in current(rows).items():
         good = [row for row in runs if not row["error"]]
         name = next((row["name"] for row in good), "score")
-        level = f"{model}, {name} {float(runs[-1]['level']):g}"
+        level = f"{series}, {name} {float(runs[-1]['level']):g}"
         plain = {r["round"]: r for r in good if r["technique"] == PLAIN}
         for technique in dict.fromkeys(row["technique"] for row in runs):
             tried = [row for row in good if row["technique"] == technique]
@@ -144,6 +147,30 @@ def table(rows: list[Row]) -> str:
             pairs = [(plain[row["round"]], row) for row in tried if row["round"] in plain]
             lines.append([*cells, _against(pairs) if technique != PLAIN else ""])
     return markdown(head, lines, "llr")
+
+
+def at_equal_time(rows: list[Row]) -> tuple[float, str]:
+    """Seconds of CPU that all runs took, and each model's last score within them.
+
+    Half the range of the seeds is told, not an interval: there may be few. The rate must not depend
+    on the number of steps (`--lr-schedule constant`), so that a score in the middle is a last one.
+    """
+    runs = [row for series in current(rows).values() for row in series if not row["error"]]
+    seconds = min(float(row["at_s"].split()[-1]) for row in runs)
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in runs):
+        steps, scores = [], []
+        for row in (row for row in runs if row["model"] == model):
+            last = sum(float(at) <= seconds for at in row["at_s"].split())
+            steps.append([0, *map(int, row["at_steps"].split())][last])
+            scores.append([0.0, *map(float, row["scores"].split())][last])
+        spread = (max(scores) - min(scores)) / 2
+        first = next(row for row in runs if row["model"] == model)
+        cells = [MODELS[model].title, first["backbone"], f"{np.mean(steps):.0f}"]
+        cells += [first["name"], f"{np.mean(scores):.3f} ± {spread:.3f}", str(len(scores))]
+        lines.append(cells)
+    head = ["model", "backbone", "steps", "score", "mean and half the range", "seeds"]
+    return seconds, markdown(head, lines, "llrlr")
 
 
 def _mean(seconds: np.ndarray) -> str:
