@@ -70,6 +70,8 @@ class Recipe(NamedTuple):
 
 
 FROZEN = "--freeze-encoder"
+# The photographs have about the scale of those that they are scored on.
+PHOTOGRAPHS = "--scale-jitter 0.5"
 ROWS = {
     "rendered": Recipe("rendered scenes"),
     "frozen": Recipe("rendered scenes, encoder frozen", options=FROZEN),
@@ -80,7 +82,7 @@ ROWS = {
     "mined": Recipe(
         "frozen, on real ground, and hard negatives", ("rendered", "grounds"), FROZEN, True
     ),
-    "photographs": Recipe("only the 46 labelled photographs", ("nwpu",)),
+    "photographs": Recipe("only the 46 labelled photographs", ("nwpu",), PHOTOGRAPHS),
     "tuned": Recipe(
         "frozen, on real ground, then the photographs", ("rendered", "grounds"), FROZEN, then="nwpu"
     ),
@@ -137,7 +139,7 @@ def train(model: str, recipe: Recipe, seed: int, steps: int, folder: Path, args:
         timed([*hard, "-o", str(folder / "hard"), "-s", "512"])
         names = (*names, os.path.relpath(folder / "hard", data))
     if recipe.then:
-        names, options = (recipe.then,), ""
+        names, options = (recipe.then,), PHOTOGRAPHS
     if last:
         once(folder, last, names, options, ["--init-from", str(start / "model_best.pth")])
     return _cpu_minutes() - before
