@@ -169,12 +169,11 @@ def parts(measured: dict[str, dict[str, list[Row]]]) -> dict[tuple[Path, str], s
 
 
 def equal_time(rows: list[Row]) -> str:
-    """All models' scores after the same seconds, and a line that says what was measured."""
-    seconds, shown = to_quality.at_equal_time(rows)
+    """All models' scores after the same time, and a line that says what was measured."""
     r = rows[-1]
     return (
-        f"{shown}\n\n*Each after {seconds:.0f} s of CPU on {machine_of(r)}, commit {r['commit']}: "
-        f"{r['batch']} crops of {r['crop']} pixels a step, from random weights.*"
+        f"{to_quality.last_scores(rows)}\n\n*From random weights on {machine_of(r)}, commit "
+        f"{r['commit']}, {r['batch']} crops of {r['crop']} pixels a step, `{r['flags']}`.*"
     )
 
 

@@ -500,20 +500,18 @@ def test_the_same_model_on_other_tiles_is_another_series():
     assert [line.split(" | ")[0] for line in lines[4:]] == ["| unet on photographs, mIoU 0.9"] * 4
 
 
-def test_scores_at_equal_time_are_the_last_ones_within_the_shortest_run():
-    """One seed of UNet takes 8 s; FCN's third validation is too late to count."""
-    curve = {"level": "1", "max_steps": "9", "eval_steps": "3", "name": "mIoU"}
+def test_the_last_scores_of_all_models_are_told_with_their_time():
+    curve = {"level": "1", "max_steps": "6", "eval_steps": "3", "name": "mIoU"}
     rows = [
-        row | curve | {"at_steps": "3 6", "at_s": f"4 {end}", "scores": f"0.2 {score}"}
-        for row, end, score in zip(rows_of({"plain": [1] * 2}), (8, 9), (0.5, 0.6), strict=True)
+        row | curve | {"at_steps": "3 6", "at_s": f"60 {end}", "scores": f"0.9 {score}"}
+        for row, end, score in zip(rows_of({"plain": [1] * 2}), (110, 130), (0.5, 0.6), strict=True)
     ]
-    late = {"at_steps": "3 6 9", "at_s": "2 7.9 8.1", "scores": "0.1 0.3 0.9"}
-    rows.append(rows_of({"plain": [1]}, model="fcn", backbone="resnet50")[0] | curve | late)
-    seconds, shown = to_quality.at_equal_time(rows)
-    unet, fcn = shown.splitlines()[2:]
-    assert seconds == 8
-    assert unet == "| UNet | resnet18 | 4 | mIoU | 0.350 ± 0.150 | 2 |"
-    assert fcn == "| FCN | resnet50 | 6 | mIoU | 0.300 ± 0.000 | 1 |"
+    rows.append(rows_of({"plain": [1]}, round="2", error="it did not")[0] | curve)
+    other = {"max_steps": "3", "at_steps": "3", "at_s": "126", "scores": "0.3"}
+    rows.append(rows_of({"plain": [1]}, model="fcn", backbone="resnet50")[0] | curve | other)
+    unet, fcn = to_quality.last_scores(rows).splitlines()[2:]
+    assert unet == "| UNet | resnet18 | 6 | 2.0 | mIoU | 0.550 ± 0.050 | 2 |"
+    assert fcn == "| FCN | resnet50 | 3 | 2.1 | mIoU | 0.300 ± 0.000 | 1 |"
 
 
 def test_a_seed_that_never_reached_the_quality_bounds_the_ratio():

@@ -149,28 +149,22 @@ def table(rows: list[Row]) -> str:
     return markdown(head, lines, "llr")
 
 
-def at_equal_time(rows: list[Row]) -> tuple[float, str]:
-    """Seconds of CPU that all runs took, and each model's last score within them.
+def last_scores(rows: list[Row]) -> str:
+    """What each model had at the end, and half the range of its seeds: there may be few.
 
-    Half the range of the seeds is told, not an interval: there may be few. The rate must not depend
-    on the number of steps (`--lr-schedule constant`), so that a score in the middle is a last one.
+    The runs should have taken the same time, so each model its own `--max-steps`.
     """
-    runs = [row for series in current(rows).values() for row in series if not row["error"]]
-    seconds = min(float(row["at_s"].split()[-1]) for row in runs)
     lines = []
-    for model in dict.fromkeys(row["model"] for row in runs):
-        steps, scores = [], []
-        for row in (row for row in runs if row["model"] == model):
-            last = sum(float(at) <= seconds for at in row["at_s"].split())
-            steps.append([0, *map(int, row["at_steps"].split())][last])
-            scores.append([0.0, *map(float, row["scores"].split())][last])
-        spread = (max(scores) - min(scores)) / 2
-        first = next(row for row in runs if row["model"] == model)
-        cells = [MODELS[model].title, first["backbone"], f"{np.mean(steps):.0f}"]
-        cells += [first["name"], f"{np.mean(scores):.3f} ± {spread:.3f}", str(len(scores))]
-        lines.append(cells)
-    head = ["model", "backbone", "steps", "score", "mean and half the range", "seeds"]
-    return seconds, markdown(head, lines, "llrlr")
+    for runs in current(rows).values():
+        good = [row for row in runs if not row["error"]]
+        scores = [float(row["scores"].split()[-1]) for row in good]
+        seconds = np.mean([float(row["at_s"].split()[-1]) for row in good])
+        half = (max(scores) - min(scores)) / 2
+        cells = [MODELS[good[0]["model"]].title, good[0]["backbone"], good[0]["max_steps"]]
+        cells += [f"{seconds / 60:.1f}", good[0]["name"], f"{np.mean(scores):.3f} ± {half:.3f}"]
+        lines.append([*cells, str(len(scores))])
+    head = ["model", "backbone", "steps", "CPU minutes", "score", "mean ± half range", "seeds"]
+    return markdown(head, lines, "llrrlr")
 
 
 def _mean(seconds: np.ndarray) -> str:
