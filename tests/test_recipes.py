@@ -137,12 +137,6 @@ def a_technique(root: Path) -> None:
         root / "tests/test_techniques.py",
         ('    "EMA": ([', '    "centralized": (["--centralize"], 0.5),\n    "EMA": (['),
     )
-    table = re.compile(r"(?<=<!-- techniques -->\n).*?(?=<!-- /techniques -->)", re.DOTALL)
-    readme = (root / "README.md").read_text()
-    head, rule, *rows = table.search(readme)[0].splitlines()
-    cells = [head.replace("| EMA", "| centralized | EMA"), rule + " --- |"]
-    cells += [f"{row} yes |" for row in rows]
-    (root / "README.md").write_text(table.sub("\n".join(cells) + "\n", readme))
 
 
 OF_THE_WIDTH = r"DECODER|WIDEST|decoder_channels|default width|import (Sequence|positive)$"
@@ -178,8 +172,6 @@ def a_fifth_model(root: Path) -> None:
         ),
     )
     edit(root / "pyproject.toml", ('"unet", "mask"', '"unet", "segformer", "mask"'))
-    row = re.search(r"\| UNet \| yes .*\n", (root / "README.md").read_text())[0]
-    edit(root / "README.md", (row, row + row.replace("UNet", "SegFormer")))
 
 
 RECIPES = [

@@ -18,7 +18,6 @@ from torch import nn
 from torture import children
 
 from benchmarks.lib.models import MODELS
-from benchmarks.lib.readme import part
 from benchmarks.lib.standins import use_cpu_graphs
 from common.run import checkpoint
 from common.session import Session
@@ -42,7 +41,6 @@ TECHNIQUES = {
 }
 for name in ("all", "all, compiled"):
     TECHNIQUES[name][0].extend(["-b", "2", "--grad-accum", "2", "--ema", "0.9"])
-SHOWN = [technique for technique in TECHNIQUES if not technique.startswith("all")]
 
 
 def words_of(model: str, data: Path, output: Path) -> list[str]:
@@ -146,23 +144,3 @@ def test_the_same_is_learnt(few, tmp_path, monkeypatch, plain, model, technique)
         assert not any(name.startswith(("module.", "_orig_mod.", "model.")) for name in names)
     if "--ema" in flags:  # every step is in the average, also a replayed one
         assert float(saved["ema"]["factors"]) == pytest.approx(1 - 0.9**STEPS)
-    if technique in SHOWN:
-        assert front_page()[model, technique] == "yes"
-
-
-def front_page() -> dict[tuple[str, str], str]:
-    """(model, technique) → its cell in the README's table."""
-    head, _, *lines = part(ROOT / "README.md", "techniques").splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *lines)]
-    techniques = cells[0][1:]
-    return {
-        (model, technique): cell
-        for model, *row in cells[1:]
-        for technique, cell in zip(techniques, row, strict=True)
-    }
-
-
-def test_the_front_page_lists_what_is_trained_here_and_nothing_else():
-    """What a cell says is compared by the test that trains it."""
-    trained = [(model, technique) for model in FOLDERS for technique in SHOWN]
-    assert list(front_page()) == trained, "edit the table of techniques in README.md"
