@@ -426,6 +426,14 @@ def test_the_seconds_to_a_score_are_measured_without_validation(tiled, tmp_path)
     assert f"| unet on {tiled.name}, IoU.aircraft 0 | broken | 0 of 0 |  |  |  |" in done.stdout
 
 
+@pytest.mark.parametrize("level", [0.0, 1.0, 0.6, 1 / 3])
+def test_a_run_that_was_measured_is_known_whatever_its_level(tmp_path, level):
+    conditions = rows_of({"plain": [1]})[0] | {"level": level, "max_steps": 9, "eval_steps": 3}
+    append(tmp_path / "a.csv", conditions, to_quality.COLUMNS)
+    known = measure._finished(tmp_path / "a.csv", conditions, to_quality.MODE)
+    assert known == {("unet", "plain", "0", "4", "x")}
+
+
 def to_quality_rows():
     made = {"plain": [100, 110, 120], "amp": [50, 55, 60], "noise": [90, 121, 118]}
     rows = []

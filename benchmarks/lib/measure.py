@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.lib import launch
 from benchmarks.lib.matrix import Cell
 from benchmarks.lib.readme import read_rows
-from benchmarks.lib.results import CONDITIONS, KEY, SIZES, Row, append
+from benchmarks.lib.results import CONDITIONS, KEY, SIZES, Row, append, as_text
 from common.cli import UserError, progress, say
 
 
@@ -85,5 +85,5 @@ def _finished(path: Path, conditions: dict[str, Any], mode: Mode) -> set[tuple[s
     return {
         tuple(row[key] for key in (*KEY, *SIZES))
         for row in (read_rows(path) if path.is_file() else [])
-        if not row["error"] and all(row[key] == str(conditions[key]) for key in same)
+        if not row["error"] and all(row[key] == as_text(conditions[key]) for key in same)
     }

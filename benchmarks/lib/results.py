@@ -49,7 +49,7 @@ def append(path: Path, row: dict[str, Any], columns: tuple[str, ...] = COLUMNS) 
 
     A file that was written with fewer columns gets the new ones, empty in its old rows.
     """
-    line = {key: _text(row.get(key, "")) for key in columns}
+    line = {key: as_text(row.get(key, "")) for key in columns}
     if not path.exists():
         return write_rows(path, [line])
     if path.open().readline().strip() != ",".join(columns):
@@ -58,10 +58,11 @@ def append(path: Path, row: dict[str, Any], columns: tuple[str, ...] = COLUMNS) 
         csv.DictWriter(file, columns, lineterminator="\n").writerow(line)
 
 
-def _text(value: Any) -> Any:
+def as_text(value: Any) -> str:
+    """As a results file has it."""
     if isinstance(value, list):
         return " ".join(f"{x:.5g}" for x in value)
-    return f"{value:.5g}" if isinstance(value, float) else value
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def newest(rows: list[Row], varied: tuple[str, ...] = ()) -> list[Row]:
