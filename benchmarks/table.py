@@ -170,7 +170,7 @@ def parts(measured: dict[str, dict[str, list[Row]]]) -> dict[tuple[Path, str], s
 
 def equal_time(rows: list[Row]) -> str:
     """All models' scores after the same time, and a line that says what was measured."""
-    r = rows[-1]
+    r = rows[0]
     return (
         f"{to_quality.last_scores(rows)}\n\n*From random weights on {machine_of(r)}, commit "
         f"{r['commit']}, {r['batch']} crops of {r['crop']} pixels a step, `{r['flags']}`.*"
