@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.lib.environment import provenance
-from benchmarks.lib.readme import ROOT, check_clean, read_rows, write_part, write_rows
+from benchmarks.lib.readme import ROOT, check_clean, markdown, read_rows, write_part, write_rows
 from common.args import has_native_bf16
 from common.cli import Parser, UserError, run, seeds
 
@@ -132,9 +132,8 @@ Type next
 
 def table(rows: list[dict[str, str]]) -> str:
     """Seconds of each part and scores, the newest runs with and without bf16."""
-    lines = ["", "| | " + " | ".join([*PARTS, "in all"]) + " | aircraft IoU, each seed |"]
-    measured = []
-    lines.append("|---|" + "--:|" * (len(PARTS) + 1) + "---|")
+    head = ["seconds", *PARTS, "in all", "aircraft IoU, each seed"]
+    lines, measured = [], []
     for bf16 in ("yes", "no"):
         of_kind = [row for row in rows if row["bf16"] == bf16]
         if not of_kind:
@@ -145,9 +144,10 @@ def table(rows: list[dict[str, str]]) -> str:
         if of_kind[-1]["switched_off"]:
             name += " (switched off)"
         measured.append(f"{of_kind[-1]['cpu']}, commit {of_kind[-1]['commit']}")
-        shown = " | ".join(f"{value:.0f} s" for value in [*seconds, sum(seconds)])
-        lines.append(f"| {name} | {shown} | {', '.join(row['IoU'][:5] for row in newest)} |")
-    return "\n".join([f"{'; '.join(measured)}; `{rows[-1]['command']}`.", *lines])
+        cells = [f"{value:.0f}" for value in [*seconds, sum(seconds)]]
+        lines.append([name, *cells, ", ".join(row["IoU"][:5] for row in newest)])
+    told = f"{'; '.join(measured)}; `{rows[-1]['command']}`."
+    return f"{told}\n\n{markdown(head, lines, 'lrrrrrrl')}"
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def test_every_part_runs_and_the_end_names_what_there_is(tmp_path, monkeypatch, 
     assert sum(line.startswith("$ ") for line in printed.splitlines()) == len(quickstart.PARTS)
     assert row["seed"] == "3"
     assert all(float(row[name]) > 0 for name in quickstart.PARTS)
-    assert f"{float(row['train']):.0f} s" in readme.read_text()
+    assert f"| {float(row['train']):.0f} |" in readme.read_text()
 
 
 def test_a_command_that_fails_ends_the_quick_start(tmp_path, monkeypatch):
