@@ -150,7 +150,8 @@ def draw_to_quality(rows: list[Row]) -> Any:
             if not row["error"]:
                 of_seed = [[float(x) for x in row[k].split()] for k in ("at_s", "scores")]
                 curves.setdefault(row["technique"], []).append(of_seed)
-        for technique, seeds in curves.items():
+        for technique in filter(curves.get, names):  # in the same order in all panels
+            seeds = curves[technique]
             until = np.linspace(0, max(seconds[-1] for seconds, _ in seeds), 200)
             scores = [np.interp(until, [0, *s], [0, *found]) for s, found in seeds]
             colour = COLOURS[names.index(technique) % len(COLOURS)]
