@@ -72,6 +72,7 @@ class Recipe(NamedTuple):
 FROZEN = "--freeze-encoder"
 # The photographs have about the scale of those that they are scored on.
 PHOTOGRAPHS = "--scale-jitter 0.5"
+LABELLED = {"nwpu", "few"}
 ROWS = {
     "rendered": Recipe("rendered scenes"),
     "frozen": Recipe("rendered scenes, encoder frozen", options=FROZEN),
@@ -82,7 +83,11 @@ ROWS = {
     "mined": Recipe(
         "frozen, on real ground, and hard negatives", ("rendered", "grounds"), FROZEN, True
     ),
+    "few": Recipe("only 8 labelled photographs", ("few",), PHOTOGRAPHS),
     "photographs": Recipe("only the 46 labelled photographs", ("nwpu",), PHOTOGRAPHS),
+    "few_tuned": Recipe(
+        "frozen, on real ground, then 8 photographs", ("rendered", "grounds"), FROZEN, then="few"
+    ),
     "tuned": Recipe(
         "frozen, on real ground, then the photographs", ("rendered", "grounds"), FROZEN, then="nwpu"
     ),
@@ -106,6 +111,11 @@ def prepare(real: Path, data: Path, ground_gsd: float) -> None:
     if not (data / "nwpu/train/instances_tiled.json").exists():
         timed([*coco, str(data / "nwpu"), "--split", str(nwpu / "split.json")])
         timed([*coco, str(data / "nwpu58"), "--as", "test"])
+    if not (data / "few/train/instances_tiled.json").exists():
+        split = json.loads((nwpu / "split.json").read_text())
+        few = data / "few.json"
+        few.write_text(json.dumps(split | {"train": split["train"][::6]}))
+        timed([*coco, str(data / "few"), "--split", str(few)])
     if not (data / "scene/test/instances_tiled.json").exists():
         (data / "scene/test").mkdir(parents=True)
         for name in ("images", "masks", "xmls"):  # the tiles are not written beside them
@@ -157,7 +167,7 @@ def _cpu_minutes() -> float:
 
 
 def scores(model: str, folder: Path, args: Any) -> dict[str, float]:
-    """The scores of a model on every set; with `nwpu` in its data, it has seen 46 of `nwpu58`."""
+    """The scores of a model on every set; of `nwpu58` it may have been trained on 46 images."""
     best, data = str(folder / "model_best.pth"), args.output_dir / "data"
     result = {}
     splits = {"rendered": "test", "scene": "test", "nwpu58": "test", "nwpu": "val"}
@@ -241,7 +251,7 @@ def _trainings(rows: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
 def _line(same: list[dict[str, str]], columns: Iterable[str], *settings: str) -> list[str]:
     """Cells of a table; no score on what was trained on."""
     row, recipe = same[0], ROWS[same[0]["row"]]
-    seen = ["nwpu58"] if "nwpu" in (*recipe.data, recipe.then) else []
+    seen = ["nwpu58"] if LABELLED & {*recipe.data, recipe.then} else []
     shown = [
         "" if name in seen else _spread([float(r[name]) for r in same], COLUMNS[name][1])
         for name in columns
