@@ -3,7 +3,7 @@
     python benchmarks/sim_to_real.py real/ --weights-backbone lite0.pth --seeds 0 1 2
     python benchmarks/sim_to_real.py real/ --weights-backbone lite0.pth --rows rendered grounds
 
-All trainings of a model have the same number of steps. `rareplanes/README.md` says what is in
+All trainings of a call have the same number of steps. `rareplanes/README.md` says what is in
 `real/`. A training that is in the results file already is not repeated.
 """
 
@@ -84,12 +84,12 @@ ROWS = {
         "frozen, on real ground, and hard negatives", ("rendered", "grounds"), FROZEN, True
     ),
     "few": Recipe("only 8 labelled photographs", ("few",), PHOTOGRAPHS),
-    "photographs": Recipe("only the 46 labelled photographs", ("nwpu",), PHOTOGRAPHS),
     "few_tuned": Recipe(
         "frozen, on real ground, then 8 photographs", ("rendered", "grounds"), FROZEN, then="few"
     ),
+    "photographs": Recipe("only 46 labelled photographs", ("nwpu",), PHOTOGRAPHS),
     "tuned": Recipe(
-        "frozen, on real ground, then the photographs", ("rendered", "grounds"), FROZEN, then="nwpu"
+        "frozen, on real ground, then 46 photographs", ("rendered", "grounds"), FROZEN, then="nwpu"
     ),
 }
 
@@ -239,13 +239,11 @@ def front(rows: list[dict[str, str]]) -> str:
 
 def _trainings(rows: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
     """The rows that differ in nothing but the seed, in the order of the table."""
-    for model in SCORE:
-        lengths = sorted({int(r["steps"]) for r in rows if r["model"] == model})
-        for steps, name in product(lengths, ROWS):
-            kind = (model, name, str(steps))
-            same = [r for r in rows if (r["model"], r["row"], r["steps"]) == kind]
-            if same:
-                yield same
+    lengths = sorted({int(row["steps"]) for row in rows})
+    for kind in product(SCORE, ROWS, map(str, lengths)):
+        same = [row for row in rows if (row["model"], row["row"], row["steps"]) == kind]
+        if same:
+            yield same
 
 
 def _line(same: list[dict[str, str]], columns: Iterable[str], *settings: str) -> list[str]:
